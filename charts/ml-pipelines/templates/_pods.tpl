@@ -1,0 +1,89 @@
+{{/*
+Pieces of the pods that this chart makes itself.
+*/}}
+
+{{/* Reference of an image given as {repository, tag, digest}; a digest wins over the tag. */}}
+{{- define "ml-pipelines.image" -}}
+{{- if .digest -}}
+{{ .repository }}@{{ .digest }}
+{{- else -}}
+{{ .repository }}:{{ .tag }}
+{{- end -}}
+{{- end }}
+
+{{/* The image of the MLflow server as YAML: its own, or the pipelines' image. */}}
+{{- define "ml-pipelines.mlflow.image" -}}
+{{- ternary .Values.images.classicExample .Values.images.mlflow (empty .Values.images.mlflow.repository) | toYaml -}}
+{{- end }}
+
+{{/* Security of a container: the "restricted" profile of the Pod Security Standards. */}}
+{{- define "ml-pipelines.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{/* Security of a pod that runs as the given user and group; files of its volumes are the group's. */}}
+{{- define "ml-pipelines.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: {{ .user }}
+runAsGroup: {{ .group }}
+fsGroup: {{ .group }}
+# Changing owners file by file takes minutes on a full volume; the root tells whether it is done.
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{/* What every pod of ours has in common, Airflow's choice of nodes included. */}}
+{{- define "ml-pipelines.podCommon" -}}
+# None of these pods talks to the Kubernetes API.
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.airflow.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.airflow.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.airflow.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/*
+Spec of a claim from {size, storageClassName, accessModes}. As in the official chart an empty
+class means the cluster's default and "-" means no class, that is no provisioning.
+*/}}
+{{- define "ml-pipelines.claimSpec" -}}
+accessModes:
+  {{- toYaml .accessModes | nindent 2 }}
+resources:
+  requests:
+    storage: {{ .size }}
+{{- if eq "-" .storageClassName }}
+storageClassName: ""
+{{- else if .storageClassName }}
+storageClassName: {{ .storageClassName }}
+{{- end }}
+{{- end }}
+
+{{/* Annotation that makes `helm uninstall` leave an object with data alone. */}}
+{{- define "ml-pipelines.keep" -}}
+helm.sh/resource-policy: keep
+{{- end }}
+
+{{/* Path of the Airflow page: the one in its public address, as the official probes take it. */}}
+{{- define "ml-pipelines.webserver.path" -}}
+{{- with .Values.airflow.config.webserver.base_url -}}
+{{- (urlParse .).path | trimSuffix "/" -}}
+{{- end -}}
+{{- end }}

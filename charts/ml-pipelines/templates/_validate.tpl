@@ -1,0 +1,137 @@
+{{/*
+Combinations of values that the schema cannot judge. Each check gives one message or nothing; all
+messages are shown at once by validate.yaml. A message says what is wrong and what to set.
+*/}}
+
+{{- define "ml-pipelines.problems" -}}
+{{- $v := .Values -}}
+{{- $a := .Values.airflow -}}
+{{- $problems := list -}}
+
+{{- /* Keys of the official chart: its schema takes any key at the top, so that a typing error or a
+       key of another version would be dropped in silence. */ -}}
+{{- range $key := keys $a | sortAlpha -}}
+{{- if not (has $key (include "ml-pipelines.airflowKeys" $ | splitList " ")) -}}
+{{- $problems = append $problems (printf "airflow.%s: the official chart 1.13.1 has no such value; it would be ignored" $key) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Airflow: version, images, executor */ -}}
+{{- if ne $a.executor "KubernetesExecutor" -}}
+{{- $problems = append $problems (printf "airflow.executor: %s is not supported; the chart is made for KubernetesExecutor" $a.executor) -}}
+{{- end -}}
+{{- $tag := $a.images.airflow.tag | default $a.defaultAirflowTag | toString -}}
+{{- $tagVersion := regexFind "^v?[0-9]+\\.[0-9]+\\.[0-9]+" $tag | trimPrefix "v" -}}
+{{- if and $tagVersion (ne $tagVersion ($a.airflowVersion | toString)) -}}
+{{- $problems = append $problems (printf "airflow.airflowVersion is %s but the image's tag is %s: the official chart writes commands and settings for the former; set both alike" $a.airflowVersion $tag) -}}
+{{- end -}}
+{{- $image := include "airflow_image" .Subcharts.airflow -}}
+{{- $workerImage := include "pod_template_image" .Subcharts.airflow -}}
+{{- if ne $image $workerImage -}}
+{{- $problems = append $problems (printf "airflow: scheduler and webserver would run %s but workers %s; give the image once, as airflow.defaultAirflowRepository and airflow.defaultAirflowTag (a digest goes behind the tag: 2.9.3@sha256:...)" $image $workerImage) -}}
+{{- end -}}
+
+{{- /* DAGs */ -}}
+{{- if and $a.dags.gitSync.enabled (not $a.dags.gitSync.repo) -}}
+{{- $problems = append $problems "airflow.dags.gitSync.repo: give the URL of the git repository that holds dags/" -}}
+{{- end -}}
+{{- if and $a.dags.gitSync.branch (ne $a.dags.gitSync.branch $a.dags.gitSync.ref) -}}
+{{- $problems = append $problems "airflow.dags.gitSync.branch: git-sync 4 lets it win over ref; set ref alone" -}}
+{{- end -}}
+{{- if $a.dags.gitSync.rev -}}
+{{- $problems = append $problems "airflow.dags.gitSync.rev: git-sync 4 lets it win over ref; set ref alone" -}}
+{{- end -}}
+{{- range $component := list "scheduler" "workers" -}}
+{{- $mounted := false -}}
+{{- range (index $a $component).extraVolumeMounts -}}
+{{- if eq .mountPath "/opt/airflow/ml-pipelines" -}}{{- $mounted = true -}}{{- end -}}
+{{- end -}}
+{{- if not $mounted -}}
+{{- $problems = append $problems (printf "airflow.%s.extraVolumes and .extraVolumeMounts: lists replace the defaults; repeat the volume ml-pipelines-settings (see the chart's values.yaml), the DAGs read their settings from it" $component) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Metadata database */ -}}
+{{- if $a.postgresql.enabled -}}
+{{- $problems = append $problems "airflow.postgresql.enabled: the images of that subchart were withdrawn in 2025; use postgres.enabled or an external database" -}}
+{{- end -}}
+{{- if $a.data.metadataConnection.host -}}
+{{- $problems = append $problems (printf "airflow.data.metadataConnection: is ignored and shows the password in the values; put the database's URL into Secret %s, key connection%s" $a.data.metadataSecretName (ternary ", and set postgres.enabled and secrets.metadata.create to false" "" $v.postgres.enabled)) -}}
+{{- end -}}
+{{- if and $v.postgres.enabled (not $v.secrets.metadata.create) (not $v.postgres.existingSecret) -}}
+{{- $problems = append $problems "postgres.enabled with secrets.metadata.create false: an external database wants postgres.enabled false; the local one wants postgres.existingSecret, a Secret with the key password" -}}
+{{- end -}}
+{{- if and $v.postgres.existingSecret (not $v.postgres.enabled) -}}
+{{- $problems = append $problems "postgres.existingSecret: postgres.enabled is false, nothing would read it" -}}
+{{- end -}}
+{{- if and $v.postgres.enabled $v.postgres.existingSecret $v.secrets.metadata.create -}}
+{{- $problems = append $problems "postgres.existingSecret: the Secret in airflow.data.metadataSecretName must hold the same password; make it too and set secrets.metadata.create to false" -}}
+{{- end -}}
+{{- if and (not $v.postgres.enabled) $v.secrets.metadata.create -}}
+{{- $problems = append $problems (printf "postgres.enabled is false: make Secret %s with the key connection (postgresql://user:password@host:5432/database) and set secrets.metadata.create to false" $a.data.metadataSecretName) -}}
+{{- end -}}
+{{- range $key := list "fernetKeySecretName" "webserverSecretKeySecretName" -}}
+{{- if not (index $a $key) -}}
+{{- $problems = append $problems (printf "airflow.%s: must name a Secret, else the official chart draws a new key at each install or render" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- if not $a.data.metadataSecretName -}}
+{{- $problems = append $problems "airflow.data.metadataSecretName: must name the Secret with the database's URL" -}}
+{{- end -}}
+{{- range $key := list "fernetKey" "webserverSecretKey" -}}
+{{- if index $a $key -}}
+{{- $problems = append $problems (printf "airflow.%s: a key in the values can be read by whoever reads the release; use airflow.%sSecretName" $key $key) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Jobs and users of the official chart */ -}}
+{{- if $a.migrateDatabaseJob.enabled -}}
+{{- $problems = append $problems "airflow.migrateDatabaseJob.enabled: this chart's setup Job migrates the database, without blocking helm --wait or the next upgrade" -}}
+{{- end -}}
+{{- if $a.webserver.defaultUser.enabled -}}
+{{- $problems = append $problems (printf "airflow.webserver.defaultUser.enabled: makes the user %s with a password from the values; use admin, which takes it from a Secret" $a.webserver.defaultUser.username) -}}
+{{- end -}}
+
+{{- /* Logs */ -}}
+{{- if and $v.logs.create (not $a.logs.persistence.enabled) -}}
+{{- $problems = append $problems "logs.create: airflow.logs.persistence.enabled is false, nothing would mount the claim; set logs.create to false too" -}}
+{{- end -}}
+{{- if and $a.logs.persistence.enabled (not $a.logs.persistence.existingClaim) -}}
+{{- $problems = append $problems "airflow.logs.persistence.existingClaim: must name the claim (this chart makes it when logs.create is true)" -}}
+{{- end -}}
+
+{{- /* Storage */ -}}
+{{- if and $v.storage.local.path (not $v.storage.local.nodeName) -}}
+{{- $problems = append $problems "storage.local.nodeName: storage.local.path is a directory of a node, which one?" -}}
+{{- end -}}
+{{- if and $v.storage.local.nodeName (not $v.storage.local.path) -}}
+{{- $problems = append $problems "storage.local.path: storage.local.nodeName is set, the directory is not" -}}
+{{- end -}}
+{{- if and $v.storage.local.path (eq $v.storage.storageClassName "-") -}}
+{{- $problems = append $problems "storage.storageClassName: a local volume needs a class name (any that no provisioner serves)" -}}
+{{- end -}}
+
+{{- /* Model registry */ -}}
+{{- if and $v.wandb.enabled (not $v.wandb.existingSecret) (not $v.wandb.apiKey) -}}
+{{- $problems = append $problems (printf "wandb.enabled: name a Secret with the key %s in wandb.existingSecret (or, on your own machine only, give wandb.apiKey)" $v.wandb.secretKey) -}}
+{{- end -}}
+{{- if and $v.wandb.existingSecret $v.wandb.apiKey -}}
+{{- $problems = append $problems "wandb.apiKey and wandb.existingSecret: one of them" -}}
+{{- end -}}
+{{- if and $v.wandb.apiKey (not $v.wandb.enabled) -}}
+{{- $problems = append $problems "wandb.apiKey: wandb.enabled is false, nothing would use it" -}}
+{{- end -}}
+{{- if and $v.mlflow.enabled $v.mlflow.trackingUri -}}
+{{- $problems = append $problems "mlflow.trackingUri: names a server elsewhere; set mlflow.enabled to false" -}}
+{{- end -}}
+{{- if not (or $v.wandb.enabled $v.mlflow.enabled $v.mlflow.trackingUri) -}}
+{{- $problems = append $problems "no model registry: enable mlflow, give mlflow.trackingUri, or enable wandb" -}}
+{{- end -}}
+
+{{- join "\n" $problems -}}
+{{- end }}
+
+{{/* Every top-level key of the official chart 1.13.1, and Helm's `global`. */}}
+{{- define "ml-pipelines.airflowKeys" -}}
+affinity airflowConfigAnnotations airflowHome airflowLocalSettings airflowPodAnnotations airflowVersion allowPodLaunching cleanup config containerLifecycleHooks createUserJob dagProcessor dags data defaultAirflowDigest defaultAirflowRepository defaultAirflowTag elasticsearch enableBuiltInSecretEnvVars env executor extraConfigMaps extraEnv extraEnvFrom extraSecrets fernetKey fernetKeySecretName flower fullnameOverride gid global images ingress kerberos labels limits logs migrateDatabaseJob multiNamespaceMode nameOverride networkPolicies nodeSelector pgbouncer podTemplate ports postgresql priorityClasses quotas rbac redis registry revisionHistoryLimit scheduler schedulerName secret securityContext securityContexts statsd tolerations topologySpreadConstraints triggerer uid useStandardNaming volumeMounts volumes webserver webserverSecretKey webserverSecretKeySecretName workers
+{{- end }}

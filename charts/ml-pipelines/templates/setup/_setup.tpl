@@ -1,0 +1,115 @@
+{{/*
+Spec of the Job that prepares the metadata database.
+
+A Job cannot be changed, only replaced, and the official chart's Jobs keep their names: an upgrade
+with other values fails while the old Job is there ("field is immutable"), and as hooks they
+deadlock `helm --wait`, whose pods wait for the hook that waits for the pods. So: no hook, and a
+name that ends in a hash of this spec. Unchanged values leave the finished Job alone, changed ones
+make a new Job and remove the old. No ttl: a Job that removes itself is run again by every upgrade
+and by every GitOps sync.
+*/}}
+{{- define "ml-pipelines.setup.spec" -}}
+{{- $airflow := .Subcharts.airflow -}}
+{{- $admin := .Values.admin.enabled -}}
+# About an hour and a half with the kubelet's pauses: a wrong Secret can be mended meanwhile.
+backoffLimit: 20
+template:
+  metadata:
+    labels:
+      {{- include "ml-pipelines.selectorLabels" (list . "setup") | nindent 6 }}
+  spec:
+    {{- include "ml-pipelines.podCommon" . | nindent 4 }}
+    restartPolicy: OnFailure
+    securityContext:
+      {{- include "ml-pipelines.podSecurity" (dict "user" (int .Values.airflow.uid) "group" (int .Values.airflow.gid)) | nindent 6 }}
+    {{- if $admin }}
+    initContainers:
+      {{- include "ml-pipelines.setup.migrate" . | nindent 6 }}
+    containers:
+      - name: admin-user
+        image: {{ include "airflow_image" $airflow }}
+        imagePullPolicy: {{ .Values.airflow.images.airflow.pullPolicy }}
+        securityContext:
+          {{- include "ml-pipelines.setup.containerSecurity" . | nindent 10 }}
+        # The password goes through standard input: arguments show up in process lists.
+        args:
+          - bash
+          - -ceu
+          - |
+            password() { printf '%s\n%s\n' "$ADMIN_PASSWORD" "$ADMIN_PASSWORD"; }
+            password | airflow users create --role Admin --username "$ADMIN_USERNAME" \
+              --email "$ADMIN_EMAIL" --firstname Airflow --lastname Admin | tee /tmp/result
+            if grep -q 'already exist' /tmp/result; then
+              # The Secret decides, also after it was changed.
+              password | airflow users reset-password --username "$ADMIN_USERNAME"
+            fi
+        {{- with include "custom_airflow_environment_from" $airflow | trim }}
+        envFrom:
+          {{- . | nindent 10 }}
+        {{- end }}
+        env:
+          {{- include "standard_airflow_environment" $airflow | indent 8 }}
+          {{- include "custom_airflow_environment" $airflow | indent 8 }}
+          - name: ADMIN_USERNAME
+            value: {{ .Values.admin.username | quote }}
+          - name: ADMIN_EMAIL
+            value: {{ .Values.admin.email | quote }}
+          - name: ADMIN_PASSWORD
+            valueFrom:
+              secretKeyRef:
+                name: {{ include "ml-pipelines.admin.secretName" . }}
+                key: {{ .Values.admin.secretKey }}
+        resources:
+          {{- toYaml .Values.setup.resources | nindent 10 }}
+        volumeMounts:
+          {{- include "ml-pipelines.setup.mounts" . | nindent 10 }}
+    {{- else }}
+    containers:
+      {{- include "ml-pipelines.setup.migrate" . | nindent 6 }}
+    {{- end }}
+    volumes:
+      - name: config
+        configMap:
+          name: {{ include "airflow_config" $airflow }}
+      - name: tmp
+        emptyDir: {}
+{{- end }}
+
+{{- define "ml-pipelines.setup.migrate" -}}
+{{- $airflow := .Subcharts.airflow -}}
+- name: migrate-database
+  image: {{ include "airflow_image" $airflow }}
+  imagePullPolicy: {{ .Values.airflow.images.airflow.pullPolicy }}
+  securityContext:
+    {{- include "ml-pipelines.setup.containerSecurity" . | nindent 4 }}
+  args:
+    - bash
+    - -ceu
+    - |
+      airflow db check --retry 60 --retry-delay 2
+      exec airflow db migrate
+  {{- with include "custom_airflow_environment_from" $airflow | trim }}
+  envFrom:
+    {{- . | nindent 4 }}
+  {{- end }}
+  env:
+    {{- include "standard_airflow_environment" $airflow | indent 2 }}
+    {{- include "custom_airflow_environment" $airflow | indent 2 }}
+  resources:
+    {{- toYaml .Values.setup.resources | nindent 4 }}
+  volumeMounts:
+    {{- include "ml-pipelines.setup.mounts" . | nindent 4 }}
+{{- end }}
+
+{{- define "ml-pipelines.setup.mounts" -}}
+{{- include "airflow_config_mount" .Subcharts.airflow }}
+- name: tmp
+  mountPath: /tmp
+{{- end }}
+
+{{/* As ml-pipelines.containerSecurity, but Airflow writes below its home. */}}
+{{- define "ml-pipelines.setup.containerSecurity" -}}
+allowPrivilegeEscalation: false
+capabilities:
+  drop: [ALL]
+{{- end }}
