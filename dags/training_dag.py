@@ -19,6 +19,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from airflow import DAG
+
 from ml_pipelines.commands import EMPTY_RUN_DIRECTORY, cli
 from ml_pipelines.pods import pod_task
 from ml_pipelines.runs import MACROS

@@ -78,17 +78,6 @@ def pod_task(
             allow_privilege_escalation=False,
             capabilities=k8s.V1Capabilities(drop=["ALL"]),
         ),
-        # What the operator of 8.3.3 has no argument for.
-        full_pod_spec=k8s.V1Pod(
-            metadata=k8s.V1ObjectMeta(),
-            spec=k8s.V1PodSpec(
-                containers=[],
-                automount_service_account_token=False,
-                # Else seven variables per Service of the namespace, e.g. ML_PIPELINES_MLFLOW_PORT.
-                enable_service_links=False,
-                termination_grace_period_seconds=GRACE_SECONDS,
-            ),
-        ),
         retries=task.retries,
         retry_delay=timedelta(seconds=task.retry_delay_seconds),
         execution_timeout=timedelta(seconds=task.execution_timeout_seconds),

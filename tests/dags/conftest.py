@@ -1,0 +1,125 @@
+"""Fixtures of the DAG tests. They need Airflow and no cluster, and run on Airflow 2 and 3 alike.
+
+Airflow reads its configuration at import: this file sets it before any test module imports it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+DAGS = Path(__file__).parents[2] / "dags"
+PLANTED_KEY = "planted-0123456789abcdef0123456789abcdef"
+
+_HOME = tempfile.TemporaryDirectory(prefix="airflow-dag-tests-")
+os.environ.update(
+    {
+        "AIRFLOW_HOME": _HOME.name,
+        "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{_HOME.name}/airflow.db",
+        "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
+        # As the document has it: the key must not get anywhere from here.
+        "WANDB_API_KEY": PLANTED_KEY,
+        "WANDB_PROJECT": "planted-project",
+    }
+)
+os.environ.pop("ML_PIPELINES_SETTINGS", None)
+sys.path.insert(0, str(DAGS))
+
+_module_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def dags_folder() -> Path:
+    return DAGS
+
+
+@pytest.fixture(scope="session")
+def planted_key() -> str:
+    return PLANTED_KEY
+
+
+@pytest.fixture
+def settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Path]:
+    """Write a settings file and make it the one that the DAGs read."""
+
+    def write(content: Any) -> Path:
+        path = tmp_path / "settings.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        monkeypatch.setenv("ML_PIPELINES_SETTINGS", str(path))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def load_module() -> Callable[[str], ModuleType]:
+    """Run a DAG file, as the DAG processor does: each call gives objects of its own."""
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(
+            f"{name}_{next(_module_numbers)}", DAGS / f"{name}.py"
+        )
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def load_dag(load_module: Callable[[str], ModuleType]) -> Callable[[str], Any]:
+    return lambda name: load_module(name).dag
+
+
+class FakeTaskInstance:
+    """What the operator uses of a task instance; `xcoms` holds what was pushed."""
+
+    def __init__(self, task: Any, try_number: int = 1) -> None:
+        self.task = task
+        self.task_id = task.task_id
+        self.dag_id = task.dag_id
+        self.map_index = -1
+        self.try_number = try_number
+        self.xcoms: dict[str, Any] = {}
+
+    def xcom_push(self, key: str, value: Any, **_: Any) -> None:
+        self.xcoms[key] = value
+
+
+@pytest.fixture
+def context_of() -> Callable[..., dict[str, Any]]:
+    """The part of a task's context that templates and the operator read."""
+
+    def context(task: Any, run_id: str) -> dict[str, Any]:
+        ti = FakeTaskInstance(task)
+        return {"dag": task.dag, "task": task, "ti": ti, "task_instance": ti, "run_id": run_id}
+
+    return context
+
+
+@pytest.fixture
+def render_pod(context_of: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """The pod that a task asks the API server for, as JSON, in a given run."""
+    from kubernetes.client import ApiClient
+
+    def render(task: Any, run_id: str) -> dict[str, Any]:
+        context = context_of(task, run_id)
+        task.render_template_fields(context)
+        # The hook would look for a kubeconfig; the pod only says whether it ran in the cluster.
+        task.__dict__["hook"] = SimpleNamespace(is_in_cluster=True)
+        pod = task.build_pod_request_obj(context)
+        return ApiClient().sanitize_for_serialization(pod)
+
+    return render

@@ -1,0 +1,132 @@
+"""Every DAG file imports, quickly, and is what the document says: id, schedule, order."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+DAG_FILES = ["inference_dag", "training_dag"]
+
+ORDER = {
+    "training_dag": {
+        ("clean_storage_before_start", "load_data"),
+        ("load_data", "train_model"),
+        ("train_model", "upload_model"),
+        # The teardown waits for every task, so that it never runs under one of them.
+        ("clean_storage_before_start", "clean_up"),
+        ("load_data", "clean_up"),
+        ("train_model", "clean_up"),
+        ("upload_model", "clean_up"),
+    },
+    "inference_dag": {
+        ("clean_storage_before_start", "load_data"),
+        ("clean_storage_before_start", "load_model"),
+        ("load_data", "run_inference"),
+        ("load_model", "run_inference"),
+        ("clean_storage_before_start", "clean_up"),
+        ("load_data", "clean_up"),
+        ("load_model", "clean_up"),
+        ("run_inference", "clean_up"),
+    },
+}
+
+# Seconds to run a DAG file in a process that has imported Airflow's operator already.
+PARSE_SECONDS = 0.5
+
+
+def test_no_dag_file_is_unlisted(dags_folder: Path) -> None:
+    assert sorted(path.stem for path in dags_folder.glob("*.py")) == DAG_FILES
+
+
+def test_airflow_finds_the_dags_and_nothing_else(dags_folder: Path) -> None:
+    try:
+        from airflow.dag_processing.dagbag import DagBag
+    except ImportError:  # Airflow 2
+        from airflow.models.dagbag import DagBag
+
+    bag = DagBag(dag_folder=str(dags_folder))
+
+    assert bag.import_errors == {}
+    assert sorted(bag.dags) == DAG_FILES
+    # Helpers are not parsed as DAG files: .airflowignore names their folder.
+    assert sorted(Path(dag.fileloc).name for dag in bag.dags.values()) == [
+        f"{name}.py" for name in DAG_FILES
+    ]
+    assert sorted(Path(stat.file).name for stat in bag.dagbag_stats) == [
+        f"{name}.py" for name in DAG_FILES
+    ]
+
+
+@pytest.mark.parametrize("name", DAG_FILES)
+def test_dag_id_is_the_file_name(load_dag, name: str) -> None:
+    assert load_dag(name).dag_id == name
+
+
+@pytest.mark.parametrize("name", DAG_FILES)
+def test_tasks_run_in_the_order_of_the_document(load_dag, name: str) -> None:
+    dag = load_dag(name)
+    edges = {(task.task_id, below) for task in dag.tasks for below in task.downstream_task_ids}
+    assert edges == ORDER[name]
+
+
+@pytest.mark.parametrize(("name", "cron"), [("training_dag", None), ("inference_dag", "0 9 * * *")])
+def test_schedule_is_the_documents(load_dag, name: str, cron: str | None) -> None:
+    dag = load_dag(name)
+    expression = getattr(dag.timetable, "_expression", None) or getattr(
+        dag.timetable, "expression", None
+    )
+    assert expression == cron
+    assert dag.timetable.can_be_scheduled is (cron is not None)
+    assert dag.start_date == datetime(2021, 1, 1, tzinfo=UTC)
+    assert dag.catchup is False
+
+
+@pytest.mark.parametrize("name", DAG_FILES)
+def test_five_runs_can_go_at_once(load_dag, name: str) -> None:
+    assert load_dag(name).max_active_runs >= 5
+
+
+@pytest.mark.parametrize("name", DAG_FILES)
+def test_new_dags_are_paused_as_the_installation_says(load_dag, name: str) -> None:
+    assert load_dag(name).is_paused_upon_creation is None
+
+
+@pytest.mark.parametrize("name", DAG_FILES)
+def test_dag_has_owner_tags_and_documentation(load_dag, name: str) -> None:
+    dag = load_dag(name)
+    assert dag.default_args["owner"] == "ml-pipelines"
+    assert {task.owner for task in dag.tasks} == {"ml-pipelines"}
+    assert "ml-pipelines" in dag.tags
+    assert f"airflow dags trigger {name}" in dag.doc_md
+
+
+def test_schedules_come_from_the_settings(load_dag, settings_file) -> None:
+    settings_file({"schedule": {"training_dag": "@daily", "inference_dag": None}})
+    assert load_dag("training_dag").timetable.can_be_scheduled is True
+    assert load_dag("inference_dag").timetable.can_be_scheduled is False
+
+
+@pytest.mark.parametrize("name", DAG_FILES)
+def test_parsing_is_quick_and_imports_nothing_heavy(dags_folder: Path, name: str) -> None:
+    """In a fresh process, where nothing of ours is imported yet."""
+    script = (
+        "import sys, time\n"
+        f"sys.path.insert(0, {str(dags_folder)!r})\n"
+        "from airflow import DAG\n"
+        "from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator\n"
+        "before, start = set(sys.modules), time.process_time()\n"
+        f"import {name}\n"
+        "print(time.process_time() - start)\n"
+        "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    seconds, modules = done.stdout.strip().splitlines()[-2:]
+    assert float(seconds) < PARSE_SECONDS
+    assert set(modules.split()) & {"torch", "transformers", "mlflow", "wandb", "pandas"} == set()

@@ -1,0 +1,82 @@
+"""No key in a pod, a rendered field or the serialized DAG.
+
+conftest.py plants one in the environment, as the source document does (`export WANDB_API_KEY=...`),
+before Airflow and the DAGs are imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+DAG_TASKS = [
+    ("training_dag", "upload_model"),
+    ("training_dag", "train_model"),
+    ("inference_dag", "load_model"),
+    ("inference_dag", "run_inference"),
+]
+
+
+def serialized(dag: object) -> str:
+    try:
+        from airflow.serialization.serialized_objects import DagSerialization
+
+        return json.dumps(DagSerialization.to_dict(dag), default=str)
+    except ImportError:  # Airflow 2
+        from airflow.serialization.serialized_objects import SerializedDAG
+
+        return json.dumps(SerializedDAG.to_dict(dag), default=str)
+
+
+@pytest.fixture
+def dag_with_wandb(load_dag, settings_file):
+    settings_file({"registry": {"type": "wandb", "wandb": {"project": "visible-project"}}})
+    return load_dag
+
+
+@pytest.mark.parametrize("dag_id", ["training_dag", "inference_dag"])
+def test_no_key_in_the_serialized_dag(dag_with_wandb, planted_key: str, dag_id: str) -> None:
+    text = serialized(dag_with_wandb(dag_id))
+    assert planted_key not in text
+    # The search works: what is not secret is there, and so is the reference.
+    assert "visible-project" in text
+    assert "secret_key_ref" in text
+
+
+@pytest.mark.parametrize(("dag_id", "task_id"), DAG_TASKS)
+def test_no_key_in_rendered_fields(
+    dag_with_wandb, context_of, planted_key: str, dag_id: str, task_id: str
+) -> None:
+    task = dag_with_wandb(dag_id).get_task(task_id)
+    task.render_template_fields(context_of(task, "run"))
+    text = " ".join(str(getattr(task, field)) for field in task.template_fields)
+    assert planted_key not in text
+    assert ("visible-project" in text) is (task_id in ("upload_model", "load_model"))
+
+
+@pytest.mark.parametrize(("dag_id", "task_id"), DAG_TASKS)
+def test_no_key_in_the_pod(
+    dag_with_wandb, render_pod, planted_key: str, dag_id: str, task_id: str
+) -> None:
+    text = json.dumps(render_pod(dag_with_wandb(dag_id).get_task(task_id), "run"))
+    assert planted_key not in text
+    # The reference goes where the registry is used, and nowhere else.
+    assert ("secretKeyRef" in text) is (task_id in ("upload_model", "load_model"))
+
+
+def test_the_key_is_planted_and_the_search_would_find_it(
+    load_module, render_pod, context_of, planted_key: str
+) -> None:
+    """The document's way, `env_vars` from the environment, shows in all three places."""
+    module = load_module("training_dag")
+    task = module.dag.get_task("upload_model")
+    from kubernetes.client import models as k8s
+
+    task.env_vars = [
+        k8s.V1EnvVar(name="WANDB_API_KEY", value=os.environ["WANDB_API_KEY"]),
+    ]
+    assert planted_key in serialized(module.dag)
+    assert planted_key in json.dumps(render_pod(task, "run"))
+    assert planted_key in str(task.env_vars)
