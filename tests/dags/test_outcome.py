@@ -1,0 +1,214 @@
+"""What becomes of a run: the scheduler's own decisions, task by task, on a real (SQLite) database.
+
+No task is executed. The loop below does what a scheduler does between two tasks: it asks the run
+which tasks can start (`DagRun.update_state`), and lets those end as the test says.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORK = {
+    "training_dag": ["clean_storage_before_start", "load_data", "train_model", "upload_model"],
+    "inference_dag": ["clean_storage_before_start", "load_data", "load_model", "run_inference"],
+}
+EVERY_WORK_TASK = [(dag_id, task_id) for dag_id in WORK for task_id in WORK[dag_id]]
+
+_run_numbers = itertools.count(1)
+
+Outcomes = dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def database(dags_folder: Path) -> None:
+    """The tables, and what the DAG processor would have stored of the DAGs."""
+    from airflow import settings
+    from airflow.utils.db import initdb
+
+    initdb()
+    assert settings.Session is not None
+
+
+@pytest.fixture(scope="session")
+def start_run(database: None, load_module: Callable[[str], Any]) -> Callable[[str, Any], Any]:
+    """Start a run of a DAG, as the scheduler would; its tasks have no state yet."""
+    from airflow import __version__
+
+    stored: dict[str, Any] = {}
+
+    def start_on_airflow_3(dag_id: str, session: Any) -> Any:
+        from airflow.models.dagbag import DBDagBag
+        from airflow.utils.types import DagRunTriggeredByType, DagRunType
+
+        if dag_id not in stored:
+            stored[dag_id] = _store_on_airflow_3(dag_id, session)
+        when = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=next(_run_numbers))
+        run = stored[dag_id].create_dagrun(
+            run_id=f"test__{when.isoformat()}",
+            logical_date=when,
+            data_interval=(when, when),
+            run_after=when,
+            run_type=DagRunType.MANUAL,
+            triggered_by=DagRunTriggeredByType.TEST,
+            state="running",
+            start_date=when,
+            session=session,
+        )
+        run.dag = DBDagBag().get_dag_for_run(run, session=session)
+        return run
+
+    def start_on_airflow_2(dag_id: str, session: Any) -> Any:
+        from airflow.utils.types import DagRunType
+
+        if dag_id not in stored:
+            stored[dag_id] = load_module(dag_id).dag
+            stored[dag_id].sync_to_db(session=session)
+        when = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=next(_run_numbers))
+        run = stored[dag_id].create_dagrun(
+            run_id=f"test__{when.isoformat()}",
+            execution_date=when,
+            data_interval=(when, when),
+            run_type=DagRunType.MANUAL,
+            state="running",
+            start_date=when,
+            session=session,
+        )
+        run.dag = stored[dag_id]
+        return run
+
+    return start_on_airflow_2 if __version__.startswith("2.") else start_on_airflow_3
+
+
+def _store_on_airflow_3(dag_id: str, session: Any) -> Any:
+    from airflow.dag_processing.bundles.manager import DagBundlesManager
+    from airflow.dag_processing.dagbag import BundleDagBag, sync_bag_to_db
+    from airflow.models.serialized_dag import SerializedDagModel
+
+    manager = DagBundlesManager()
+    manager.sync_bundles_to_db(session=session)
+    session.commit()
+    (bundle,) = manager.get_all_dag_bundles()
+    bundle.initialize()
+    bag = BundleDagBag(
+        dag_folder=str(bundle.path), bundle_path=bundle.path, bundle_name=bundle.name
+    )
+    sync_bag_to_db(bag, bundle.name, None, session=session)
+    session.commit()
+    return SerializedDagModel.get_dag(dag_id, session=session)
+
+
+@pytest.fixture
+def session(database: None) -> Iterator[Any]:
+    from airflow import settings
+
+    session = settings.Session()
+    yield session
+    session.rollback()
+    session.close()
+
+
+def step(run: Any, session: Any, outcomes: Outcomes) -> list[str]:
+    """One pass of the scheduler: what can start ends as `outcomes` says; gives the task ids."""
+    ready, _ = run.update_state(session=session, execute_callbacks=False)
+    for instance in ready:
+        instance.state = outcomes.get(instance.task_id, "success")
+        session.merge(instance)
+    session.flush()
+    return sorted(instance.task_id for instance in ready)
+
+
+def states(run: Any, session: Any) -> dict[str, str | None]:
+    return {
+        instance.task_id: None if instance.state is None else str(instance.state)
+        for instance in run.get_task_instances(session=session)
+    }
+
+
+def finish(run: Any, session: Any, outcomes: Outcomes) -> dict[str, str | None]:
+    """Let the run go to its end; gives the states of its tasks."""
+    for _ in range(20):
+        step(run, session, outcomes)
+        if run.state in ("success", "failed"):
+            return states(run, session)
+    raise AssertionError(f"the run does not end: {states(run, session)}")
+
+
+@pytest.mark.parametrize("dag_id", list(WORK))
+def test_run_succeeds_when_every_task_does(start_run, session, dag_id: str) -> None:
+    run = start_run(dag_id, session)
+    assert finish(run, session, {}) == dict.fromkeys([*WORK[dag_id], "clean_up"], "success")
+    assert run.state == "success"
+
+
+@pytest.mark.parametrize(("dag_id", "task_id"), EVERY_WORK_TASK)
+def test_failed_task_fails_the_run_and_its_files_are_cleaned(
+    start_run, session, dag_id: str, task_id: str
+) -> None:
+    run = start_run(dag_id, session)
+    after = finish(run, session, {task_id: "failed"})
+    assert run.state == "failed"
+    assert after[task_id] == "failed"
+    assert after["clean_up"] == "success"
+    assert after[WORK[dag_id][-1]] in ("failed", "upstream_failed")
+
+
+@pytest.mark.parametrize(("dag_id", "task_id"), EVERY_WORK_TASK)
+def test_failed_task_and_failed_cleaning_fail_the_run(
+    start_run, session, dag_id: str, task_id: str
+) -> None:
+    run = start_run(dag_id, session)
+    after = finish(run, session, {task_id: "failed", "clean_up": "failed"})
+    assert run.state == "failed"
+    assert (after[task_id], after["clean_up"]) == ("failed", "failed")
+
+
+@pytest.mark.parametrize("dag_id", list(WORK))
+def test_failed_cleaning_shows_but_does_not_fail_a_run_that_did_its_work(
+    start_run, session, dag_id: str
+) -> None:
+    run = start_run(dag_id, session)
+    after = finish(run, session, {"clean_up": "failed"})
+    assert run.state == "success"
+    assert after["clean_up"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("failing", "sibling"), [("load_data", "load_model"), ("load_model", "load_data")]
+)
+def test_cleaning_waits_for_the_sibling_of_a_failed_task(
+    start_run, session, failing: str, sibling: str
+) -> None:
+    run = start_run("inference_dag", session)
+    assert step(run, session, {}) == ["clean_storage_before_start"]
+    both = step(run, session, {failing: "failed", sibling: "running"})
+    assert both == ["load_data", "load_model"]
+
+    # As long as the sibling runs, nothing else starts and the run does not end.
+    for _ in range(3):
+        assert step(run, session, {}) == []
+        assert states(run, session)["clean_up"] is None
+        assert run.state == "running"
+
+    (instance,) = [i for i in run.get_task_instances(session=session) if i.task_id == sibling]
+    instance.state = "success"
+    session.flush()
+    after = finish(run, session, {})
+    assert run.state == "failed"
+    assert after["clean_up"] == "success"
+
+
+@pytest.mark.parametrize("dag_id", list(WORK))
+def test_cleaning_is_the_last_task(start_run, session, dag_id: str) -> None:
+    run = start_run(dag_id, session)
+    order: list[str] = []
+    while run.state == "running":
+        order += step(run, session, {})
+    assert order[0] == "clean_storage_before_start"
+    assert order[-1] == "clean_up"
+    assert sorted(order) == sorted([*WORK[dag_id], "clean_up"])
