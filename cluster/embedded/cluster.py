@@ -1,0 +1,295 @@
+"""The embedded cluster: a single-node Kubernetes in namespaces of this machine."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cluster.embedded import cgroups, control, dag_source, doctor, files, pki
+from cluster.embedded.binary import node_binary
+from cluster.embedded.config import NODE_NAME, Config
+from cluster.embedded.supervisor import private_directories
+from cluster.existing import dag_values
+from tools.errors import UserError
+from tools.packages import ensure_packages
+from tools.paths import ROOT
+from tools.progress import Phase, Phases
+from tools.wheels import kubectl
+
+START_SECONDS = 120
+STOP_SECONDS = 60
+POLL_SECONDS = 0.3
+
+
+class EmbeddedCluster:
+    """See provider.Provider. All its data are below ``config.state``."""
+
+    kind = "embedded"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.config = Config.from_environment(name)
+        saved = self.config.state / "config.json"
+        if saved.exists():
+            known = Config.load(self.config.state)
+            # A cluster keeps its networks: certificates and objects carry the addresses. The
+            # port is kept too unless another is asked for.
+            keep_port = "API_PORT" not in os.environ
+            self.config = Config(
+                name=name,
+                state=known.state,
+                api_port=known.api_port if keep_port else self.config.api_port,
+                pod_cidr=known.pod_cidr,
+                service_cidr=known.service_cidr,
+            )
+        self.kubeconfig = self.config.kubeconfig
+
+    # Checks and preparation
+
+    def doctor(self) -> None:
+        """Raise UserError with everything that is in the way of ``up``."""
+        if not control.is_running(self.config):
+            doctor.check(self.config)
+
+    def build_node(self, phases: Phases) -> None:
+        """Install the host's packages and build the node's binary."""
+        with phases.phase("Cluster: packages of this machine"):
+            ensure_packages("the embedded cluster", doctor.HOST_PACKAGES)
+        with phases.phase("Cluster: Kubernetes from Go modules") as phase:
+            node_binary(phase)
+
+    # Starting and stopping
+
+    def up(self, phases: Phases) -> None:
+        """Start the node and wait until it is ready, and what ran on it before is ready again."""
+        if control.is_running(self.config):
+            dag_source.use_checkout(self.config.git, ROOT)
+            return
+        doctor.check(self.config)
+        self.build_node(phases)
+        from images.build import pause
+
+        with phases.phase("Cluster: pause image"):
+            pause_lock = pause(phases)
+        with phases.phase("Cluster: start") as phase:
+            self._prepare(f"{pause_lock['repository']}:{pause_lock['tag']}")
+            started = datetime.now().astimezone()
+            process = self._launch(node_binary(phase))
+            self._wait_booted(phase, process)
+            self.load_images({"pause": pause_lock}, phase)
+            self._kubectl("apply", "--filename", str(self.config.etc / "cluster.yaml"))
+            self._wait("the node to be ready", phase, lambda: self._node_ready(started))
+        with phases.phase("Cluster: workloads ready") as phase:
+            self._wait("the pods to be ready", phase, lambda: self._pods_ready(phase))
+
+    def down(self, phases: Phases) -> None:
+        """Stop everything; the data stay. Nothing is left on the host but the data."""
+        with phases.phase("Cluster: stop") as phase:
+            if control.is_running(self.config):
+                pid = self._pid()
+                control.ask(self.config, "shut-down")
+                self._wait("the node to end", phase, lambda: not _alive(pid), seconds=STOP_SECONDS)
+            self._remove_traces(phase)
+
+    def clean(self, phases: Phases) -> None:
+        """Stop the cluster and delete its data: database, models, volumes, images."""
+        self.down(phases)
+        with phases.phase(f"Cluster: delete {self.config.state}"):
+            shutil.rmtree(self.config.state, ignore_errors=True)
+            if self.config.state.exists():
+                raise UserError(f"{self.config.state} could not be deleted")
+
+    def component(self, operation: str, name: str) -> None:
+        """``stop``, ``start`` or ``restart`` one program of the node."""
+        control.ask(self.config, operation, name)
+
+    # What others need
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return a row for each program of the node."""
+        if not control.is_running(self.config):
+            return []
+        return control.ask(self.config, "status")["components"]
+
+    def log_files(self) -> dict[str, Path]:
+        """Return the log of each program."""
+        return {path.stem: path for path in sorted(self.config.log.glob("*.log"))}
+
+    def load_images(self, lock: dict[str, Any], phase: Phase) -> None:
+        """Import the archives that the node does not have yet."""
+        from images.load import load
+
+        load(["ctr", "--address", str(self.config.containerd_socket)], lock, phase)
+
+    def values(self) -> dict[str, Any]:
+        """Return where the DAGs are cloned from and where the training volume lives."""
+        storage = {
+            "local": {"path": str(self.config.training_storage), "nodeName": NODE_NAME},
+        }
+        repository = dag_values(self.config.dag_repository, dag_source.BRANCH)
+        return {**repository, "storage": storage}
+
+    def publish(self, *, worktree: bool) -> str:
+        """Publish this checkout's HEAD, or its files as they are, to the pods."""
+        return dag_source.publish(self.config.git, ROOT, worktree=worktree)
+
+    # Inside
+
+    def _prepare(self, pause_image: str) -> None:
+        config = self.config
+        self._remove_traces(None)
+        config.save()
+        pki.write_all(config)
+        files.write_all(config, pause_image)
+        dag_source.use_checkout(config.git, ROOT)
+        created = []
+        for directory in private_directories(config):
+            if not directory.exists():
+                directory.mkdir(parents=True)
+                created.append(str(directory))
+        (config.state / "made-directories.json").write_text(json.dumps(created))
+        cgroups.create(config.cgroup)
+
+    def _launch(self, node: Path) -> subprocess.Popen[bytes]:
+        config = self.config
+        config.log.mkdir(parents=True, exist_ok=True)
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", config.api_port))
+        listener.listen(128)
+        unshare = ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--mount-proc"]
+        command = [*unshare, "--kill-child", "tini", "--", sys.executable]
+        command += ["-m", "cluster.embedded.supervisor", str(config.state), str(node)]
+        with (config.log / "supervisor.log").open("ab") as log:
+            process = subprocess.Popen(
+                [*command, str(listener.fileno())],
+                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[listener.fileno()],
+                # The cluster outlives this command and its terminal.
+                start_new_session=True,
+            )
+        listener.close()
+        (config.state / "pid").write_text(f"{process.pid} {_start_time(process.pid)}")
+        return process
+
+    def _wait_booted(self, phase: Phase, process: subprocess.Popen[bytes]) -> None:
+        log = self.config.log / "supervisor.log"
+
+        def booted() -> bool:
+            if process.poll() is not None:
+                tail = "\n".join(log.read_text().splitlines()[-8:])
+                raise UserError(f"the node ended at once; whole log: {log}\n{tail}")
+            if not self.config.control_socket.exists():
+                return False
+            answer = control.ask(self.config, "status")
+            waiting = [c["name"] for c in answer["components"] if c["state"] != "running"]
+            phase.note(f"starting {waiting[0] if waiting else 'the last program'}")
+            if answer["failure"]:
+                name = answer["failure"].split()[0]
+                raise UserError(
+                    f"{answer['failure']}: see {self.config.log / name}.log, then `make down`"
+                )
+            return bool(answer["booted"])
+
+        self._wait("the programs to start", phase, booted)
+
+    def _node_ready(self, since: datetime) -> bool:
+        result = self._kubectl("get", "node", NODE_NAME, "--output", "json", check=False)
+        if result.returncode != 0:
+            return False
+        for condition in json.loads(result.stdout)["status"].get("conditions", []):
+            if condition["type"] == "Ready":
+                beat = datetime.fromisoformat(condition["lastHeartbeatTime"])
+                # After a restart the stored condition is that of the earlier life.
+                return condition["status"] == "True" and beat >= since.replace(microsecond=0)
+        return False
+
+    def _pods_ready(self, phase: Phase) -> bool:
+        pods = json.loads(self._kubectl("get", "pods", "-A", "--output", "json").stdout)["items"]
+        waiting = []
+        for pod in pods:
+            # Pods with an owner are restarted; a task's pod that died is Airflow's business.
+            controlled = any(
+                owner["kind"] in {"ReplicaSet", "StatefulSet", "DaemonSet"}
+                for owner in pod["metadata"].get("ownerReferences", [])
+            )
+            conditions = pod["status"].get("conditions", [])
+            ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+            running = {
+                container["name"]
+                for container in pod["status"].get("containerStatuses", [])
+                if container.get("started")
+            }
+            if controlled and not (ready and running):
+                waiting.append(pod["metadata"]["name"])
+        phase.note(f"waiting for {', '.join(waiting)}" if waiting else "all ready")
+        return not waiting
+
+    def _remove_traces(self, phase: Phase | None) -> None:
+        """Remove what the namespaces' end does not: empty cgroups and mount points."""
+        if _alive(self._pid()):
+            # The supervisor does not answer: end it, and with it everything inside.
+            os.kill(self._pid()[0], 9)
+            if phase:
+                self._wait("the node to end", phase, lambda: not _alive(self._pid()))
+        deadline = time.monotonic() + 10
+        while cgroups.remove(self.config.cgroup) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        made = self.config.state / "made-directories.json"
+        if made.exists():
+            for directory in map(Path, json.loads(made.read_text())):
+                if directory.is_dir() and not any(directory.iterdir()):
+                    directory.rmdir()
+            made.unlink()
+        shutil.rmtree(self.config.run, ignore_errors=True)
+        (self.config.state / "pid").unlink(missing_ok=True)
+
+    def _pid(self) -> tuple[int, str]:
+        path = self.config.state / "pid"
+        if not path.exists():
+            return (0, "")
+        pid, _, started = path.read_text().partition(" ")
+        return int(pid), started
+
+    def _wait(
+        self, what: str, phase: Phase, done: Callable[[], bool], seconds: float = START_SECONDS
+    ) -> None:
+        deadline = time.monotonic() + seconds
+        while not done():
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"waited {seconds:.0f} s for {what} ({phase.detail or 'no sign'}); "
+                    f"logs: {self.config.log}, or `make logs`"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def _kubectl(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [str(kubectl()), "--kubeconfig", str(self.kubeconfig), *words]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if check and result.returncode != 0:
+            raise UserError(f"kubectl {words[0]}: {result.stderr.strip()}")
+        return result
+
+
+def _start_time(pid: int) -> str:
+    """Return the kernel's start time of a process, '' when it is gone: pids are reused."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def _alive(process: tuple[int, str]) -> bool:
+    pid, started = process
+    return pid > 0 and started != "" and _start_time(pid) == started
