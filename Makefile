@@ -1,0 +1,72 @@
+# The front door: every target is one call, the work is done in Python below tools/.
+
+PY := tools/python
+
+.DEFAULT_GOAL := help
+.PHONY: help run test up down status password ui logs train infer sync kubeconfig doctor lint chart images \
+        lock package clean test-tools test-chart test-dags test-images test-workload test-cluster \
+        test-e2e
+
+help: ## Show the targets and variables (this text)
+	@awk -f tools/help.awk $(MAKEFILE_LIST)
+
+run: ## Cluster, images, chart, then training_dag and inference_dag, and what came out
+	@$(PY) -m tools.run run
+test: ## Every test: lint, tools, chart, DAGs, images, workload, cluster, end to end
+	@$(PY) -m tools.test
+up: ## The same as run, without the two DAG runs
+	@$(PY) -m tools.run up
+down: ## Stop the cluster; its data stays
+	@$(PY) -m cluster down
+status: ## The cluster, the release, its pods and the newest DAG runs
+	@$(PY) -m tools.run status
+password: ## Print the password of the Airflow pages
+	@$(PY) -m tools.run password
+ui: ## Forward the Airflow and MLflow pages until Ctrl-C
+	@$(PY) -m tools.run ui
+logs: ## Task states and last log lines of the newest run of each DAG
+	@$(PY) -m tools.run logs
+train: ## Trigger training_dag and wait (N=5: five runs at once)
+	@$(PY) -m tools.run train
+infer: ## Trigger inference_dag and wait (N=5: five runs at once)
+	@$(PY) -m tools.run infer
+sync: ## Publish uncommitted work under dags/, without touching branch or index
+	@$(PY) -m tools.run sync
+kubeconfig: ## Print the path of the kubeconfig
+	@$(PY) -m cluster kubeconfig
+doctor: ## Say whether this machine can run the cluster, and what to do if not
+	@$(PY) -m cluster doctor
+lint: ## ruff, yamllint, gofmt, go vet, helm lint
+	@$(PY) -m tools.test lint vet
+chart: ## Fetch the locked dependency of the chart
+	@$(PY) -m tools.chart dependency
+images: ## Build the images (cached by content)
+	@$(PY) -m images
+lock: ## Resolve requirements/*.in anew
+	@$(PY) -m tools.lock
+package: ## Package the chart into build/
+	@$(PY) -m tools.release package
+clean: ## Delete the cluster and its data
+	@$(PY) -m cluster clean
+test-tools: ## Tests of the commands themselves
+	@$(PY) -m tools.test tools
+test-chart: ## Render tests of the chart (no cluster)
+	@$(PY) -m tools.test chart
+test-dags: ## DAG tests on Airflow 2.9.3 and on the newest Airflow 3 (no cluster)
+	@$(PY) -m tools.test dags dags-airflow3
+test-images: ## Tests of the built images
+	@$(PY) -m tools.test images
+test-workload: ## Tests of the workload, inside its image
+	@$(PY) -m tools.test workload
+test-cluster: ## Tests of the cluster providers
+	@$(PY) -m tools.test cluster
+test-e2e: ## Install and run everything on a cluster of its own
+	@$(PY) -m tools.test e2e
+
+#: ENV=local            values/$(ENV).yaml: local, staging, production
+#: CLUSTER=embedded     embedded, kind or existing (default: kind with a Docker engine, else embedded)
+#: CLUSTER_NAME=name    several clusters beside each other (default: ml-pipelines)
+#: VALUES=file.yaml     a values file of your own, on top of values/$(ENV).yaml
+#: N=1                  runs that `make train` and `make infer` start
+#: K=expression         what pytest's -k takes, for the test targets
+#: YES=1                install missing Debian packages without asking
