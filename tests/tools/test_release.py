@@ -1,0 +1,45 @@
+"""Values of the release: which files, and how the overlays are laid over each other."""
+
+from pathlib import Path
+
+import pytest
+
+from tools.errors import UserError
+from tools.paths import VALUES
+from tools.release import image_values, merge, values_files
+
+IMAGES = {
+    name: {"repository": f"localhost/ml-pipelines/{name}", "tag": f"1-{name}", "digest": "sha256:0"}
+    for name in ("airflow", "classic-example", "postgres", "git-sync", "pause")
+}
+
+
+def test_merge_is_deep_and_the_later_wins() -> None:
+    below = {"a": {"b": 1, "c": [1, 2]}, "d": 1}
+    above = {"a": {"c": [3]}, "d": {"e": None}}
+    assert merge(below, above) == {"a": {"b": 1, "c": [3]}, "d": {"e": None}}
+    assert below == {"a": {"b": 1, "c": [1, 2]}, "d": 1}
+
+
+def test_values_files_follow_the_variables(tmp_path: Path) -> None:
+    assert values_files({}) == [VALUES / "local.yaml"]
+    assert values_files({"ENV": ""}) == [VALUES / "local.yaml"]
+    assert values_files({"ENV": "production"}) == [VALUES / "production.yaml"]
+    own = tmp_path / "own.yaml"
+    own.write_text("{}\n")
+    assert values_files({"VALUES": str(own)}) == [VALUES / "local.yaml", own]
+
+
+def test_unknown_values_files_are_named() -> None:
+    with pytest.raises(UserError, match=r"ENV=lokal is not one of local, production, staging"):
+        values_files({"ENV": "lokal"})
+    with pytest.raises(UserError, match=r"VALUES=nowhere\.yaml: no such file"):
+        values_files({"VALUES": "nowhere.yaml"})
+
+
+def test_every_image_of_the_lock_reaches_the_values() -> None:
+    values = image_values(IMAGES)
+    assert values["images"]["classicExample"]["tag"] == "1-classic-example"
+    assert values["images"]["postgres"]["repository"] == "localhost/ml-pipelines/postgres"
+    assert values["airflow"]["defaultAirflowTag"] == "1-airflow"
+    assert values["airflow"]["images"]["gitSync"]["tag"] == "1-git-sync"
