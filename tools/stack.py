@@ -1,0 +1,179 @@
+"""A cluster with the release on it: how it comes up, and the way to its pages.
+
+`make run` and the end-to-end tests build it in the same way.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+from cluster import Provider, provider
+from dags.ml_pipelines.runs import run_directory
+from images.build import build_all
+from tools.airflow_api import Airflow
+from tools.chart import dependency
+from tools.errors import UserError
+from tools.forward import Forward
+from tools.kube import Kube, KubectlError
+from tools.progress import Phase, Phases, console
+from tools.release import NAMESPACE, RELEASE, Release, image_values, merge
+from tools.volume import list_files, read_file
+
+DAG_IDS = ("training_dag", "inference_dag")
+AIRFLOW_SERVICE, AIRFLOW_PORT = f"{RELEASE}-webserver", 8080
+MLFLOW_SERVICE, MLFLOW_PORT = f"{RELEASE}-mlflow", 5000
+DAG_SECONDS = 120
+"""How long Airflow may take to show a published commit."""
+
+
+class Stack:
+    """One cluster and the release on it."""
+
+    def __init__(self, cluster: Provider | None = None) -> None:
+        self.cluster = cluster or provider()
+
+    @cached_property
+    def kube(self) -> Kube:
+        """The release's namespace."""
+        return Kube(self.cluster.kubeconfig, NAMESPACE)
+
+    # Coming up
+
+    def prepare(self, phases: Phases) -> Release:
+        """Bring up cluster and images, and return the release that can be deployed on them.
+
+        Raises UserError: see the provider's doctor, the image builder and the chart's dependency.
+        """
+        with phases.phase("check this machine"):
+            self.cluster.doctor()
+        # A cluster that is not ours takes its images from a registry: the values name them.
+        own_images = self.cluster.kind != "existing"
+        # Side by side: while one downloads, the other computes.
+        with ThreadPoolExecutor(2) as pool:
+            up = pool.submit(self.cluster.up, phases)
+            build = pool.submit(build_all if own_images else lambda _: None, phases)
+            _first_error([up, build])
+        images = build.result()
+        with phases.phase("chart dependency"):
+            dependency(os.environ.get("CHART_REPOSITORY") or "package")
+        if images:
+            with phases.phase("load images") as phase:
+                self.cluster.load_images(images, phase)
+        return self.release(images)
+
+    def release(self, images: dict[str, Any] | None = None) -> Release:
+        """Return the release with the values of these images and of the cluster."""
+        overlay = image_values(images) if images else {}
+        return Release(self.kube, merge(overlay, self.cluster.values()), self.cluster.name)
+
+    def publish(self, phase: Phase, *, worktree: bool = False) -> str:
+        """Publish the DAGs and wait until Airflow shows them. Returns the commit.
+
+        Raises UserError on an import error, or after DAG_SECONDS.
+        """
+        commit = self.cluster.publish(worktree=worktree)
+        with self.airflow() as airflow:
+            deadline = time.monotonic() + DAG_SECONDS
+            while problem := self._dags_behind(airflow, commit):
+                phase.note(problem)
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"Airflow does not show the DAGs of {commit[:10]} after {DAG_SECONDS} s: "
+                        f"{problem}. The containers git-sync and scheduler of the scheduler's pod "
+                        "say more (kubectl logs)"
+                    )
+                time.sleep(0.5)
+                if not worktree:
+                    # A commit made meanwhile is served in place of the one before it.
+                    commit = self.cluster.publish(worktree=False)
+        return commit
+
+    def _dags_behind(self, airflow: Airflow, commit: str) -> str:
+        served, since = self.served_commit()
+        if served != commit:
+            return f"the scheduler has {served[:10] or 'no commit'} yet, not {commit[:10]}"
+        for error in airflow.import_errors():
+            if datetime.fromisoformat(error["timestamp"]) > since:
+                trace = error["stack_trace"].strip().splitlines()
+                tail = "\n".join(f"    {line}" for line in trace[-6:])
+                raise UserError(f"{error['filename']} can't be imported:\n{tail}")
+        for dag_id in DAG_IDS:
+            dag = airflow.dag(dag_id)
+            if dag is None or not dag["is_active"]:
+                return f"{dag_id} is not known yet"
+            if datetime.fromisoformat(dag["last_parsed_time"]) <= since:
+                return f"{dag_id} is not parsed yet"
+        return ""
+
+    def served_commit(self) -> tuple[str, datetime]:
+        """Return the commit that the scheduler's DAG directory holds, and since when.
+
+        ('' and the present moment while it holds none.)
+        """
+        # git-sync swaps this link; its target is named after the commit, its own time says when.
+        link = "/opt/airflow/dags/repo"
+        script = f"readlink {link} && stat --format=%.Y {link}"
+        where = [f"deployment/{RELEASE}-scheduler", "--container", "scheduler"]
+        try:
+            target, stamp = self.kube.run(
+                "exec", *where, "--", "sh", "-c", script, timeout=20
+            ).stdout.split()
+        except (KubectlError, ValueError):
+            return "", datetime.now(UTC)
+        return target.rsplit("/", 1)[-1], datetime.fromtimestamp(float(stamp), UTC)
+
+    # Pages and files
+
+    @contextmanager
+    def airflow(self) -> Iterator[Airflow]:
+        """Give a client of Airflow; its forward ends with the block."""
+        user, password = self.credentials()
+        with Forward(self.kube, AIRFLOW_SERVICE, AIRFLOW_PORT) as forward:
+            yield Airflow(forward, user, password)
+
+    def credentials(self) -> tuple[str, str]:
+        """Return user and password of the Airflow pages."""
+        admin = self.release().installed_values()["admin"]
+        name = admin["existingSecret"] or f"{RELEASE}-admin"
+        return admin["username"], self.kube.secret(name, admin["secretKey"])
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What the chart tells the DAGs (settings.json of its ConfigMap)."""
+        found = self.kube.get("configmap", f"{RELEASE}-settings")
+        if found is None:
+            raise UserError(f"the release {RELEASE} is not installed: `make up`")
+        return json.loads(found["data"]["settings.json"])
+
+    def run_path(self, dag_id: str, run_id: str) -> str:
+        """Return a run's directory on the training storage."""
+        return f"{dag_id}/{run_directory(run_id)}"
+
+    def read_volume(self, path: str) -> str:
+        """Return the text of a file on the training storage."""
+        claim, image = self.settings["storage"]["claimName"], self.settings["image"]["reference"]
+        return read_file(self.kube, claim, path, image)
+
+    def list_volume(self) -> list[str]:
+        """Return the paths of all files on the training storage."""
+        claim, image = self.settings["storage"]["claimName"], self.settings["image"]["reference"]
+        return list_files(self.kube, claim, image)
+
+
+def _first_error(futures: list[Future[Any]]) -> None:
+    """Raise the error of the first that fails; say so before the others have ended."""
+    done, rest = wait(futures, return_when=FIRST_EXCEPTION)
+    for future in done:
+        error = future.exception()
+        if error is None:
+            continue
+        if rest:
+            console.print(f"error: {error}", style="red", markup=False)
+            console.print("the other part goes on, its result is kept; Ctrl-C ends it")
+        raise error
