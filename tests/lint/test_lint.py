@@ -1,0 +1,100 @@
+"""Form of the sources. Every check only reads; `ruff format` and `gofmt -w` mend what they find."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tools.paths import ROOT
+from tools.wheels import go_root
+
+TOOLS = Path(sys.executable).parent
+NODE = ROOT / "cluster" / "embedded" / "node"
+
+
+def tracked(*patterns: str) -> list[str]:
+    """Return the files of the repository that match, new ones that are not ignored among them."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [name for name in sorted(set(found.splitlines())) if (ROOT / name).is_file()]
+
+
+def check(*command: str | Path, cwd: Path = ROOT) -> str:
+    result = subprocess.run([str(w) for w in command], cwd=cwd, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def go_program() -> Path:
+    found = shutil.which("go")
+    return Path(found) if found else go_root() / "bin" / "go"
+
+
+def test_python_is_linted() -> None:
+    check(TOOLS / "ruff", "check", "--no-fix", ".")
+
+
+def test_python_is_formatted() -> None:
+    check(TOOLS / "ruff", "format", "--check", ".")
+
+
+def test_yaml_is_linted() -> None:
+    # Templates are no YAML before they are rendered; tests/chart checks what comes out.
+    files = [name for name in tracked("*.yaml", "*.yml") if "/templates/" not in name]
+    assert files
+    check(TOOLS / "yamllint", "--strict", *files)
+
+
+def test_go_is_formatted() -> None:
+    files = tracked("*.go")
+    assert files
+    listed = check(go_program().parent / "gofmt", "-l", *files)
+    assert listed == "", f"gofmt -w {listed}"
+
+
+def test_shell_scripts_parse() -> None:
+    scripts = [*tracked("*.sh"), ".ci/run", "tools/python"]
+    for script in scripts:
+        shell = "bash" if "bash" in (ROOT / script).read_text().splitlines()[0] else "sh"
+        check(shell, "-n", script)
+
+
+def test_every_make_target_is_described() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY:((?:.*\\\n)*.*)$", makefile, re.MULTILINE)
+    assert phony is not None
+    declared = set(phony[1].replace("\\", " ").split())
+    described = set(re.findall(r"^([a-z0-9-]+):.*## ", makefile, re.MULTILINE))
+    assert declared == described
+    shown = check("make", "--no-print-directory", "help")
+    assert all(re.search(rf"^  {target} ", shown, re.MULTILINE) for target in described)
+
+
+@pytest.mark.parametrize("path", [".ci/run", "tools/python"])
+def test_entry_points_are_executable(path: str) -> None:
+    assert (ROOT / path).stat().st_mode & 0o111 == 0o111
+
+
+def test_an_argument_list_without_a_shell_holds_no_glob() -> None:
+    """The source document's `["rm", "-rf", "/tmp/*"]` never removed anything."""
+    pattern = re.compile(r"""["']rm["'],\s*["']-r?f?r?["'],[^]]*\*""")
+    found = [
+        name for name in tracked("*.py", "*.yaml") if pattern.search((ROOT / name).read_text())
+    ]
+    assert [name for name in found if not name.startswith("tests/")] == []
+
+
+def test_values_files_are_plain_yaml() -> None:
+    for name in tracked("values/*.yaml"):
+        assert isinstance(yaml.safe_load((ROOT / name).read_text()), dict), name
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    link = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
+    for name in tracked("*.md"):
+        for target in link.findall((ROOT / name).read_text()):
+            assert ((ROOT / name).parent / target).exists(), f"{name}: {target}"
