@@ -1,0 +1,267 @@
+"""Everything on a cluster of its own: the release, its pages, both pipelines.
+
+`--cluster-type` (an option of pytest-helm-charts) says where: embedded (default), kind or existing.
+A cluster made here is called ml-pipelines-test, and is deleted at the end unless `--keep` says
+otherwise. What a failing test leaves behind is described in build/artifacts/<test>/.
+"""
+
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tools.airflow_api import Airflow, Task
+from tools.forward import Forward
+from tools.kube import KubectlError, containers, describe_trouble
+from tools.paths import BUILD, CHART
+from tools.progress import Phase, Phases
+from tools.release import Release, values_files
+from tools.run import tell_change
+from tools.stack import MLFLOW_PORT, MLFLOW_SERVICE, Stack
+
+ARTIFACTS = BUILD / "artifacts"
+TRAINING_SECONDS = 1800
+INFERENCE_SECONDS = 900
+
+Aloud = Callable[[str], AbstractContextManager[Phase]]
+
+_STACK = pytest.StashKey[Stack]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--keep",
+        choices=["never", "failure", "always"],
+        default="never",
+        help="keep the test cluster at the end (default: never)",
+    )
+
+
+ORDER = ["install", "ui", "dag_sync", "training", "inference", "failures"]
+"""An upgrade right after the install, then what needs the release as it was installed."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: ORDER.index(item.path.stem.removeprefix("test_")))
+
+
+@pytest.fixture(scope="session")
+def aloud(request: pytest.FixtureRequest) -> Aloud:
+    """Show the progress of long waits on the terminal, past pytest's capture of the output."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    phases = Phases()
+
+    @contextmanager
+    def phase(name: str) -> Iterator[Phase]:
+        with capture.global_and_fixture_disabled():
+            print(flush=True)
+            with phases.phase(name) as current:
+                yield current
+
+    return phase
+
+
+@pytest.fixture(scope="session")
+def prepared(request: pytest.FixtureRequest) -> Iterator[tuple[Stack, Release]]:
+    """A cluster with the images on it, and the release that will be installed there."""
+    kind = request.config.getoption("--cluster-type") or "embedded"
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with pytest.MonkeyPatch.context() as environ:
+        environ.setenv("CLUSTER", kind)
+        environ.setenv("CLUSTER_NAME", os.environ.get("CLUSTER_NAME") or "ml-pipelines-test")
+        # Beside a cluster that is in use, which has the usual port.
+        environ.setenv("API_PORT", os.environ.get("API_PORT") or str(any_port()))
+        environ.setenv("ENV", "local")
+        stack = Stack()
+        if kind == "existing" and stack.release().status() is not None:
+            pytest.exit(
+                "this cluster has a release ml-pipelines; the tests install and remove their own: "
+                "choose another cluster",
+                returncode=3,
+            )
+        request.config.stash[_STACK] = stack
+        with capture.global_and_fixture_disabled():
+            print(flush=True)
+            release = stack.prepare(Phases())
+        yield stack, release
+        keep = request.config.getoption("--keep")
+        if keep == "always" or (keep == "failure" and request.session.testsfailed):
+            return
+        with capture.global_and_fixture_disabled():
+            print(flush=True)
+            if kind == "existing":
+                release.uninstall()
+            else:
+                stack.cluster.clean(Phases())
+
+
+def any_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def stack(prepared: tuple[Stack, Release]) -> Stack:
+    return prepared[0]
+
+
+@pytest.fixture(scope="session")
+def release(stack: Stack, prepared: tuple[Stack, Release], aloud: Aloud) -> Release:
+    """The release, installed on an empty namespace, with the DAGs published."""
+    release = prepared[1]
+    with aloud("install the release") as phase:
+        release.deploy(phase)
+    with aloud("publish the DAGs") as phase:
+        stack.publish(phase)
+    return release
+
+
+# What pytest-helm-charts asks for; with these its `kube_cluster` works without any option.
+
+
+@pytest.fixture(scope="session")
+def kube_config(release: Release) -> str:
+    return str(release.kube.kubeconfig)
+
+
+@pytest.fixture(scope="session")
+def chart_path() -> str:
+    return str(CHART)
+
+
+@pytest.fixture(scope="session")
+def values_file_path() -> str:
+    return str(values_files({"ENV": "local"})[0])
+
+
+@pytest.fixture(scope="session")
+def airflow(stack: Stack, release: Release) -> Iterator[Airflow]:
+    with stack.airflow() as client:
+        yield client
+
+
+@dataclass(frozen=True)
+class Mlflow:
+    """The registry's REST API."""
+
+    url: str
+
+    def get(self, path: str, **params: Any) -> requests.Response:
+        answer = requests.get(f"{self.url}/{path}", params=params, timeout=60)
+        answer.raise_for_status()
+        return answer
+
+
+@pytest.fixture(scope="session")
+def mlflow(stack: Stack, release: Release) -> Iterator[Mlflow]:
+    with Forward(stack.kube, MLFLOW_SERVICE, MLFLOW_PORT) as forward:
+        yield Mlflow(forward.url)
+
+
+# Runs of the pipelines, one each for all tests that look at a good run.
+
+
+@dataclass(frozen=True)
+class Run:
+    """A DAG run that has ended."""
+
+    dag_id: str
+    run_id: str
+    state: str
+    tasks: dict[str, Task]
+    results: dict[str, dict[str, Any]]
+    logs: dict[str, str]
+
+
+RunDag = Callable[..., Run]
+
+
+@pytest.fixture(scope="session")
+def run_dag(airflow: Airflow, aloud: Aloud) -> RunDag:
+    """Trigger a DAG, wait until the run has ended, and return all there is to know about it."""
+
+    def run(dag_id: str, timeout: float) -> Run:
+        with aloud(dag_id) as phase:
+            airflow.unpause(dag_id)
+            run_id = airflow.trigger(dag_id)
+            ended = airflow.wait_for_run(
+                dag_id,
+                run_id,
+                timeout=timeout,
+                on_change=lambda _, task: tell_change(phase.say, task),
+                note=phase.note,
+            )
+        return look_at(airflow, dag_id, run_id, ended["state"])
+
+    return run
+
+
+def look_at(airflow: Airflow, dag_id: str, run_id: str, state: str) -> Run:
+    tasks = {task.task_id: task for task in airflow.tasks(dag_id, run_id)}
+    return Run(
+        dag_id=dag_id,
+        run_id=run_id,
+        state=state,
+        tasks=tasks,
+        results=airflow.results(dag_id, run_id),
+        logs={
+            name: airflow.log(dag_id, run_id, name, task.try_number)
+            for name, task in tasks.items()
+            if task.try_number > 0
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def training_run(run_dag: RunDag) -> Run:
+    return run_dag("training_dag", TRAINING_SECONDS)
+
+
+@pytest.fixture(scope="session")
+def inference_run(training_run: Run, run_dag: RunDag) -> Run:
+    assert training_run.state == "success", "there is no model to predict with"
+    return run_dag("inference_dag", INFERENCE_SECONDS)
+
+
+# What a failing test leaves behind
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    report = yield
+    if report.failed and call.when in {"setup", "call"} and _STACK in item.config.stash:
+        directory = ARTIFACTS / re.sub(r"[^A-Za-z0-9_.-]+", "-", item.nodeid.split("/")[-1])
+        try:
+            collect(item.config.stash[_STACK], directory)
+        except (KubectlError, OSError, subprocess.SubprocessError) as error:
+            report.sections.append(("cluster", f"could not be described: {error}"))
+        else:
+            report.sections.append(("cluster", f"described in {directory}"))
+    return report
+
+
+def collect(stack: Stack, directory: Path) -> None:
+    """Write pods, events and container logs of the namespace to files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    kube = stack.kube
+    (directory / "trouble.txt").write_text(describe_trouble(kube))
+    (directory / "pods.txt").write_text(kube.run("describe", "pods").stdout)
+    events = kube.run("get", "events", "--sort-by=.lastTimestamp", "--output=wide").stdout
+    (directory / "events.txt").write_text(events)
+    for pod in kube.items("pods"):
+        for container in containers(pod):
+            name = f"{pod['metadata']['name']}.{container['name']}"
+            log = kube.logs(pod["metadata"]["name"], container["name"], 500)
+            (directory / f"{name}.log").write_text(log)
+            if container["restartCount"]:
+                log = kube.logs(pod["metadata"]["name"], container["name"], 500, previous=True)
+                (directory / f"{name}.previous.log").write_text(log)

@@ -1,0 +1,111 @@
+"""A commit reaches Airflow by itself, uncommitted work on request.
+
+The cluster is told to serve a clone, so that the checkout under test is left alone.
+"""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.embedded import dag_source
+from tools.airflow_api import Airflow
+from tools.paths import ROOT
+from tools.progress import Phase
+from tools.release import Release
+from tools.stack import Stack
+
+COMMIT_SECONDS = 15
+
+
+def git(at: Path, *words: str) -> str:
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.com"]
+    command = ["git", "-c", "safe.directory=*", *identity, "-C", str(at), *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def until(probe: Callable[[], bool], seconds: float, what: str) -> float:
+    """Wait for a condition and return the seconds it took."""
+    started = time.monotonic()
+    while not probe():
+        passed = time.monotonic() - started
+        assert passed < seconds, f"after {passed:.0f} s: {what}"
+        time.sleep(0.2)
+    return time.monotonic() - started
+
+
+@pytest.fixture
+def clone(stack: Stack, release: Release, tmp_path: Path) -> Iterator[Path]:
+    """A clone of the checkout which the cluster serves in its place."""
+    if stack.cluster.kind != "embedded":
+        pytest.skip("only the embedded cluster serves a checkout")
+    directory = tmp_path / "clone"
+    git(ROOT, "clone", "--quiet", "--no-hardlinks", str(ROOT), str(directory))
+    served = stack.cluster.config.git
+    dag_source.publish(served, directory, worktree=False)
+    try:
+        yield directory
+    finally:
+        stack.publish(Phase("publish the checkout again"))
+        shutil.rmtree(directory)
+
+
+def describe(directory: Path, text: str) -> None:
+    """Change what Airflow shows as the description of training_dag."""
+    file = directory / "dags" / "training_dag.py"
+    old = file.read_text()
+    new = old.replace('description="Load data, train, register the model"', f'description="{text}"')
+    assert new != old
+    file.write_text(new)
+
+
+def shown(airflow: Airflow) -> str:
+    dag = airflow.dag("training_dag")
+    return dag["description"] if dag else ""
+
+
+def test_a_commit_shows_within_fifteen_seconds(
+    clone: Path, airflow: Airflow, record_property: Callable[[str, object], None]
+) -> None:
+    describe(clone, "as committed")
+    git(clone, "commit", "--quiet", "--all", "--message", "Change a description")
+    seconds = until(
+        lambda: shown(airflow) == "as committed", COMMIT_SECONDS, "the commit does not show"
+    )
+    record_property("seconds", round(seconds, 1))
+
+
+def test_uncommitted_work_is_published_on_request(
+    clone: Path, stack: Stack, airflow: Airflow
+) -> None:
+    describe(clone, "as it is on disk")
+    # Something staged and something new: both must come out as they were.
+    (clone / "dags" / "scratch.txt").write_text("not tracked\n")
+    (clone / "README.md").write_text("staged\n")
+    git(clone, "add", "README.md")
+    before = (git(clone, "status", "--porcelain"), git(clone, "rev-parse", "HEAD"))
+
+    commit = dag_source.publish(stack.cluster.config.git, clone, worktree=True)
+    until(lambda: stack.served_commit()[0] == commit, COMMIT_SECONDS, "it is not served")
+    until(lambda: shown(airflow) == "as it is on disk", COMMIT_SECONDS, "Airflow does not show it")
+    assert (git(clone, "status", "--porcelain"), git(clone, "rev-parse", "HEAD")) == before
+
+
+def test_a_broken_dag_is_an_import_error_that_names_the_file(clone: Path, airflow: Airflow) -> None:
+    (clone / "dags" / "broken_dag.py").write_text("import not_there\n")
+    git(clone, "add", "dags")
+    git(clone, "commit", "--quiet", "--message", "Break something")
+
+    def told() -> bool:
+        return any(
+            error["filename"].endswith("broken_dag.py") and "not_there" in error["stack_trace"]
+            for error in airflow.import_errors()
+        )
+
+    until(told, 60, "no import error is shown")
+    git(clone, "rm", "--quiet", "dags/broken_dag.py")
+    git(clone, "commit", "--quiet", "--message", "Mend it")
+    until(lambda: airflow.import_errors() == [], 60, "the import error stays")

@@ -1,0 +1,81 @@
+"""A whole inference run, with the model that the training run has registered."""
+
+import csv
+import io
+import json
+
+from tools.airflow_api import Airflow
+from tools.run import tell_change
+from tools.stack import Stack
+
+TASKS = {"clean_storage_before_start", "load_data", "load_model", "run_inference", "clean_up"}
+
+
+def predictions(stack: Stack, run_id: str) -> list[dict[str, str]]:
+    path = f"{stack.run_path('inference_dag', run_id)}/pred.csv"
+    return list(csv.DictReader(io.StringIO(stack.read_volume(path))))
+
+
+def test_every_task_succeeds_at_the_first_try(inference_run) -> None:
+    assert inference_run.state == "success"
+    assert {
+        name: (task.state, task.try_number) for name, task in inference_run.tasks.items()
+    } == dict.fromkeys(TASKS, ("success", 1))
+
+
+def test_it_takes_the_newest_model(training_run, inference_run) -> None:
+    uploaded = training_run.results["upload_model"]
+    loaded = inference_run.results["load_model"]
+    assert (loaded["name"], str(loaded["version"])) == (
+        uploaded["name"],
+        str(uploaded["version"]),
+    )
+
+
+def test_the_predictions_are_a_row_for_each_sentence(inference_run, stack: Stack) -> None:
+    rows = predictions(stack, inference_run.run_id)
+    assert len(rows) == inference_run.results["run_inference"]["rows"]
+    assert len(rows) == inference_run.results["load_data"]["rows"]["test"]
+    assert set(rows[0]) == {"sentence", "label", "idx", "correct_sentence_conf"}
+    confidence = [float(row["correct_sentence_conf"]) for row in rows]
+    assert all(0.0 <= value <= 1.0 for value in confidence)
+    assert len(set(confidence)) > len(rows) // 2
+
+
+def test_the_predictions_agree_with_the_labels(inference_run, stack: Stack) -> None:
+    rows = predictions(stack, inference_run.run_id)
+    agreed = [(float(row["correct_sentence_conf"]) > 0.5) == (row["label"] == "1") for row in rows]
+    assert sum(agreed) / len(agreed) >= 0.75
+
+
+def test_only_the_predictions_stay(inference_run, stack: Stack) -> None:
+    path = stack.run_path("inference_dag", inference_run.run_id)
+    assert [file for file in stack.list_volume() if file.startswith(path)] == [
+        f"{path}/pred.csv",
+        f"{path}/pred.json",
+    ]
+
+
+def test_the_predictions_say_what_made_them(training_run, inference_run, stack: Stack) -> None:
+    path = stack.run_path("inference_dag", inference_run.run_id)
+    made = json.loads(stack.read_volume(f"{path}/pred.json"))
+    assert str(made["model_version"]) == str(training_run.results["upload_model"]["version"])
+    assert made["rows"] == inference_run.results["run_inference"]["rows"]
+
+
+def test_two_runs_at_once_do_not_meet(inference_run, airflow: Airflow, stack: Stack, aloud) -> None:
+    with aloud("two runs of inference_dag") as phase:
+        run_ids = [airflow.trigger("inference_dag") for _ in range(2)]
+        ended = airflow.wait_for_runs(
+            "inference_dag",
+            run_ids,
+            timeout=900,
+            on_change=lambda run_id, task: tell_change(
+                phase.say, task, f"run {run_ids.index(run_id) + 1}: "
+            ),
+            note=phase.note,
+        )
+    assert [run["state"] for run in ended] == ["success", "success"]
+    first, second = (predictions(stack, run_id) for run_id in run_ids)
+    # The same model and the same sentences: the same answers, whatever ran beside it.
+    assert first == second == predictions(stack, inference_run.run_id)

@@ -1,0 +1,106 @@
+"""The release on an empty cluster: it comes up, stays up, and can be changed and changed back."""
+
+import base64
+import subprocess
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from pytest_helm_charts.clusters import Cluster
+from pytest_helm_charts.k8s.deployment import wait_for_deployments_to_run
+from pytest_helm_charts.k8s.stateful_set import wait_for_stateful_sets_to_run
+
+from tools.airflow_api import Airflow
+from tools.kube import is_ready, restarts, state
+from tools.progress import Phase
+from tools.release import NAMESPACE, RELEASE, Release
+
+Aloud = Callable[[str], AbstractContextManager[Phase]]
+
+
+def helm(release: Release, *words: str) -> str:
+    result = subprocess.run(release.helm(*words), capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def secrets(release: Release) -> dict[str, dict[str, str]]:
+    """Return name -> data of the Secrets, without Helm's own records."""
+    return {
+        secret["metadata"]["name"]: secret.get("data", {})
+        for secret in release.kube.items("secrets")
+        if secret["type"] != "helm.sh/release.v1"
+    }
+
+
+def test_deployments_run(release: Release, kube_cluster: Cluster) -> None:
+    names = [f"{RELEASE}-{part}" for part in ("scheduler", "webserver", "mlflow")]
+    wait_for_deployments_to_run(kube_cluster.kube_client, names, NAMESPACE, 120)
+    assert {one["metadata"]["name"] for one in release.kube.items("deployments")} == set(names)
+
+
+def test_stateful_sets_run(release: Release, kube_cluster: Cluster) -> None:
+    names = [f"{RELEASE}-postgres"]
+    wait_for_stateful_sets_to_run(kube_cluster.kube_client, names, NAMESPACE, 120)
+    assert {one["metadata"]["name"] for one in release.kube.items("statefulsets")} == set(names)
+
+
+def test_every_pod_is_well_and_was_never_restarted(release: Release) -> None:
+    pods = release.pods()
+    assert pods
+    assert {
+        pod["metadata"]["name"]: state(pod) for pod in pods if not is_ready(pod) or restarts(pod)
+    } == {}
+
+
+def test_the_claim_of_the_document_is_bound(release: Release) -> None:
+    claim = release.kube.get("persistentvolumeclaim", "training-storage")
+    assert claim is not None
+    assert claim["status"]["phase"] == "Bound"
+
+
+def test_helm_test_passes(release: Release) -> None:
+    out = helm(release, "test", RELEASE, "--timeout", "180s")
+    assert "Succeeded" in out
+
+
+def test_a_second_deploy_changes_nothing(release: Release, aloud: Aloud) -> None:
+    before = release.status()
+    with aloud("deploy again") as phase:
+        assert release.deploy(phase) is False
+    assert release.status() == before
+
+
+def test_upgrade_right_after_install_and_rollback(
+    release: Release, airflow: Airflow, aloud: Aloud
+) -> None:
+    first = release.status()
+    assert first is not None
+    kept = secrets(release)
+    assert any(name.endswith("-admin") for name in kept)
+
+    # A configuration that every Airflow pod reads: all of them are replaced, the migration job
+    # (immutable once made) is wanted again.
+    with aloud("upgrade with another page title") as phase:
+        release.deploy(phase, extra=("--set", "airflow.config.webserver.instance_name=changed"))
+    second = release.status()
+    assert second is not None
+    assert (second.state, second.revision) == ("deployed", first.revision + 1)
+    assert secrets(release) == kept
+    assert "changed" in airflow.login().get(f"{airflow.connection.url}/home", timeout=30).text
+
+    with aloud("roll back") as phase:
+        phase.note("helm rollback --wait")
+        helm(release, "rollback", RELEASE, str(first.revision), "--wait", "--timeout", "300s")
+        release.wait_ready(phase)
+    third = release.status()
+    assert third is not None
+    assert (third.state, third.revision) == ("deployed", first.revision + 2)
+    assert secrets(release) == kept
+    airflow.connection.restart()
+    assert "changed" not in airflow.login().get(f"{airflow.connection.url}/home", timeout=30).text
+
+
+def test_generated_secrets_are_random(release: Release) -> None:
+    password = base64.b64decode(secrets(release)[f"{RELEASE}-admin"]["password"]).decode()
+    assert len(password) >= 16
+    assert password not in {"admin", "password", RELEASE}

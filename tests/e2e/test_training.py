@@ -1,0 +1,108 @@
+"""A whole training run: every step, the model in the registry, nothing left behind."""
+
+import base64
+import re
+
+from tools.airflow_api import Airflow, container_lines
+from tools.stack import Stack
+
+ORDER = ["clean_storage_before_start", "load_data", "train_model", "upload_model", "clean_up"]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_every_task_succeeds_at_the_first_try(training_run) -> None:
+    assert training_run.state == "success"
+    assert {
+        name: (task.state, task.try_number) for name, task in training_run.tasks.items()
+    } == dict.fromkeys(ORDER, ("success", 1))
+    assert list(training_run.tasks) == ORDER
+
+
+def test_the_model_is_better_than_the_baseline(training_run) -> None:
+    trained = training_run.results["train_model"]
+    assert trained["accuracy"] >= 0.80
+    assert trained["accuracy"] > trained["baseline_accuracy"]
+
+
+def test_the_data_is_real(training_run) -> None:
+    loaded = training_run.results["load_data"]
+    assert set(loaded["rows"]) == {"train", "val", "test"}
+    assert sum(loaded["rows"].values()) > 10_000
+    assert re.fullmatch(r"[0-9a-f]{64}", loaded["sha256"])
+
+
+def test_the_model_is_registered_with_its_metrics(training_run, mlflow) -> None:
+    uploaded = training_run.results["upload_model"]
+    assert uploaded["registry"] == "mlflow"
+    version = mlflow.get(
+        "api/2.0/mlflow/model-versions/get", name=uploaded["name"], version=uploaded["version"]
+    ).json()["model_version"]
+    assert uploaded["name"] == "airflow-pipeline"
+    run = mlflow.get("api/2.0/mlflow/runs/get", run_id=version["run_id"]).json()["run"]
+    metrics = {one["key"]: one["value"] for one in run["data"]["metrics"]}
+    trained = training_run.results["train_model"]
+    assert abs(metrics["accuracy"] - trained["accuracy"]) < 1e-9
+    assert abs(metrics["baseline_accuracy"] - trained["baseline_accuracy"]) < 1e-9
+
+
+def test_the_plots_are_in_the_registry(training_run, mlflow) -> None:
+    uploaded = training_run.results["upload_model"]
+    version = mlflow.get(
+        "api/2.0/mlflow/model-versions/get", name=uploaded["name"], version=uploaded["version"]
+    ).json()["model_version"]
+    files = list(artifacts(mlflow, version["run_id"]))
+    plots = [path for path in files if path.endswith(".png")]
+    assert any("confusion" in path for path in plots), files
+    for path in plots:
+        content = mlflow.get("get-artifact", run_id=version["run_id"], path=path).content
+        assert content.startswith(PNG), path
+        assert len(content) > 2000, path
+
+
+def artifacts(mlflow, run_id: str, path: str = ""):
+    found = mlflow.get("api/2.0/mlflow/artifacts/list", run_id=run_id, path=path).json()
+    for entry in found.get("files", []):
+        if entry["is_dir"]:
+            yield from artifacts(mlflow, run_id, entry["path"])
+        else:
+            yield entry["path"]
+
+
+def test_the_directory_of_the_run_is_empty(training_run, stack: Stack) -> None:
+    path = stack.run_path("training_dag", training_run.run_id)
+    assert [file for file in stack.list_volume() if file.startswith(path)] == []
+
+
+def test_logs_outlive_their_pods(training_run, stack: Stack, airflow: Airflow) -> None:
+    selector = "dag_id=training_dag"
+    stack.kube.run("wait", "pods", "--for=delete", "--selector", selector, "--timeout=60s")
+    assert stack.kube.items("pods", selector) == []
+    for name in ORDER:
+        log = airflow.log("training_dag", training_run.run_id, name)
+        assert "Marking task as SUCCESS" in log, name
+    results = [
+        line
+        for line in container_lines(airflow.log("training_dag", training_run.run_id, "train_model"))
+        if line.startswith("RESULT ")
+    ]
+    assert len(results) == 1
+
+
+def test_no_secret_is_shown(training_run, stack: Stack, airflow: Airflow) -> None:
+    values = {
+        base64.b64decode(value).decode(errors="replace")
+        for secret in stack.kube.items("secrets")
+        if secret["type"] == "Opaque"
+        for value in secret.get("data", {}).values()
+    }
+    # Short ones (a user's name) are no secrets.
+    values = {value for value in values if len(value) >= 12}
+    assert values
+    shown = "\n".join(training_run.logs.values())
+    rendered = airflow.request(
+        "GET", f"dags/training_dag/dagRuns/{training_run.run_id}/taskInstances"
+    ).text
+    assert "load-sst2-data" in rendered
+    for value in values:
+        assert value not in shown
+        assert value not in rendered
