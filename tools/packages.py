@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+from tools.cache import lock
 from tools.errors import UserError
 
 
@@ -27,9 +28,17 @@ def ensure_packages(purpose: str, names: list[str]) -> None:
 
     Raises UserError when the user declines, or apt cannot install.
     """
-    wanted = missing_packages(names) if names else []
-    if not wanted:
+    if not names or not missing_packages(names):
         return
+    # One at a time: apt waits for dpkg's lock, not for the one of its lists, and two questions
+    # at once could not be told apart.
+    with lock("apt"):
+        wanted = missing_packages(names)
+        if wanted:
+            _install(purpose, wanted)
+
+
+def _install(purpose: str, wanted: list[str]) -> None:
     print(f"==> {purpose} needs Debian packages: {' '.join(wanted)}", file=sys.stderr, flush=True)
     if os.geteuid() != 0:
         raise UserError(f"not root: run `sudo apt-get install {' '.join(wanted)}` first")
