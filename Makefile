@@ -24,7 +24,7 @@ password: ## Print the password of the Airflow pages
 	@$(PY) -m tools.run password
 ui: ## Forward the Airflow and MLflow pages until Ctrl-C
 	@$(PY) -m tools.run ui
-logs: ## Task states and last log lines of the newest run of each DAG
+logs: ## Task states and last log lines of the newest runs (C=kubelet: a part of the cluster)
 	@$(PY) -m tools.run logs
 train: ## Trigger training_dag and wait (N=5: five runs at once)
 	@$(PY) -m tools.run train
@@ -68,5 +68,6 @@ test-e2e: ## Install and run everything on a cluster of its own
 #: CLUSTER_NAME=name    several clusters beside each other (default: ml-pipelines)
 #: VALUES=file.yaml     a values file of your own, on top of values/$(ENV).yaml
 #: N=1                  runs that `make train` and `make infer` start
+#: C=name               the part of the cluster whose log `make logs` shows
 #: K=expression         what pytest's -k takes, for the test targets
 #: YES=1                install missing Debian packages without asking

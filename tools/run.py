@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from cluster.__main__ import show_logs
 from tools.airflow_api import Airflow, Task, run_seconds, telling_lines
 from tools.errors import UserError, run_main
 from tools.forward import Forward, free_port
@@ -277,7 +278,12 @@ def status(stack: Stack) -> int:
 
 
 def logs(stack: Stack, lines: int = 12) -> int:
-    """Print the tasks of the newest run of each DAG, with the last lines of their logs."""
+    """Print the tasks of the newest run of each DAG, with the last lines of their logs.
+
+    With the variable C: the log of that part of the cluster.
+    """
+    if os.environ.get("C"):
+        return show_logs(stack.cluster, os.environ["C"])
     with stack.airflow() as airflow:
         for dag_id in DAG_IDS:
             newest = airflow.newest_run(dag_id)
@@ -293,7 +299,9 @@ def logs(stack: Stack, lines: int = 12) -> int:
                 log = airflow.log(dag_id, newest["dag_run_id"], task.task_id, task.try_number)
                 for line in telling_lines(log, lines):
                     say(f"    {line}")
-    say("the cluster's own components: tools/python -m cluster logs")
+    parts = ", ".join(stack.cluster.log_files())
+    if parts:
+        say(f"the cluster's own parts, each by `make logs C=name`: {parts}")
     return 0
 
 
