@@ -41,9 +41,22 @@ def node_binary(phase: Phase) -> Path:
                 phase.note(line)
 
         output = str(directory / "node")
-        _go([go, "build", "-v", "-ldflags=-s -w", "-o", output, "."], env, log, phase, count)
+        flags = f"-ldflags={link_flags()}"
+        _go([go, "build", "-v", flags, "-o", output, "."], env, log, phase, count)
 
-    return cached("node", f"{digest(SOURCE)}-{version}", build) / "node"
+    return cached("node", _key(version), build) / "node"
+
+
+def link_flags() -> str:
+    """Return the linker's flags: no debug tables, and the version that Kubernetes reports.
+
+    A module build knows no git tag, see k8s.io/component-base/version/base.go.
+    """
+    version = _from_go_mod(r"^\tk8s.io/kubernetes (v\S+)$")
+    major, minor, _ = version.removeprefix("v").split(".")
+    facts = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
+    package = "k8s.io/component-base/version"
+    return " ".join(["-s -w", *(f"-X {package}.{key}={value}" for key, value in facts.items())])
 
 
 def is_built() -> bool:
@@ -52,7 +65,7 @@ def is_built() -> bool:
         _, version = find_go(download=False)
     except UserError:
         return False
-    return (CACHE / "node" / f"{digest(SOURCE)}-{version}").is_dir()
+    return (CACHE / "node" / _key(version)).is_dir()
 
 
 def find_go(*, download: bool = True) -> tuple[str, str]:
@@ -62,7 +75,7 @@ def find_go(*, download: bool = True) -> tuple[str, str]:
 
     Raises UserError when neither can be had.
     """
-    (needed,) = re.findall(r"^go (\S+)$", (SOURCE / "go.mod").read_text(), re.MULTILINE)
+    needed = _from_go_mod(r"^go (\S+)$")
     own = shutil.which("go")
     if own:
         version = _version(own)
@@ -87,6 +100,15 @@ def build_environment(go: str) -> dict[str, str]:
         # The compiler's own garbage collector costs more time than memory is worth here.
         "GOGC": "400",
     }
+
+
+def _key(version: str) -> str:
+    return f"{digest(SOURCE, link_flags())}-go{version}"
+
+
+def _from_go_mod(pattern: str) -> str:
+    (found,) = re.findall(pattern, (SOURCE / "go.mod").read_text(), re.MULTILINE)
+    return found
 
 
 def _version(go: str) -> str:
