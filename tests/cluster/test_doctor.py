@@ -5,8 +5,8 @@ import os
 import shutil
 import socket
 import subprocess
-from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -89,8 +89,8 @@ def test_too_little_memory_is_refused(monkeypatch: pytest.MonkeyPatch, config: C
 
 
 def test_too_little_disk_is_refused(monkeypatch: pytest.MonkeyPatch, config: Config) -> None:
-    usage = namedtuple("usage", "total used free")  # noqa: PYI024  (as shutil's)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1024**3))
+    nearly_full = SimpleNamespace(total=10, used=9, free=1024**3)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: nearly_full)
     problem = doctor.check_disk(config)
     assert problem is not None
     assert "1.0 GiB are free at" in problem
