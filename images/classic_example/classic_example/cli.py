@@ -1,0 +1,174 @@
+"""Command line of the workload: `python classic_example/cli.py COMMAND ARGUMENTS`.
+
+Each command ends with status 0 and a RESULT line, or with another status and one line on stderr
+that starts with ERROR. Heavy libraries are imported by the commands that need them.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    # Run as a script, Python puts this file's directory first on the path, where any library that
+    # imports a `data` or `config` of its own would find ours. The package's parent belongs there.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from classic_example.errors import WorkloadError, one_line, scrub
+from classic_example.results import report
+
+Arguments = argparse.Namespace
+
+
+def load_sst2_data(arguments: Arguments) -> dict[str, Any]:
+    """Write train.csv, val.csv and test.csv to a directory."""
+    from classic_example.sources import load_and_save
+
+    directory = arguments.directory
+    return load_and_save(directory / "train.csv", directory / "val.csv", directory / "test.csv")
+
+
+def load_sst2_data_file_input(arguments: Arguments) -> dict[str, Any]:
+    """Write the three splits to three given files."""
+    from classic_example.sources import load_and_save
+
+    return load_and_save(arguments.train, arguments.val, arguments.test)
+
+
+def train(arguments: Arguments) -> dict[str, Any]:
+    """Train and evaluate a model as a JSON configuration says."""
+    from classic_example.train import train
+
+    return train(arguments.config)
+
+
+def upload_to_registry(arguments: Arguments) -> dict[str, Any]:
+    """Upload a trained model as a new version."""
+    from classic_example.registry import registry_from_environment
+    from classic_example.registry.base import upload_to_registry
+
+    registry = registry_from_environment()
+    return upload_to_registry(registry, arguments.name, arguments.directory)
+
+
+def load_from_registry(arguments: Arguments) -> dict[str, Any]:
+    """Fetch a version of a model into a directory."""
+    from classic_example.registry import registry_from_environment
+    from classic_example.registry.base import load_from_registry
+
+    registry = registry_from_environment()
+    return load_from_registry(registry, arguments.reference, arguments.directory)
+
+
+def run_inference_on_dataframe(arguments: Arguments) -> dict[str, Any]:
+    """Add predictions to the rows of a CSV file."""
+    from classic_example.inference import run_inference_on_dataframe
+
+    return run_inference_on_dataframe(arguments.source, arguments.model, arguments.target)
+
+
+# Command, its function, and its positional arguments: name, type, help.
+COMMANDS = {
+    "load-sst2-data": (
+        load_sst2_data,
+        [("directory", Path, "directory for train.csv, val.csv and test.csv")],
+    ),
+    "load-sst2-data-file-input": (
+        load_sst2_data_file_input,
+        [
+            ("train", Path, "CSV file to write the training rows to"),
+            ("val", Path, "CSV file to write the held-out rows to"),
+            ("test", Path, "CSV file to write the rows without labels to"),
+        ],
+    ),
+    "train": (train, [("config", Path, "JSON configuration with the Trainer's names")]),
+    "upload-to-registry": (
+        upload_to_registry,
+        [
+            ("name", str, "name of the model in the registry"),
+            ("directory", Path, "directory that train wrote"),
+        ],
+    ),
+    "load-from-registry": (
+        load_from_registry,
+        [
+            ("reference", str, "NAME:latest, NAME:vN or NAME:ALIAS"),
+            ("directory", Path, "directory to put the model in"),
+        ],
+    ),
+    "run-inference-on-dataframe": (
+        run_inference_on_dataframe,
+        [
+            ("source", Path, "CSV file with a column `sentence`"),
+            ("model", Path, "directory of the model"),
+            ("target", Path, "CSV file to write"),
+        ],
+    ),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    main_parser = argparse.ArgumentParser(prog="cli.py", description="Sentence classification.")
+    commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (function, arguments) in COMMANDS.items():
+        command = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+        command.set_defaults(function=function)
+        for argument, kind, text in arguments:
+            command.add_argument(argument, type=kind, help=text)
+    return main_parser
+
+
+def stop(number: int, _frame: object) -> None:
+    """End on a signal as on an error, so that half-made files are removed."""
+    raise SystemExit(128 + number)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status."""
+    # The first process of a container gets no default handler: without one, a deleted pod would
+    # work on until it is killed.
+    signal.signal(signal.SIGTERM, stop)
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stdout,
+    )
+    logging.getLogger("classic_example").setLevel(logging.INFO)
+    arguments = parser().parse_args(argv)
+    try:
+        report(arguments.function(arguments))
+    except WorkloadError as error:
+        return failed(one_line(error))
+    except KeyboardInterrupt:
+        return failed("interrupted")
+    except MemoryError:
+        return failed("out of memory; raise the task's memory limit")
+    except Exception as error:
+        # Not foreseen: whoever mends it needs the trace, and nobody needs the key in it.
+        sys.stderr.write(scrub(traceback.format_exc()))
+        return failed(f"unexpected {type(error).__name__}: {one_line(error)}")
+    return 0
+
+
+def failed(message: str) -> int:
+    """Print the one line that says what went wrong and return the exit status."""
+    print(f"ERROR: {message}", file=sys.stderr, flush=True)
+    return 1
+
+
+if __name__ == "__main__":
+    try:
+        status = main()
+    except SystemExit as exit:
+        status = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit(): the exit hooks of a registry's SDK may wait minutes for a server that is gone.
+    os._exit(status)

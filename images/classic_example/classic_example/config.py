@@ -1,0 +1,199 @@
+"""The training configuration: one JSON object with the names of Hugging Face's Trainer."""
+
+import difflib
+import json
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from classic_example.errors import WorkloadError
+
+SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
+STRATEGIES = ("no", "steps", "epoch")
+
+# Names of transformers.TrainingArguments (and of the original example's own arguments) that change
+# nothing here: the loop is on the CPU, keeps no checkpoints and reports to the registry on upload.
+# They are accepted, so that a configuration written for the Trainer runs as it is.
+WITHOUT_EFFECT = frozenset(
+    {
+        "cache_dir",
+        "dataloader_drop_last",
+        "dataloader_num_workers",
+        "dataloader_pin_memory",
+        "disable_tqdm",
+        "do_eval",
+        "do_predict",
+        "do_train",
+        "eval_delay",
+        "fp16",
+        "bf16",
+        "greater_is_better",
+        "group_by_length",
+        "label_names",
+        "load_best_model_at_end",
+        "log_level",
+        "logging_dir",
+        "logging_first_step",
+        "logging_strategy",
+        "metric_for_best_model",
+        "no_cuda",
+        "optim",
+        "overwrite_cache",
+        "overwrite_output_dir",
+        "pad_to_max_length",
+        "push_to_hub",
+        "remove_unused_columns",
+        "report_to",
+        "run_name",
+        "save_model",
+        "save_safetensors",
+        "save_steps",
+        "save_strategy",
+        "save_total_limit",
+        "use_cpu",
+        "use_fast_tokenizer",
+        "use_wandb",
+    }
+)
+# Older names of the same setting.
+RENAMED = {"evaluation_strategy": "eval_strategy"}
+
+
+def setting(default: Any, low: float = -math.inf, high: float = math.inf) -> Any:
+    """Declare a field with the inclusive range of a number."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What to train, on what, and how. Names and meanings are those of TrainingArguments.
+
+    Own additions: `freeze_embeddings`, `freeze_layers` (from the input side) and `dropout` (None
+    keeps the model's own), which trade a little capacity for a lot of time on a CPU.
+    """
+
+    model_name_or_path: str
+    train_file: str
+    validation_file: str
+    output_dir: str
+    config_name: str | None = None
+    tokenizer_name: str | None = None
+    max_seq_length: int = setting(128, 2, 4096)
+    max_train_samples: int | None = setting(None, 2)
+    max_eval_samples: int | None = setting(None, 2)
+    per_device_train_batch_size: int = setting(8, 1, 4096)
+    per_device_eval_batch_size: int = setting(8, 1, 4096)
+    gradient_accumulation_steps: int = setting(1, 1, 4096)
+    learning_rate: float = setting(5e-5, 0, 1)
+    weight_decay: float = setting(0.0, 0, 1)
+    adam_beta1: float = setting(0.9, 0, 0.9999999)
+    adam_beta2: float = setting(0.999, 0, 0.9999999)
+    adam_epsilon: float = setting(1e-8, 0, 1)
+    max_grad_norm: float = setting(1.0, 0)
+    num_train_epochs: float = setting(3.0, 0)
+    max_steps: int = setting(-1, -1)
+    lr_scheduler_type: str = "linear"
+    warmup_ratio: float = setting(0.0, 0, 1)
+    warmup_steps: int = setting(0, 0)
+    logging_steps: int = setting(500, 1)
+    eval_strategy: str = "no"
+    eval_steps: int | None = setting(None, 1)
+    seed: int = setting(42, 0, 2**32 - 1)
+    freeze_embeddings: bool = False
+    freeze_layers: int = setting(0, 0)
+    dropout: float | None = setting(None, 0, 0.99)
+
+
+def read_config(path: Path) -> tuple[TrainingConfig, list[str]]:
+    """Return the configuration in a JSON file and the names in it that have no effect.
+
+    Raises:
+        WorkloadError: no such file, broken JSON, an unknown or missing name, or a value of the
+            wrong type or out of range.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WorkloadError(f"the configuration {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise WorkloadError(f"the configuration {path} cannot be read: {error}") from None
+    except json.JSONDecodeError as error:
+        raise WorkloadError(
+            f"{path} is not valid JSON: {error.msg} at line {error.lineno} column {error.colno}"
+        ) from None
+    if not isinstance(content, dict):
+        raise WorkloadError(f"{path} must hold a JSON object, not {type(content).__name__}")
+    return parse_config(content, str(path))
+
+
+def parse_config(content: dict[str, Any], origin: str) -> tuple[TrainingConfig, list[str]]:
+    """Return the configuration in `content`, as read_config; `origin` names it in errors."""
+    content = {RENAMED.get(name, name): value for name, value in content.items()}
+    known = {one.name: one for one in fields(TrainingConfig)}
+    for name in content:
+        if name not in known and name not in WITHOUT_EFFECT:
+            raise WorkloadError(f"{origin}: unknown key {name!r}{suggestion(name, known)}")
+    required = ("model_name_or_path", "train_file", "validation_file", "output_dir")
+    missing = [name for name in required if not content.get(name)]
+    if missing:
+        raise WorkloadError(f"{origin}: missing key {', '.join(missing)}")
+    values = {
+        name: checked(origin, known[name], value)
+        for name, value in content.items()
+        if name in known
+    }
+    config = TrainingConfig(**values)
+    require_one_of(origin, "lr_scheduler_type", config.lr_scheduler_type, SCHEDULES)
+    require_one_of(origin, "eval_strategy", config.eval_strategy, STRATEGIES)
+    if config.max_steps <= 0 and config.num_train_epochs <= 0:
+        raise WorkloadError(f"{origin}: max_steps or num_train_epochs must be above 0")
+    return config, sorted(name for name in content if name in WITHOUT_EFFECT)
+
+
+def suggestion(name: str, known: dict[str, Any]) -> str:
+    """Return `; did you mean 'x'?` when a known name is close."""
+    close = difflib.get_close_matches(name, [*known, *WITHOUT_EFFECT], n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def checked(origin: str, declared: Any, value: Any) -> Any:
+    """Return `value` as the declared type of its field.
+
+    Raises:
+        WorkloadError: it has another type or is out of range.
+    """
+    name, kind = declared.name, str(declared.type)
+    if value is None and ("None" in kind or declared.default is None):
+        return None
+    if "bool" in kind:
+        fits = isinstance(value, bool)
+    elif "int" in kind:
+        fits = isinstance(value, int) and not isinstance(value, bool)
+    elif "float" in kind:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        value = float(value) if fits else value
+    else:
+        fits = isinstance(value, str)
+    if not fits:
+        raise WorkloadError(f"{origin}: {name} must be {described(kind)}, not {value!r}")
+    low, high = declared.metadata.get("low", -math.inf), declared.metadata.get("high", math.inf)
+    if not isinstance(value, bool | str) and not low <= value <= high:
+        limit = f"at least {low:g}" if value < low else f"at most {high:g}"
+        raise WorkloadError(f"{origin}: {name} is {value:g}, it must be {limit}")
+    return value
+
+
+def described(kind: str) -> str:
+    """Return a plain name for a field's type."""
+    if "bool" in kind:
+        return "true or false"
+    if "int" in kind:
+        return "a whole number"
+    return "a number" if "float" in kind else "a text"
+
+
+def require_one_of(origin: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise WorkloadError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise WorkloadError(f"{origin}: {name} is {value!r}, allowed: {', '.join(allowed)}")

@@ -1,0 +1,36 @@
+"""The fault a user can act on, and how its text is made safe to print."""
+
+import base64
+import os
+import re
+
+# Environment variables whose values must never reach a log.
+SECRET_VARIABLES = (
+    "WANDB_API_KEY",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "HF_TOKEN",
+)
+
+
+class WorkloadError(Exception):
+    """An expected fault; its text is one line that names the thing and the way out."""
+
+
+def scrub(text: str) -> str:
+    """Return `text` without the value of any secret variable, plain or as basic-auth base64."""
+    for name in SECRET_VARIABLES:
+        secret = os.environ.get(name, "").strip()
+        if not secret:
+            continue
+        basic = base64.b64encode(f"api:{secret}".encode()).decode()
+        text = text.replace(secret, "***").replace(basic, "***")
+    # A password in an address: http://user:password@host
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
+
+
+def one_line(error: BaseException, limit: int = 600) -> str:
+    """Return the text of `error` on one line without secrets, at most `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = scrub(text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

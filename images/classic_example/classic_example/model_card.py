@@ -1,0 +1,55 @@
+"""README.md of a trained model, in the form of a Hugging Face model card."""
+
+from typing import Any
+
+from classic_example.model_files import CONFUSION_MATRIX, TRAINING_CURVE
+
+TEMPLATE = """\
+---
+language: en
+library_name: transformers
+pipeline_tag: text-classification
+base_model: {base_model}
+metrics: [accuracy, f1]
+---
+# Sentence sentiment: negative (0) or positive (1)
+
+Fine-tuned from `{base_model}` on {train_samples} sentences in {steps} steps of {batch_size}.
+
+| | held out ({eval_samples} rows) | tf-idf + logistic regression |
+|---|---|---|
+| accuracy | {accuracy:.4f} | {baseline_accuracy:.4f} |
+| F1 | {f1:.4f} | {baseline_f1:.4f} |
+
+The held-out rows took no part in training or in any choice during it.
+
+Data: {data_source} (SHA-256 `{data_sha256}`).
+{origin}
+![Confusion matrix]({confusion_matrix})
+![Training curve]({training_curve})
+
+## Use
+
+```python
+from transformers import pipeline
+
+pipeline("text-classification", model=".")("a warm, funny, engaging film")
+```
+
+## Limits
+
+English film reviews, one sentence at a time, at most {max_seq_length} tokens. Not tried on other
+text.
+"""
+
+
+def model_card(values: dict[str, Any], lineage: dict[str, str]) -> str:
+    """Return the card. `values` fills the template; `lineage` says which run made the model."""
+    made_by = [f"{key} `{lineage[key]}`" for key in ("dag_id", "run_id", "image") if key in lineage]
+    origin = f"\nMade by {', '.join(made_by)}.\n" if made_by else ""
+    return TEMPLATE.format(
+        **values,
+        origin=origin,
+        confusion_matrix=CONFUSION_MATRIX,
+        training_curve=TRAINING_CURVE,
+    )

@@ -1,0 +1,78 @@
+"""The pictures that go with a model. Figures are drawn without pyplot, which costs a second."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from classic_example.data import LABELS
+
+DPI = 110
+
+
+def draw_confusion_matrix(counts: Sequence[Sequence[int]], path: Path) -> None:
+    """Draw counts by [true label][predicted label], each with its share of the true label."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for true, row in enumerate(counts):
+        for predicted, count in enumerate(row):
+            share = shares[true][predicted]
+            axes.text(
+                predicted,
+                true,
+                f"{count}\n{share:.1%}",
+                ha="center",
+                va="center",
+                color="white" if share > 0.5 else "black",
+            )
+    axes.set_xticks(list(LABELS), LABELS.values())
+    axes.set_yticks(list(LABELS), LABELS.values(), rotation=90, va="center")
+    axes.set(xlabel="predicted", ylabel="true", title="Held-out sentences")
+    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true label")
+    figure.savefig(path, dpi=DPI)
+
+
+def draw_training_curve(history: Sequence[dict], final: dict[str, float], path: Path) -> None:
+    """Draw training loss, and held-out accuracy beside the baseline's.
+
+    `history` holds points with `step` and either `loss` and `train_accuracy` or `eval_accuracy`;
+    `final` holds accuracy, baseline_accuracy and steps.
+    """
+    from matplotlib.figure import Figure
+
+    trained = [point for point in history if "loss" in point]
+    held_out = [point for point in history if "eval_accuracy" in point]
+    steps = [point["step"] for point in trained]
+
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(steps, [point["loss"] for point in trained], marker=".", color="tab:blue")
+    left.set(xlabel="step", ylabel="cross-entropy", title="Training loss")
+    right.plot(
+        steps,
+        [point["train_accuracy"] for point in trained],
+        marker=".",
+        color="tab:blue",
+        alpha=0.5,
+        label="training batches, before each update",
+    )
+    right.plot(
+        [*(point["step"] for point in held_out), final["steps"]],
+        [*(point["eval_accuracy"] for point in held_out), final["accuracy"]],
+        marker="o",
+        color="tab:green",
+        label=f"held out: {final['accuracy']:.3f}",
+    )
+    right.axhline(
+        final["baseline_accuracy"],
+        linestyle="--",
+        color="tab:red",
+        label=f"tf-idf baseline: {final['baseline_accuracy']:.3f}",
+    )
+    right.set(xlabel="step", ylabel="accuracy", title="Accuracy")
+    right.legend(loc="lower right", fontsize="small")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=DPI)

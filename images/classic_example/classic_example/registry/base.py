@@ -1,0 +1,187 @@
+"""What every model registry does, and what is the same in all of them."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from classic_example import lineage
+from classic_example.data import names
+from classic_example.errors import WorkloadError
+from classic_example.files import new_directory, read_json, sha256_of, write_json
+from classic_example.model_files import (
+    ARGUMENTS_FILE,
+    CONFUSION_MATRIX,
+    HISTORY_FILE,
+    LINEAGE_FILE,
+    METRICS_FILE,
+    MODEL_FILES,
+    REGISTRY_FILE,
+    TRAINING_CURVE,
+    WEIGHTS_FILE,
+)
+
+LATEST = "latest"
+# Tag of a version: SHA-256 of its weights, checked at each load.
+WEIGHTS_TAG = "model_sha256"
+# Seconds for the first answer of a server. Every expected failure ends the command within 30 s.
+PREFLIGHT_SECONDS = 8.0
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model in a registry: NAME or NAME:ALIAS. ALIAS is latest, vN, N or a name given there."""
+
+    name: str
+    alias: str = LATEST
+
+    @classmethod
+    def parse(cls, text: str) -> "ModelRef":
+        """Return the reference in `text`.
+
+        Raises:
+            WorkloadError: it has another form.
+        """
+        name, _, alias = text.partition(":")
+        ref = cls(name, alias or LATEST)
+        if not NAME.fullmatch(ref.name) or not NAME.fullmatch(ref.alias):
+            raise WorkloadError(
+                f"{text!r} is not a model reference; write NAME or NAME:ALIAS with letters, "
+                "digits, '.', '_' and '-'"
+            )
+        return ref
+
+    @property
+    def version(self) -> int | None:
+        """Number of the version when the alias is `vN` or `N`, else None."""
+        match = re.fullmatch(r"v?(\d+)", self.alias)
+        return int(match[1]) if match else None
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.alias}"
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """A version in a registry. `version` has the form vN, `uri` is the registry's own reference."""
+
+    registry: str
+    name: str
+    version: str
+    uri: str
+    run_url: str
+
+
+@dataclass
+class Package:
+    """A trained model on its way to a registry."""
+
+    directory: Path
+    metrics: dict[str, float]
+    params: dict[str, Any]
+    history: list[dict[str, float]]
+    tags: dict[str, str]
+    plots: list[Path] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+
+class Registry(Protocol):
+    """A place that keeps versions of models."""
+
+    name: str
+
+    def upload(self, model_name: str, package: Package) -> Uploaded:
+        """Store a new version with everything that belongs to it.
+
+        Raises:
+            WorkloadError: the server refuses, cannot be reached or does not answer.
+        """
+
+    def download(self, ref: ModelRef, directory: Path) -> dict[str, Any]:
+        """Fill an empty directory with the files of a version and return what is known about it.
+
+        The result has name, version, uri, run_url and tags.
+
+        Raises:
+            WorkloadError: as upload, or there is no such model or alias; then it lists those that
+                exist.
+        """
+
+
+def package(directory: Path) -> Package:
+    """Return the model that `train` left in a directory, ready for an upload.
+
+    Raises:
+        WorkloadError: the directory is missing or is not a whole model.
+    """
+    if not directory.is_dir():
+        raise WorkloadError(f"{directory} does not exist; train makes it")
+    missing = [name for name in MODEL_FILES if not (directory / name).is_file()]
+    if missing:
+        raise WorkloadError(f"{directory} is not a trained model: it has no {names(missing)}")
+    plots = [directory / name for name in (CONFUSION_MATRIX, TRAINING_CURVE)]
+    origin = {**read_json(directory / LINEAGE_FILE), **lineage.of_this_run()}
+    return Package(
+        directory=directory,
+        metrics=read_json(directory / METRICS_FILE),
+        params=read_json(directory / ARGUMENTS_FILE),
+        history=read_json(directory / HISTORY_FILE).get("log_history", []),
+        tags={
+            **{key: str(value) for key, value in origin.items()},
+            WEIGHTS_TAG: sha256_of(directory / WEIGHTS_FILE),
+        },
+        plots=[path for path in plots if path.is_file()],
+        # An earlier load may have left its mark; this is a new version.
+        files=sorted(
+            path for path in directory.iterdir() if path.is_file() and path.name != REGISTRY_FILE
+        ),
+    )
+
+
+def upload_to_registry(registry: Registry, model_name: str, directory: Path) -> dict[str, Any]:
+    """Upload a trained model as a new version and return the step's result."""
+    ref = ModelRef.parse(model_name)
+    if ":" in model_name:
+        raise WorkloadError(f"upload takes a plain model name, not {model_name!r}")
+    return asdict(registry.upload(ref.name, package(directory)))
+
+
+def load_from_registry(registry: Registry, reference: str, directory: Path) -> dict[str, Any]:
+    """Fetch a version into a directory, which appears whole or not at all; return the result."""
+    ref = ModelRef.parse(reference)
+    with new_directory(directory) as partial:
+        known = registry.download(ref, partial)
+        missing = [name for name in MODEL_FILES if not (partial / name).is_file()]
+        if missing:
+            raise WorkloadError(f"{ref} in {registry.name} is incomplete: no {names(missing)}")
+        expected = known["tags"].get(WEIGHTS_TAG)
+        if expected and sha256_of(partial / WEIGHTS_FILE) != expected:
+            raise WorkloadError(f"{ref} in {registry.name} is damaged: {WEIGHTS_FILE} has changed")
+        metrics = read_json(partial / METRICS_FILE)
+        write_json(
+            partial / REGISTRY_FILE,
+            {"registry": registry.name, "reference": str(ref), **known, "metrics": metrics},
+        )
+    return {
+        "registry": registry.name,
+        "name": known["name"],
+        "version": known["version"],
+        "path": str(directory),
+    }
+
+
+def unknown_model(registry: str, ref: ModelRef, existing: Iterable[str]) -> WorkloadError:
+    """Return the error for a model that is not there."""
+    there = names(sorted(existing)) or "none yet; run training_dag first"
+    return WorkloadError(f"{registry} has no model {ref.name!r}; models there: {there}")
+
+
+def unknown_alias(registry: str, ref: ModelRef, existing: Iterable[str]) -> WorkloadError:
+    """Return the error for a version or alias that is not there."""
+    there = names(existing) or "none"
+    return WorkloadError(
+        f"model {ref.name!r} in {registry} has no version or alias {ref.alias!r}; "
+        f"there are: {there}"
+    )
