@@ -14,13 +14,15 @@ from functools import cached_property
 from typing import Any
 
 from cluster import Provider, provider
+from cluster.embedded import doctor as cluster_doctor
 from dags.ml_pipelines.runs import run_directory
-from images.build import build_all
+from images import build as images_build
 from tools.airflow_api import Airflow
 from tools.chart import dependency
 from tools.errors import UserError
 from tools.forward import Forward
 from tools.kube import Kube, KubectlError
+from tools.packages import ensure_packages
 from tools.progress import Phase, Phases, console
 from tools.release import NAMESPACE, RELEASE, Release, image_values, merge
 from tools.volume import list_files, read_file
@@ -52,14 +54,19 @@ class Stack:
         """
         with phases.phase("check this machine"):
             self.cluster.doctor()
+        if self.cluster.kind == "embedded":
+            # All of them at once: one question, one run of apt.
+            with phases.phase("packages of this machine"):
+                packages = sorted({*cluster_doctor.HOST_PACKAGES, *images_build.HOST_PACKAGES})
+                ensure_packages("the embedded cluster and its images", packages)
         # A cluster that is not ours takes its images from a registry: the values name them.
         own_images = self.cluster.kind != "existing"
         # Side by side: while one downloads, the other computes.
         with ThreadPoolExecutor(2) as pool:
             up = pool.submit(self.cluster.up, phases)
-            build = pool.submit(build_all if own_images else lambda _: None, phases)
-            _first_error([up, build])
-        images = build.result()
+            build = pool.submit(images_build.build_all, phases) if own_images else None
+            _first_error([up, build] if build else [up])
+        images = build.result() if build else None
         with phases.phase("chart dependency"):
             dependency(os.environ.get("CHART_REPOSITORY") or "package")
         if images:
