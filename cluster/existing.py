@@ -15,7 +15,7 @@ class ExistingCluster:
     """Uses KUBECONFIG or ~/.kube/config as it is, and never stops or removes the cluster.
 
     Its nodes pull images from a registry, and its pods clone the DAGs from a git server, so
-    both must be named: IMAGES_VALUES (a values file with the images) and DAGS_REPO.
+    both must be named: VALUES (a values file with the images) and DAGS_REPO.
     """
 
     kind = "existing"
@@ -63,7 +63,7 @@ class ExistingCluster:
     def load_images(self, lock: dict[str, Any], phase: Phase) -> None:
         raise UserError(
             "images cannot be loaded into an existing cluster: push them to its registry "
-            "(images/README.md) and name them in a values file with IMAGES_VALUES=FILE"
+            "(images/README.md) and name them in a values file with VALUES=FILE"
         )
 
     def values(self) -> dict[str, Any]:
