@@ -1,6 +1,7 @@
 """A whole inference run, with the model that the training run has registered."""
 
 import csv
+import hashlib
 import io
 import json
 
@@ -26,10 +27,7 @@ def test_every_task_succeeds_at_the_first_try(inference_run) -> None:
 def test_it_takes_the_newest_model(training_run, inference_run) -> None:
     uploaded = training_run.results["upload_model"]
     loaded = inference_run.results["load_model"]
-    assert (loaded["name"], str(loaded["version"])) == (
-        uploaded["name"],
-        str(uploaded["version"]),
-    )
+    assert (loaded["name"], loaded["version"]) == (uploaded["name"], uploaded["version"])
 
 
 def test_the_predictions_are_a_row_for_each_sentence(inference_run, stack: Stack) -> None:
@@ -44,7 +42,7 @@ def test_the_predictions_are_a_row_for_each_sentence(inference_run, stack: Stack
 
 def test_the_predictions_agree_with_the_labels(inference_run, stack: Stack) -> None:
     rows = predictions(stack, inference_run.run_id)
-    agreed = [(float(row["correct_sentence_conf"]) > 0.5) == (row["label"] == "1") for row in rows]
+    agreed = [(float(row["correct_sentence_conf"]) >= 0.5) == (row["label"] == "1") for row in rows]
     assert sum(agreed) / len(agreed) >= 0.75
 
 
@@ -59,8 +57,10 @@ def test_only_the_predictions_stay(inference_run, stack: Stack) -> None:
 def test_the_predictions_say_what_made_them(training_run, inference_run, stack: Stack) -> None:
     path = stack.run_path("inference_dag", inference_run.run_id)
     made = json.loads(stack.read_volume(f"{path}/pred.json"))
-    assert str(made["model_version"]) == str(training_run.results["upload_model"]["version"])
+    assert made["model"]["version"] == training_run.results["upload_model"]["version"]
     assert made["rows"] == inference_run.results["run_inference"]["rows"]
+    content = stack.read_volume(f"{path}/pred.csv").encode()
+    assert made["predictions"]["sha256"] == hashlib.sha256(content).hexdigest()
 
 
 def test_two_runs_at_once_do_not_meet(inference_run, airflow: Airflow, stack: Stack, aloud) -> None:
