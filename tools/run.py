@@ -56,6 +56,8 @@ def run(stack: Stack) -> int:
     """Bring everything up, run both DAGs and say what came out. Returns the exit status."""
     phases = Phases()
     report: dict[str, Any] = {"cluster": {}, "phases": []}
+    for dag_id in DAG_IDS:
+        report[dag_id] = dag_report(dag_id, {"state": None, "dag_run_id": None}, {})
     try:
         bring_up(stack, phases)
         report["cluster"] = cluster_report(stack)
