@@ -148,40 +148,27 @@ def _helm(*arguments: str) -> None:
 def rows(schema: dict[str, Any], values: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """Yield (key, default, description) for each leaf of values.schema.json, in its order.
 
-    A leaf is a key without properties of its own, or one that may hold anything. The official
+    A leaf has no properties of its own, or refers to a definition (resources, tasks). The official
     chart's values are left out. Raises UserError when values.yaml lacks a key.
     """
     for name, entry in schema["properties"].items():
         key = f"{prefix}{name}"
         if key in {"airflow", "global"}:
             continue
-        entry = _resolve(entry)
         if name not in values:
             raise UserError(f"values.yaml has no {key}, values.schema.json has")
-        value = values[name]
-        if entry.get("properties") and isinstance(value, dict) and value:
-            yield from rows(entry, value, f"{key}.")
+        if "properties" in entry:
+            yield from rows(entry, values[name], f"{key}.")
         else:
-            yield key, json.dumps(value), " ".join(entry["description"].split())
-
-
-_SCHEMA: dict[str, Any] = {}
-
-
-def _resolve(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return a schema entry with its $ref into `definitions` replaced; own words win."""
-    if "$ref" not in entry:
-        return entry
-    target = _SCHEMA["definitions"][entry["$ref"].removeprefix("#/definitions/")]
-    return {**target, **{k: v for k, v in entry.items() if k != "$ref"}}
+            yield key, json.dumps(values[name]), " ".join(entry["description"].split())
 
 
 def readme(*, check: bool) -> None:
     """Write the table of values into the chart's README, or refuse a stale one (UserError)."""
-    _SCHEMA.update(json.loads((CHART / "values.schema.json").read_text()))
+    schema = json.loads((CHART / "values.schema.json").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     lines = ["| Key | Default | What it is |", "|---|---|---|"]
-    for key, default, description in rows(_SCHEMA, values):
+    for key, default, description in rows(schema, values):
         text = description.replace("|", r"\|")
         lines.append(f"| `{key}` | `{default}` | {text} |")
     file = CHART / "README.md"
