@@ -1,0 +1,88 @@
+"""`helm template` and `helm lint` of the project's chart."""
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.api_server import api_server
+from tests.helpers.manifests import Manifests
+from tools import wheels
+from tools.paths import CHART, VALUES
+
+OLDEST_KUBERNETES = "1.29"
+ENVIRONMENTS = ("local", "staging", "production")
+
+# What the command adds to values/local.yaml: the address of the git repository, and the
+# directory of the training storage.
+LOCAL = {
+    "airflow": {"dags": {"gitSync": {"repo": "git://10.244.0.1/dags.git", "ref": "live"}}},
+    "storage": {"local": {"path": "/var/lib/training", "nodeName": "node0"}},
+}
+
+
+class HelmError(Exception):
+    """Helm refused; the text is its standard error."""
+
+
+def program(major: int = 4) -> str:
+    """Return the path of the helm to test with: HELM, or the pinned one of a major version."""
+    if major == 3:
+        return str(wheels.program("helm", "helm3"))
+    return os.environ.get("HELM") or str(wheels.helm())
+
+
+def run(*arguments: str | Path, major: int = 4) -> str:
+    """Run helm and return what it printed. Raises HelmError."""
+    words = [program(major), *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as directory:
+        # No kubeconfig and no cache of the person who runs the tests.
+        env = {**os.environ, "KUBECONFIG": "/dev/null", "KUBECACHEDIR": directory}
+        result = subprocess.run(words, capture_output=True, text=True, env=env)
+    if result.returncode != 0:
+        raise HelmError(result.stderr.strip() or result.stdout.strip())
+    return result.stdout
+
+
+def render(
+    *values: Mapping[str, Any],
+    environment: str | None = None,
+    release: str = "ml-pipelines",
+    namespace: str = "ml-pipelines",
+    major: int = 4,
+    cluster: Mapping[str, Mapping[str, str]] | None = None,
+    options: tuple[str, ...] = (),
+) -> Manifests:
+    """Render the chart with values/<environment>.yaml and more values, later ones winning.
+
+    ``cluster`` holds Secrets (name -> key -> text) that `lookup` shall find. Raises HelmError.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        arguments: list[str | Path] = ["--namespace", namespace, *options]
+        if environment is not None:
+            arguments += ["--values", VALUES / f"{environment}.yaml"]
+        if environment in (None, "local"):
+            values = (LOCAL if environment else {"airflow": LOCAL["airflow"]}, *values)
+        for number, content in enumerate(values):
+            file = Path(directory) / f"{number}.json"
+            # JSON: YAML leaves `n` and `y` bare, which Helm reads as booleans.
+            file.write_text(json.dumps(dict(content)))
+            arguments += ["--values", file]
+        if cluster is None:
+            text = run("template", release, CHART, *arguments, major=major)
+        else:
+            with api_server({k: dict(v) for k, v in cluster.items()}, release, namespace) as url:
+                arguments += ["--dry-run=server", "--disable-openapi-validation"]
+                arguments += ["--kube-apiserver", url]
+                text = run("template", release, CHART, *arguments, major=major)
+    return Manifests(text)
+
+
+@cache
+def rendered(environment: str, major: int = 4) -> Manifests:
+    """Return the render of values/<environment>.yaml; do not change it, it is shared."""
+    return render(environment=environment, major=major)
