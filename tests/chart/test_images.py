@@ -1,0 +1,73 @@
+"""Every image can be replaced by values, and shared clusters run digests."""
+
+import json
+import re
+
+import pytest
+
+from tests.helpers.helm import ENVIRONMENTS, render, rendered
+
+DIGEST = "sha256:" + "a" * 64
+OTHERS = {
+    "images": {
+        "classicExample": {"repository": "mirror.test/classic-example", "tag": "1"},
+        "mlflow": {"repository": "mirror.test/mlflow", "digest": DIGEST},
+        "postgres": {"repository": "mirror.test/postgres", "tag": "1"},
+    },
+    "airflow": {
+        "defaultAirflowRepository": "mirror.test/airflow",
+        "defaultAirflowTag": f"2.9.3@{DIGEST}",
+        "images": {"gitSync": {"repository": "mirror.test/git-sync", "tag": "1"}},
+    },
+}
+
+
+def images(manifests):
+    return {c.spec["image"] for c in manifests.containers()}
+
+
+def settings(manifests):
+    return json.loads(manifests.one("ConfigMap", "ml-pipelines-settings")["data"]["settings.json"])
+
+
+def test_overrides_reach_every_container_and_the_tasks():
+    manifests = render(OTHERS, environment="local")
+    assert images(manifests) == {
+        f"mirror.test/airflow:2.9.3@{DIGEST}",
+        "mirror.test/git-sync:1",
+        f"mirror.test/mlflow@{DIGEST}",
+        "mirror.test/postgres:1",
+    }
+    assert settings(manifests)["image"]["reference"] == "mirror.test/classic-example:1"
+
+
+def test_mlflow_without_an_image_runs_the_pipelines_image():
+    values = {**OTHERS, "images": {**OTHERS["images"], "mlflow": {"repository": ""}}}
+    assert "mirror.test/classic-example:1" in images(render(values, environment="local"))
+
+
+@pytest.mark.parametrize("environment", ["staging", "production"])
+def test_shared_clusters_run_digests(environment):
+    manifests = rendered(environment)
+    used = images(manifests) | {settings(manifests)["image"]["reference"]}
+    assert {image for image in used if not re.search(r"@sha256:[0-9a-f]{64}$", image)} == set()
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_no_image_is_pulled_again_and_again(environment):
+    containers = rendered(environment).containers()
+    assert {c.spec["imagePullPolicy"] for c in containers} == {"IfNotPresent"}
+    assert [c.where for c in containers if c.spec["image"].endswith(":latest")] == []
+
+
+def test_pull_secrets_reach_every_pod():
+    manifests = rendered("production")
+    lacking = [
+        where
+        for where, pod in manifests.pods()
+        if {"name": "registry"} not in pod["spec"].get("imagePullSecrets", [])
+    ]
+    assert lacking == []
+    assert settings(manifests)["image"]["pullSecrets"] == ["registry"]
+    account = manifests.one("ServiceAccount", "ml-pipelines-task")
+    assert account["imagePullSecrets"] == [{"name": "registry"}]

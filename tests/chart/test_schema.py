@@ -1,0 +1,201 @@
+"""values.schema.json, values.yaml and the templates know the same keys."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+from tests.helpers.helm import HelmError, render
+from tools.chart import read_archive, readme
+from tools.paths import CHART, VALUES
+
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
+OWN = {key: value for key, value in DEFAULTS.items() if key != "airflow"}
+
+
+def leaves(values, path=()):
+    """Yield (path, value) of everything that is no mapping with keys."""
+    if isinstance(values, dict) and values:
+        for key, value in values.items():
+            yield from leaves(value, (*path, key))
+    else:
+        yield path, values
+
+
+def put(values, path, value):
+    for key in path[:-1]:
+        values = values.setdefault(key, {})
+    values[path[-1]] = value
+
+
+@pytest.fixture(scope="module")
+def official_values(official_chart):
+    return yaml.safe_load(read_archive(official_chart)["values.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"storrage": {}}, "storrage"),
+        ({"storage": {"sise": "5Gi"}}, "sise"),
+        ({"wandb": {"apikey": "x"}}, "apikey"),
+        ({"pipelines": {"tasks": {"train_modell": {}}}}, "train_modell"),
+        ({"pipelines": {"tasks": {"train_model": {"retrys": 1}}}}, "retrys"),
+        ({"postgres": {"resources": {"request": {}}}}, "request"),
+        ({"images": {"mlflow": {"name": "x"}}}, "name"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("major", [3, 4])
+def test_unknown_key_is_refused_by_name(values, key, major):
+    with pytest.raises(HelmError, match=rf"[Aa]dditional propert.*{key}"):
+        render(values, major=major)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"storage": {"size": "5GB"}},
+        {"storage": {"accessModes": ["ReadWriteSometimes"]}},
+        {"images": {"postgres": {"pullPolicy": "Sometimes"}}},
+        {"images": {"postgres": {"digest": "sha256:abc"}}},
+        {"mlflow": {"trackingUri": "mlflow:5000"}},
+        {"pipelines": {"schedule": {"inference_dag": "daily"}}},
+        {"pipelines": {"defaults": {"retries": -1}}},
+        {"pipelines": {"defaults": {"env": {"WANDB_API_KEY": "x"}}}},
+    ],
+    ids=lambda value: next(iter(leaves(value)))[0][-1],
+)
+def test_impossible_value_is_refused(values):
+    with pytest.raises(HelmError, match="specifications of the schema"):
+        render(values)
+
+
+def test_every_own_key_is_described():
+    def undescribed(entry, path):
+        if not entry.get("description"):
+            yield ".".join(path)
+        for key, below in entry.get("properties", {}).items():
+            yield from undescribed(below, (*path, key))
+
+    top = SCHEMA["properties"]
+    assert [bad for key in top for bad in undescribed(top[key], (key,))] == []
+
+
+def test_schema_and_values_have_the_same_own_keys():
+    def keys(schema, values, path=()):
+        for key in {*schema["properties"], *values} - {"airflow", "global"}:
+            here = ".".join((*path, key))
+            if key not in values or key not in schema["properties"]:
+                yield here
+            elif "properties" in schema["properties"][key]:
+                yield from keys(schema["properties"][key], values[key], (*path, key))
+
+    assert list(keys(SCHEMA, DEFAULTS)) == []
+
+
+# Values that exclude each other; between them every leaf is set to something of its own.
+VARIANTS = {
+    "in cluster": {
+        **{("images", name, "digest"): "" for name in OWN["images"]},
+        **{("wandb", key): "" for key in ("apiKey", "existingSecret")},
+        ("mlflow", "trackingUri"): "",
+        ("admin", "existingSecret"): "",
+        ("postgres", "existingSecret"): "",
+    },
+    "elsewhere": {
+        ("wandb", "enabled"): True,
+        ("wandb", "apiKey"): "",
+        ("mlflow", "enabled"): False,
+        ("secrets", "metadata", "create"): False,
+    },
+    "key in values": {
+        ("wandb", "enabled"): True,
+        ("wandb", "existingSecret"): "",
+        ("wandb", "apiKey"): "own-api-key",
+        ("mlflow", "trackingUri"): "",
+        ("admin", "existingSecret"): "",
+        ("postgres", "existingSecret"): "",
+    },
+}
+
+
+def marked(value, token):
+    """A value of the same type that carries the token."""
+    if isinstance(value, list):
+        return [token]
+    if isinstance(value, dict):
+        return {token: token}
+    return token
+
+
+def test_every_own_value_reaches_an_object():
+    """A value that no template reads would be set in vain."""
+    # Anything may stand anywhere: the schema is left out.
+    tokens = {
+        path: f"token{number:03}"
+        for number, (path, value) in enumerate(leaves(OWN))
+        if not isinstance(value, bool)
+    }
+    text = ""
+    for overrides in VARIANTS.values():
+        # Through JSON: YAML anchors are one object at two places.
+        values = json.loads(json.dumps(OWN))
+        for path, token in tokens.items():
+            put(values, path, marked(dict(leaves(OWN))[path], token))
+        values["imagePullSecrets"] = [{"name": tokens[("imagePullSecrets",)]}]
+        for path, value in overrides.items():
+            put(values, path, value)
+        text += render(values, options=("--skip-schema-validation",)).text
+    unread = [".".join(path) for path, token in tokens.items() if token not in text]
+    # In base64, in the variant that has it.
+    assert "b3duLWFwaS1rZXk=" in text
+    assert unread == ["wandb.apiKey"]
+
+
+def test_every_value_that_a_template_reads_exists():
+    used = {
+        match
+        for file in (CHART / "templates").rglob("*.*")
+        for match in re.findall(r"(?:\$v|\$?\.Values)\.([A-Za-z][\w.]*\w)", file.read_text())
+    }
+
+    def exists(path):
+        values = DEFAULTS
+        for key in path.split("."):
+            if key not in values:
+                return False
+            values = values[key]
+        return True
+
+    own = {path for path in used if not path.startswith("airflow")}
+    assert len(own) > 40
+    assert {path for path in own if not exists(path)} == set()
+
+
+def test_official_keys_are_the_official_charts(official_values):
+    text = (CHART / "templates" / "_validate.tpl").read_text()
+    (listed,) = re.findall(r'define "ml-pipelines.airflowKeys" -}}\n(.*)\n', text)
+    assert listed.split() == sorted([*official_values, "global"])
+
+
+def test_no_default_of_the_official_chart_is_repeated(official_values):
+    repeated = [
+        ".".join(path)
+        for path, value in leaves(DEFAULTS["airflow"])
+        if value == dict(leaves(official_values)).get(path, object())
+    ]
+    assert repeated == []
+
+
+@pytest.mark.parametrize("environment", ["local", "staging", "production"])
+def test_environment_holds_differences_only(environment):
+    values = yaml.safe_load((VALUES / f"{environment}.yaml").read_text())
+    defaults = dict(leaves(DEFAULTS))
+    assert [".".join(p) for p, v in leaves(values) if defaults.get(p, object()) == v] == []
+
+
+def test_readme_lists_the_values():
+    readme(check=True)

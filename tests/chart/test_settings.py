@@ -1,0 +1,116 @@
+"""The settings file that the chart writes is the one that the DAGs read."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+import yaml
+
+from tests.helpers.helm import ENVIRONMENTS, render, rendered
+from tools.paths import CHART, ROOT
+
+DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
+WANDB = {
+    "wandb": {"enabled": True, "existingSecret": "my-key", "secretKey": "k", "project": "p"},
+    "mlflow": {"enabled": False},
+}
+
+
+@pytest.fixture(scope="module")
+def reader():
+    """dags/ml_pipelines/settings.py; it needs no Airflow."""
+    file = ROOT / "dags" / "ml_pipelines" / "settings.py"
+    spec = importlib.util.spec_from_file_location("ml_pipelines_settings", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def settings(manifests, release="ml-pipelines"):
+    return json.loads(manifests.one("ConfigMap", f"{release}-settings")["data"]["settings.json"])
+
+
+def test_settings_are_the_values():
+    assert settings(rendered("local")) == {
+        "namespace": "ml-pipelines",
+        "image": {
+            "reference": "ghcr.io/kyryl-opens-ml/classic-example:main",
+            "pullPolicy": "IfNotPresent",
+            "pullSecrets": [],
+        },
+        "storage": {"claimName": "training-storage"},
+        "serviceAccountName": "ml-pipelines-task",
+        "registry": {
+            "type": "mlflow",
+            "modelName": "airflow-pipeline",
+            "mlflow": {
+                "trackingUri": "http://ml-pipelines-mlflow:5000",
+                "experiment": "ml-pipelines",
+            },
+            "wandb": {
+                "project": "",
+                "entity": "",
+                "baseUrl": "",
+                "secretName": "ml-pipelines-wandb",
+                "secretKey": "api-key",
+            },
+        },
+        "schedule": {"training_dag": None, "inference_dag": "0 9 * * *"},
+        "defaults": DEFAULTS["pipelines"]["defaults"],
+        "tasks": DEFAULTS["pipelines"]["tasks"],
+    }
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_the_dags_accept_each_environment(environment, reader):
+    found = reader.parse_settings(settings(rendered(environment)), environment, {})
+    assert found.registry.type == ("mlflow" if environment == "local" else "wandb")
+    assert found.task("train_model").resources["limits"]["memory"] == "4Gi"
+    assert found.task("load_data").resources["requests"] == {"cpu": "50m", "memory": "256Mi"}
+
+
+def test_wandb_is_the_registry_when_enabled(reader):
+    found = settings(render(WANDB))
+    assert found["registry"]["type"] == "wandb"
+    assert found["registry"]["wandb"] == {
+        "project": "p",
+        "entity": "",
+        "baseUrl": "",
+        "secretName": "my-key",
+        "secretKey": "k",
+    }
+    assert reader.parse_settings(found, "wandb", {}).registry.wandb.secret_name == "my-key"
+
+
+def test_mlflow_elsewhere():
+    values = {"mlflow": {"enabled": False, "trackingUri": "https://mlflow.example.com"}}
+    registry = settings(render(values))["registry"]
+    assert registry["type"] == "mlflow"
+    assert registry["mlflow"]["trackingUri"] == "https://mlflow.example.com"
+
+
+def test_one_task_can_differ(reader):
+    gpu = {"requests": {"cpu": 4}, "limits": {"memory": "16Gi", "nvidia.com/gpu": 1}}
+    task = {"resources": gpu, "nodeSelector": {"pool": "gpu"}, "retries": 0}
+    found = settings(render({"pipelines": {"tasks": {"train_model": task}}}))
+    train = reader.parse_settings(found, "test", {}).task("train_model")
+    assert train.resources["limits"] == {"memory": "16Gi", "nvidia.com/gpu": "1"}
+    assert (train.node_selector, train.retries) == ({"pool": "gpu"}, 0)
+
+
+@pytest.mark.parametrize("release", ["ml-pipelines", "team-a"])
+def test_settings_are_mounted_where_the_dags_look(release, reader):
+    manifests = render(environment="local", release=release)
+    prefix = release if release == "ml-pipelines" else f"{release}-ml-pipelines"
+    assert settings(manifests, prefix)["serviceAccountName"] == f"{prefix}-task"
+    scheduler = manifests.one("Deployment", f"{release}-scheduler")["spec"]["template"]
+    for pod, name in ((scheduler, "scheduler"), (manifests.worker(), "base")):
+        (volume,) = [v for v in pod["spec"]["volumes"] if v["name"] == "ml-pipelines-settings"]
+        assert volume["configMap"]["name"] == f"{prefix}-settings"
+        (container,) = [c for c in pod["spec"]["containers"] if c["name"] == name]
+        (mount,) = [m for m in container["volumeMounts"] if m["name"] == "ml-pipelines-settings"]
+        # A whole directory: the kubelet never updates a file mounted by subPath.
+        assert f"{mount['mountPath']}/settings.json" == reader.DEFAULT_PATH
+        assert "subPath" not in mount

@@ -1,0 +1,123 @@
+"""Renders change when something changes, and pods restart only for a reason."""
+
+from functools import cache
+
+import pytest
+
+from tests.helpers.helm import ENVIRONMENTS, render, rendered
+
+KEPT = {
+    "ml-pipelines-admin": {"password": "a"},
+    "ml-pipelines-metadata": {"password": "b", "connection": "c"},
+    "ml-pipelines-fernet-key": {"fernet-key": "d"},
+    "ml-pipelines-webserver-secret-key": {"webserver-secret-key": "e"},
+}
+
+
+def pods(manifests):
+    return dict(manifests.pods())
+
+
+def setup(manifests):
+    (job,) = manifests.of("Job")
+    return job
+
+
+@cache
+def text(environment, major):
+    return render(environment=environment, cluster=KEPT, major=major).text
+
+
+@pytest.mark.parametrize("major", [3, 4])
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_same_cluster_same_bytes(environment, major):
+    again = render(environment=environment, cluster=KEPT, major=major).text
+    assert again == text(environment, major)
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_helm_3_and_4_render_the_same(environment):
+    assert text(environment, 3) == text(environment, 4)
+
+
+def test_new_passwords_restart_no_pod():
+    """Without a cluster each render draws its own; the pods must not notice."""
+    assert pods(render(environment="local")) == pods(render(environment="local"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"pipelines": {"tasks": {"train_model": {"retries": 5}}}},
+        {"pipelines": {"schedule": {"inference_dag": ""}}},
+        {"images": {"classicExample": {"tag": "next"}, "mlflow": {"repository": "x"}}},
+        {"wandb": {"project": "another"}},
+    ],
+    ids=["task", "schedule", "image", "wandb"],
+)
+def test_settings_change_without_a_restart(values):
+    base = render({"images": {"mlflow": {"repository": "x"}}}, environment="local")
+    changed = render(values, {"images": {"mlflow": {"repository": "x"}}}, environment="local")
+    assert pods(changed) == pods(base)
+    name = ("ConfigMap", "ml-pipelines-settings")
+    assert changed.one(*name) != base.one(*name)
+
+
+def test_setup_job_keeps_its_name_while_it_is_the_same():
+    changed = render(
+        {"pipelines": {"modelName": "another"}, "storage": {"size": "9Gi"}}, environment="local"
+    )
+    assert setup(changed) == setup(rendered("local"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"airflow": {"defaultAirflowTag": "2.9.3-next"}},
+        {"admin": {"username": "root"}},
+        {"admin": {"enabled": False}},
+        {"setup": {"resources": {"limits": {"memory": "2Gi"}}}},
+        {"airflow": {"extraEnv": "- {name: HTTPS_PROXY, value: 'http://proxy'}"}},
+        {"airflow": {"tolerations": [{"operator": "Exists"}]}},
+    ],
+    ids=["image", "user", "no user", "resources", "environment", "nodes"],
+)
+def test_another_setup_job_has_another_name(values):
+    """A Job cannot be changed: with the old name an upgrade fails, "field is immutable"."""
+    old, new = setup(rendered("local")), setup(render(values, environment="local"))
+    assert old["spec"] != new["spec"]
+    assert old["metadata"]["name"] != new["metadata"]["name"]
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_no_hook_takes_part_in_an_install(environment):
+    """Hooks wait for what waits for them under `helm --wait`."""
+    hooks = {
+        o["metadata"]["name"]: o["metadata"]["annotations"]["helm.sh/hook"]
+        for o in rendered(environment).objects
+        if "helm.sh/hook" in (o["metadata"].get("annotations") or {})
+    }
+    assert hooks == {"ml-pipelines-test": "test"}
+
+
+def test_setup_job_does_not_remove_itself():
+    """GitOps tools and `helm upgrade` would make it again, without an end."""
+    assert "ttlSecondsAfterFinished" not in setup(rendered("local"))["spec"]
+
+
+def test_data_stays_on_uninstall():
+    kept = {
+        (o["kind"], o["metadata"]["name"])
+        for o in rendered("local").objects
+        if (o["metadata"].get("annotations") or {}).get("helm.sh/resource-policy") == "keep"
+    }
+    assert kept == {
+        ("PersistentVolume", "training-storage"),
+        ("PersistentVolumeClaim", "training-storage"),
+        ("PersistentVolumeClaim", "ml-pipelines-mlflow"),
+        ("PersistentVolumeClaim", "ml-pipelines-postgres"),
+        ("Secret", "ml-pipelines-admin"),
+        ("Secret", "ml-pipelines-fernet-key"),
+        ("Secret", "ml-pipelines-metadata"),
+        ("Secret", "ml-pipelines-webserver-secret-key"),
+    }

@@ -1,0 +1,149 @@
+"""Values that contradict each other are refused in words that say what to do."""
+
+import pytest
+
+from tests.helpers.helm import HelmError, render
+
+REFUSED = {
+    "another executor": ({"airflow": {"executor": "LocalExecutor"}}, "airflow.executor"),
+    "a key of a newer official chart": ({"airflow": {"apiServer": {}}}, "airflow.apiServer"),
+    "a typing error below airflow": ({"airflow": {"schedulr": {}}}, "airflow.schedulr"),
+    "image of another version": (
+        {"airflow": {"defaultAirflowTag": "2.10.5"}},
+        "airflow.airflowVersion is 2.9.3 but the image's tag is 2.10.5",
+    ),
+    "version without its image": (
+        {"airflow": {"airflowVersion": "2.10.5"}},
+        "airflow.airflowVersion is 2.10.5",
+    ),
+    "workers with another image": (
+        {"airflow": {"images": {"airflow": {"repository": "mine/airflow"}}}},
+        "workers apache/airflow:2.9.3",
+    ),
+    "a digest that workers would not get": (
+        {"airflow": {"defaultAirflowDigest": "sha256:abc"}},
+        "a digest goes behind the tag",
+    ),
+    "no repository": ({"airflow": {"dags": {"gitSync": {"repo": ""}}}}, "gitSync.repo: give"),
+    "branch beside ref": (
+        {"airflow": {"dags": {"gitSync": {"branch": "other"}}}},
+        "gitSync.branch: git-sync 4 lets it win",
+    ),
+    "rev beside ref": (
+        {"airflow": {"dags": {"gitSync": {"rev": "HEAD"}}}},
+        "gitSync.rev: git-sync 4 lets it win",
+    ),
+    "scheduler without settings": (
+        {"airflow": {"scheduler": {"extraVolumeMounts": []}}},
+        "airflow.scheduler.extraVolumes",
+    ),
+    "workers without settings": (
+        {"airflow": {"workers": {"extraVolumeMounts": []}}},
+        "airflow.workers.extraVolumes",
+    ),
+    "the official chart's Postgres": (
+        {"airflow": {"postgresql": {"enabled": True}}},
+        "airflow.postgresql.enabled",
+    ),
+    "two databases": (
+        {"airflow": {"data": {"metadataConnection": {"host": "db", "pass": "x"}}}},
+        "set postgres.enabled and secrets.metadata.create to false",
+    ),
+    "local database, foreign Secret": (
+        {"secrets": {"metadata": {"create": False}}},
+        "an external database wants postgres.enabled false",
+    ),
+    "external database without a Secret": (
+        {"postgres": {"enabled": False}},
+        "make Secret ml-pipelines-metadata with the key connection",
+    ),
+    "password of a database that is off": (
+        {
+            "postgres": {"enabled": False, "existingSecret": "x"},
+            "secrets": {"metadata": {"create": False}},
+        },
+        "postgres.existingSecret: postgres.enabled is false",
+    ),
+    "password given and generated": (
+        {"postgres": {"existingSecret": "x"}},
+        "postgres.existingSecret: the Secret in airflow.data.metadataSecretName",
+    ),
+    "no Fernet key": ({"airflow": {"fernetKeySecretName": ""}}, "airflow.fernetKeySecretName"),
+    "Fernet key in the values": ({"airflow": {"fernetKey": "x"}}, "airflow.fernetKey: a key in"),
+    "no session key": (
+        {"airflow": {"webserverSecretKeySecretName": ""}},
+        "airflow.webserverSecretKeySecretName",
+    ),
+    "session key in the values": (
+        {"airflow": {"webserverSecretKey": "x"}},
+        "airflow.webserverSecretKey: a key in",
+    ),
+    "no name for the database's Secret": (
+        {
+            "airflow": {"data": {"metadataSecretName": ""}},
+            "postgres": {"enabled": False},
+            "secrets": {"metadata": {"create": False}},
+        },
+        "airflow.data.metadataSecretName: must name",
+    ),
+    "the official migration": (
+        {"airflow": {"migrateDatabaseJob": {"enabled": True}}},
+        "airflow.migrateDatabaseJob.enabled",
+    ),
+    "admin/admin": (
+        {"airflow": {"webserver": {"defaultUser": {"enabled": True, "password": "admin"}}}},
+        "makes the user admin with a password from the values",
+    ),
+    "a claim that nothing mounts": (
+        {"airflow": {"logs": {"persistence": {"enabled": False}}}},
+        "logs.create: airflow.logs.persistence.enabled is false",
+    ),
+    "logs without a claim": (
+        {"airflow": {"logs": {"persistence": {"existingClaim": ""}}}, "logs": {"create": False}},
+        "airflow.logs.persistence.existingClaim: must name",
+    ),
+    "directory of no node": ({"storage": {"local": {"path": "/x"}}}, "storage.local.nodeName"),
+    "node without directory": ({"storage": {"local": {"nodeName": "n"}}}, "storage.local.path"),
+    "local volume without class": (
+        {"storage": {"storageClassName": "-", "local": {"path": "/x", "nodeName": "n"}}},
+        "storage.storageClassName: a local volume needs",
+    ),
+    "W&B without a key": ({"wandb": {"enabled": True}}, "name a Secret with the key api-key"),
+    "two W&B keys": (
+        {"wandb": {"enabled": True, "apiKey": "x", "existingSecret": "y"}},
+        "wandb.apiKey and wandb.existingSecret: one of them",
+    ),
+    "W&B key for nothing": ({"wandb": {"apiKey": "x"}}, "wandb.apiKey: wandb.enabled is false"),
+    "two MLflow servers": (
+        {"mlflow": {"trackingUri": "http://elsewhere"}},
+        "mlflow.trackingUri: names a server elsewhere",
+    ),
+    "no registry": ({"mlflow": {"enabled": False}}, "no model registry"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case):
+    values, message = REFUSED[case]
+    with pytest.raises(HelmError) as error:
+        render(values)
+    assert message in str(error.value)
+    assert str(error.value).count("\n- ") == 1, "one fault, one message"
+
+
+def test_all_messages_come_at_once():
+    faulty = {
+        "airflow": {"executor": "LocalExecutor", "fernetKey": "x"},
+        "wandb": {"enabled": True},
+        "storage": {"local": {"path": "/x"}},
+    }
+    with pytest.raises(HelmError) as error:
+        render(faulty)
+    assert str(error.value).count("\n- ") == 4
+
+
+@pytest.mark.parametrize(
+    "tag", ["2.9.3", "2.9.3-python3.11", "2.9.3-4f2a9c", "v2.9.3", "nightly", "2.9.3@sha256:abc"]
+)
+def test_tags_that_fit_are_accepted(tag):
+    assert render({"airflow": {"defaultAirflowTag": tag}}).of("Deployment")
