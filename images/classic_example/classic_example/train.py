@@ -29,6 +29,7 @@ from classic_example.model_files import (
     METRICS_FILE,
     TRAINER_METRICS_FILE,
     TRAINING_CURVE,
+    WEIGHTS_FILE,
 )
 from classic_example.plots import draw_confusion_matrix, draw_training_curve
 from classic_example.progress import Ticker, heartbeat
@@ -303,6 +304,8 @@ def save_model(model: Model, directory: Path) -> None:
         try:
             model.classifier.save_pretrained(directory, safe_serialization=True)
             model.tokenizer.save_pretrained(directory)
+            # safetensors makes its file readable for the owner alone.
+            (directory / WEIGHTS_FILE).chmod(0o644)
         except OSError:
             raise
         except Exception as error:
