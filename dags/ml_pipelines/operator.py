@@ -175,6 +175,13 @@ class PipelinePodOperator(KubernetesPodOperator):
                 raise AirflowException(f"Pod {pod.metadata.name} failed: {reason}") from error
             self.log.error("Pod %s was stopped: %s", pod.metadata.name, reason)
 
+    def on_kill(self) -> None:
+        """Delete the pod and see it gone: `clean_up`, or the next try, may start right after."""
+        pod = self.pod
+        super().on_kill()
+        if pod is not None:
+            self._await_deletion(pod)
+
     def _result(self) -> dict[str, Any] | None:
         """The JSON object that the container left as its termination message, if it did."""
         statuses = self.remote_pod.status.container_statuses if self.remote_pod else None

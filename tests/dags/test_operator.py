@@ -419,10 +419,15 @@ def test_time_limit_stays_the_reason_and_the_pod_goes(train) -> None:
     assert not [line for level, line in run.log.lines if level == "exception"]
 
 
-def test_killed_task_deletes_its_pod(train) -> None:
+def test_killed_task_deletes_its_pod_and_waits_for_its_end(train, clock) -> None:
     def kill(pod: k8s.V1Pod) -> None:
-        RUNNING(pod)
+        cluster = train.task.client
+        # Deleting takes a moment: two more looks find the pod.
+        cluster.states = [RUNNING, RUNNING, ApiException(status=404, reason="Not Found")]
+        cluster.delete_namespaced_pod = lambda name, **_: cluster.deleted.append(name)
+        before = len(clock.slept)
         train.task.on_kill()
+        assert clock.slept[before:] == [0.2, 0.2]
         raise AirflowException("Task received SIGTERM signal")
 
     run = train(RUNNING, RUNNING, kill)

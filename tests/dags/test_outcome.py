@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,19 +19,23 @@ WORK = {
 }
 EVERY_WORK_TASK = [(dag_id, task_id) for dag_id in WORK for task_id in WORK[dag_id]]
 
+# Of Airflow's own dependencies, when its whole database layer is imported.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Using `httpx` with `starlette.testclient`"),
+]
+
 _run_numbers = itertools.count(1)
 
 Outcomes = dict[str, str]
 
 
 @pytest.fixture(scope="session")
-def database(dags_folder: Path) -> None:
-    """The tables, and what the DAG processor would have stored of the DAGs."""
-    from airflow import settings
+def database() -> None:
+    """Airflow's tables, and the rows that every installation has."""
     from airflow.utils.db import initdb
 
     initdb()
-    assert settings.Session is not None
 
 
 @pytest.fixture(scope="session")
