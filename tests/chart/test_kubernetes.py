@@ -67,6 +67,13 @@ def test_own_objects_are_labelled(environment):
         }
 
 
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_one_label_finds_every_pod(environment):
+    part_of = "app.kubernetes.io/part-of"
+    labels = {w: pod["metadata"]["labels"] for w, pod in rendered(environment).pods()}
+    assert [where for where, own in labels.items() if own.get(part_of) != "ml-pipelines"] == []
+
+
 def test_services_and_selectors_find_their_pods():
     manifests = rendered("local")
     labels = {where: pod["metadata"].get("labels", {}) for where, pod in manifests.pods()}

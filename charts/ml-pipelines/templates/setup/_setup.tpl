@@ -16,7 +16,7 @@ backoffLimit: 20
 template:
   metadata:
     labels:
-      {{- include "ml-pipelines.selectorLabels" (list . "setup") | nindent 6 }}
+      {{- include "ml-pipelines.podLabels" (list . "setup") | nindent 6 }}
   spec:
     {{- include "ml-pipelines.podCommon" . | nindent 4 }}
     restartPolicy: OnFailure
@@ -34,7 +34,10 @@ template:
         # The password goes through standard input: arguments show up in process lists.
         args:
           - bash
-          - -ceu
+          # pipefail: a user that could not be made fails the Job, not `tee`.
+          - -euo
+          - pipefail
+          - -c
           - |
             password() { printf '%s\n%s\n' "$ADMIN_PASSWORD" "$ADMIN_PASSWORD"; }
             password | airflow users create --role Admin --username "$ADMIN_USERNAME" \
