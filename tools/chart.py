@@ -92,7 +92,7 @@ def dependency(source: str = "package") -> Path:
     """
     pin = pins()["chart"]
     archive = CHART / "charts" / f"{pin['name']}-{pin['version']}.tgz"
-    if archive.exists() and files_sha256(read_archive(archive)) == pin["files"]:
+    if archive.exists() and _is_pinned(archive):
         return archive
     directory = archive.parent
     directory.mkdir(parents=True, exist_ok=True)
@@ -116,6 +116,13 @@ def dependency(source: str = "package") -> Path:
         archive.unlink()
         raise
     return archive
+
+
+def _is_pinned(archive: Path) -> bool:
+    try:
+        return files_sha256(read_archive(archive)) == pins()["chart"]["files"]
+    except UserError:
+        return False
 
 
 def _from_package(pin: dict[str, Any]) -> Path:
