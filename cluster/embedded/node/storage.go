@@ -94,7 +94,7 @@ func runStorageProvisioner() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	controller.NewProvisionController(
-		klog.NewKlogr(), client, provisionerName, directoryProvisioner{root: *root, node: *node},
+		ctx, client, provisionerName, directoryProvisioner{root: *root, node: *node},
 		controller.LeaderElection(false),
 	).Run(ctx)
 	return 0
