@@ -4,7 +4,7 @@ PY := tools/python
 
 .DEFAULT_GOAL := help
 .PHONY: help run test up down status password ui logs train infer sync kubeconfig doctor lint chart images \
-        lock package clean test-tools test-chart test-dags test-images test-workload test-cluster \
+        lock bench package clean test-tools test-chart test-dags test-images test-workload test-cluster \
         test-e2e
 
 help: ## Show the targets and variables (this text)
@@ -44,6 +44,8 @@ images: ## Build the images (cached by content)
 	@$(PY) -m images
 lock: ## Resolve requirements/*.in anew
 	@$(PY) -m tools.lock
+bench: ## What a task costs, against the same pod without Airflow
+	@$(PY) -m tools.bench
 package: ## Package the chart into build/
 	@$(PY) -m tools.release package
 clean: ## Delete the cluster and its data

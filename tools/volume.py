@@ -14,16 +14,20 @@ def read_file(kube: Kube, claim: str, path: str, image: str) -> str:
 
     Raises UserError when the file is not there or the pod does not run.
     """
-    return _run(kube, claim, image, ["cat", f"/volume/{path}"])
+    return run_pod(kube, claim, image, ["cat", f"/volume/{path}"])
 
 
 def list_files(kube: Kube, claim: str, image: str) -> list[str]:
     """Return the paths of all files on the claim, relative to the volume's root."""
     script = ["find", "/volume", "-type", "f", "-printf", "%P\\n"]
-    return sorted(_run(kube, claim, image, script).splitlines())
+    return sorted(run_pod(kube, claim, image, script).splitlines())
 
 
-def _run(kube: Kube, claim: str, image: str, command: list[str]) -> str:
+def run_pod(kube: Kube, claim: str, image: str, command: list[str]) -> str:
+    """Run a command in a pod with the claim at /volume, read only, and return its output.
+
+    Raises UserError when the command fails or the pod does not end within SECONDS.
+    """
     name = f"volume-reader-{secrets.token_hex(4)}"
     # The identity of the task pods: their files belong to it.
     identity = {"runAsNonRoot": True, "runAsUser": 10001, "runAsGroup": 10001, "fsGroup": 10001}
