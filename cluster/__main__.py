@@ -27,7 +27,6 @@ def main() -> int:
             "stop",
             "start",
             "restart",
-            "sync",
         ],
     )
     parser.add_argument("component", nargs="?", default="", help="for logs, stop, start, restart")
@@ -51,8 +50,6 @@ def main() -> int:
             print(f"nothing is in the way of CLUSTER={cluster.kind}")
         case "kubeconfig":
             print(cluster.kubeconfig)
-        case "sync":
-            print(f"published {cluster.publish(worktree=True)}")
         case operation:
             if not hasattr(cluster, "component"):
                 raise UserError(f"{operation} is for CLUSTER=embedded")

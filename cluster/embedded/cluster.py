@@ -69,25 +69,27 @@ class EmbeddedCluster:
 
     def up(self, phases: Phases) -> None:
         """Start the node and wait until it is ready, and what ran on it before is ready again."""
-        if control.is_running(self.config):
+        if self._ready_mark.exists() and control.is_running(self.config):
             dag_source.use_checkout(self.config.git, ROOT)
             return
-        doctor.check(self.config)
+        self.doctor()
         self.build_node(phases)
         from images.build import pause
 
-        with phases.phase("Cluster: pause image"):
-            pause_lock = pause(phases)
+        pause_image = pause(phases)
         with phases.phase("Cluster: start") as phase:
-            self._prepare(f"{pause_lock['repository']}:{pause_lock['tag']}")
             started = datetime.now().astimezone()
-            process = self._launch(node_binary(phase))
-            self._wait_booted(phase, process)
-            self.load_images({"pause": pause_lock}, phase)
+            if not control.is_running(self.config):
+                self._prepare(f"{pause_image['repository']}:{pause_image['tag']}")
+                self._launch(node_binary(phase))
+            # From here on a start that was interrupted is taken up where it stopped.
+            self._wait("the programs to start", phase, lambda: self._booted(phase))
+            self.load_images({"pause": pause_image}, phase)
             self._kubectl("apply", "--filename", str(self.config.etc / "cluster.yaml"))
             self._wait("the node to be ready", phase, lambda: self._node_ready(started))
         with phases.phase("Cluster: workloads ready") as phase:
             self._wait("the pods to be ready", phase, lambda: self._pods_ready(phase))
+        self._ready_mark.touch()
 
     def down(self, phases: Phases) -> None:
         """Stop everything; the data stay. Nothing is left on the host but the data."""
@@ -157,7 +159,7 @@ class EmbeddedCluster:
         (config.state / "made-directories.json").write_text(json.dumps(created))
         cgroups.create(config.cgroup)
 
-    def _launch(self, node: Path) -> subprocess.Popen[bytes]:
+    def _launch(self, node: Path) -> None:
         config = self.config
         config.log.mkdir(parents=True, exist_ok=True)
         listener = socket.socket()
@@ -181,28 +183,26 @@ class EmbeddedCluster:
             )
         listener.close()
         (config.state / "pid").write_text(f"{process.pid} {_start_time(process.pid)}")
-        return process
 
-    def _wait_booted(self, phase: Phase, process: subprocess.Popen[bytes]) -> None:
+    @property
+    def _ready_mark(self) -> Path:
+        """Exists once a start has come to its end; each start begins with an empty directory."""
+        return self.config.run / "ready"
+
+    def _booted(self, phase: Phase) -> bool:
         log = self.config.log / "supervisor.log"
-
-        def booted() -> bool:
-            if process.poll() is not None:
-                tail = "\n".join(log.read_text().splitlines()[-8:])
-                raise UserError(f"the node ended at once; whole log: {log}\n{tail}")
-            if not self.config.control_socket.exists():
-                return False
-            answer = control.ask(self.config, "status")
-            waiting = [c["name"] for c in answer["components"] if c["state"] != "running"]
-            phase.note(f"starting {waiting[0] if waiting else 'the last program'}")
-            if answer["failure"]:
-                name = answer["failure"].split()[0]
-                raise UserError(
-                    f"{answer['failure']}: see {self.config.log / name}.log, then `make down`"
-                )
-            return bool(answer["booted"])
-
-        self._wait("the programs to start", phase, booted)
+        if not _alive(self._pid()):
+            tail = "\n".join(log.read_text().splitlines()[-8:])
+            raise UserError(f"the node ended at once; whole log: {log}\n{tail}")
+        if not self.config.control_socket.exists():
+            return False
+        answer = control.ask(self.config, "status")
+        waiting = [c["name"] for c in answer["components"] if c["state"] != "running"]
+        phase.note(f"starting {waiting[0] if waiting else 'the last program'}")
+        if answer["failure"]:
+            log = self.config.log / f"{answer['failure'].split()[0]}.log"
+            raise UserError(f"{answer['failure']}: see {log}, then `make down`")
+        return bool(answer["booted"])
 
     def _node_ready(self, since: datetime) -> bool:
         result = self._kubectl("get", "node", NODE_NAME, "--output", "json", check=False)
@@ -283,11 +283,13 @@ class EmbeddedCluster:
 
 
 def _start_time(pid: int) -> str:
-    """Return the kernel's start time of a process, '' when it is gone: pids are reused."""
+    """Return the kernel's start time of a process, '' when it has ended: pids are reused."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        # proc(5): the fields after the command's name begin with the state, the 20th is the time.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
+    return "" if fields[0] == "Z" else fields[19]
 
 
 def _alive(process: tuple[int, str]) -> bool:
