@@ -87,6 +87,8 @@ class EmbeddedCluster:
             self.load_images({"pause": pause_image}, phase)
             self._kubectl("apply", "--filename", str(self.config.etc / "cluster.yaml"))
             self._wait("the node to be ready", phase, lambda: self._node_ready(started))
+            # Pods are refused until the controllers have made this one.
+            self._wait("the default service account", phase, self._has_service_account)
         with phases.phase("Cluster: workloads ready") as phase:
             self._wait("the pods to be ready", phase, lambda: self._pods_ready(phase))
         self._ready_mark.touch()
@@ -214,6 +216,10 @@ class EmbeddedCluster:
                 # After a restart the stored condition is that of the earlier life.
                 return condition["status"] == "True" and beat >= since.replace(microsecond=0)
         return False
+
+    def _has_service_account(self) -> bool:
+        words = ["get", "serviceaccount", "default", "--namespace", "default"]
+        return self._kubectl(*words, check=False).returncode == 0
 
     def _pods_ready(self, phase: Phase) -> bool:
         pods = json.loads(self._kubectl("get", "pods", "-A", "--output", "json").stdout)["items"]
