@@ -34,3 +34,21 @@ def one_line(error: BaseException, limit: int = 600) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     text = scrub(text)
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def reason(error: BaseException) -> str:
+    """Return why a connection failed, without the layers of wrapping."""
+    text = one_line(error, 2000)
+    for known in (
+        "Connection refused",
+        "Name or service not known",
+        "Temporary failure in name resolution",
+        "No route to host",
+        "Network is unreachable",
+        "timed out",
+        "certificate verify failed",
+        "Remote end closed connection",
+    ):
+        if known in text:
+            return known
+    return text[:200]

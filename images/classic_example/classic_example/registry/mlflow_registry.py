@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from classic_example.errors import WorkloadError, one_line, scrub
+from classic_example.errors import WorkloadError, one_line, reason, scrub
 from classic_example.progress import heartbeat, within
 from classic_example.registry.base import (
     LATEST,
@@ -30,6 +30,7 @@ PLOTS_PATH = "plots"
 API_SECONDS = 8
 ARTIFACT_SECONDS = 60
 RETRIES = 2
+PROBE = "/api/2.0/mlflow/registered-models/search"
 
 
 class MlflowRegistry:
@@ -73,9 +74,10 @@ class MlflowRegistry:
             from mlflow.utils.rest_utils import http_request
 
         def ask() -> Any:
-            # With the credentials that all other calls use.
+            # With the credentials that all other calls use. Not /health, which answers also where
+            # the host name or the credentials are refused.
             creds = get_default_host_creds(self.tracking_uri)
-            return http_request(creds, "/health", "GET", timeout=5, max_retries=0)
+            return http_request(creds, PROBE, "GET", timeout=5, max_retries=0)
 
         address = scrub(self.tracking_uri)
         try:
@@ -215,24 +217,6 @@ def failures(what: str) -> Iterator[None]:
         yield
     except (MlflowException, requests.RequestException) as error:
         raise WorkloadError(f"MLflow failed during the {what}: {one_line(error, 300)}") from error
-
-
-def reason(error: BaseException) -> str:
-    """Return why a connection failed, without the layers of wrapping."""
-    text = one_line(error, 2000)
-    for known in (
-        "Connection refused",
-        "Name or service not known",
-        "Temporary failure in name resolution",
-        "No route to host",
-        "Network is unreachable",
-        "timed out",
-        "certificate verify failed",
-        "Remote end closed connection",
-    ):
-        if known in text:
-            return known
-    return text[:200]
 
 
 def log_numbers(client: Any, run_id: str, package: Package) -> None:

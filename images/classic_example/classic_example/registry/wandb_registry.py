@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from classic_example.errors import WorkloadError, one_line, scrub
+from classic_example.errors import WorkloadError, one_line, reason, scrub
 from classic_example.progress import heartbeat, within
 from classic_example.registry.base import (
     LATEST,
@@ -25,7 +25,8 @@ ARTIFACT_TYPE = "model"
 PUBLIC_SERVER = "https://api.wandb.ai"
 # After the server has accepted the key; the SDK's own limit is 90 s.
 INIT_SECONDS = 12
-API_SECONDS = 10
+# Looking for an artifact takes several calls, each of which the SDK repeats for 20 s.
+FIND_SECONDS = 14
 TRANSFER_SECONDS = 900
 # In these modes the SDK reports success while nothing leaves the container.
 SILENT_MODES = ("offline", "disabled", "dryrun")
@@ -93,8 +94,8 @@ class WandbRegistry:
             ) from error
         except requests.RequestException as error:
             raise WorkloadError(
-                f"W&B at {address} cannot be reached ({type(error).__name__}: "
-                f"{one_line(error, 160)}); check WANDB_BASE_URL and that traffic to it is allowed"
+                f"W&B at {address} cannot be reached ({reason(error)}); "
+                "check WANDB_BASE_URL and that traffic to it is allowed"
             ) from error
         if answer.status_code in (401, 403):
             raise WorkloadError(
@@ -177,8 +178,10 @@ class WandbRegistry:
         self.check_access()
         wandb = self.sdk()
         with failures("load"):
-            api = wandb.Api(timeout=API_SECONDS)
-            artifact = self.find(wandb, api, ref)
+            api = wandb.Api(timeout=FIND_SECONDS + 6)
+            artifact = within(
+                FIND_SECONDS, f"W&B at {scrub(self.base_url)}", lambda: self.find(wandb, api, ref)
+            )
             logger.info("%s is version %s", ref, artifact.version)
             run = self.start_run(wandb, "load-model", {"model": str(ref)})
             with heartbeat(f"receiving {ref.name} version {artifact.version}"):
@@ -206,7 +209,8 @@ class WandbRegistry:
         try:
             return api.artifact(f"{project}/{ref.name}:{alias}", type=ARTIFACT_TYPE)
         except (wandb.errors.CommError, ValueError) as error:
-            logger.info("W&B: %s", one_line(error, 200))
+            if not says_not_found(error):
+                raise
         models = collection_names(wandb, api, project)
         if ref.name not in models:
             raise unknown_model("W&B", ref, models)
@@ -220,8 +224,20 @@ def collection_names(wandb: Any, api: Any, project: str) -> list[str]:
     """Return the names of a project's models; a project that is not there has none."""
     try:
         return [one.name for one in api.artifact_type(ARTIFACT_TYPE, project).collections()]
-    except (wandb.errors.CommError, ValueError):
+    except (wandb.errors.CommError, ValueError) as error:
+        if not says_not_found(error):
+            raise
         return []
+
+
+def says_not_found(error: Exception) -> bool:
+    """Return whether an SDK error means that something is not there, not that asking failed.
+
+    The SDK raises ValueError for an empty answer and wraps it in a CommError with the cause `exc`.
+    """
+    cause = getattr(error, "exc", None) or error
+    response = getattr(cause, "response", None)
+    return isinstance(cause, ValueError) or getattr(response, "status_code", None) == 404
 
 
 def log_numbers(wandb: Any, run: Any, package: Package) -> None:

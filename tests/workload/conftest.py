@@ -1,0 +1,124 @@
+"""Fixtures for the tests that run inside the classic-example image.
+
+The image has the package in /app and on PYTHONPATH; `python -m images test-workload` brings pytest
+and these files.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+# These files are not a package, and pytest runs them from wherever they are mounted.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from workload_helpers import (
+    APP,
+    BASE_MODEL,
+    HEADER,
+    Cli,
+    Ended,
+    environment,
+    sentences,
+    write_csv,
+)
+
+
+@pytest.fixture(scope="session")
+def cli(tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """Run a command of the workload as a task pod does and wait for its end."""
+    scratch = tmp_path_factory.mktemp("home")
+
+    def run(
+        *arguments: object, env: Mapping[str, str] | None = None, timeout: float = 150
+    ) -> Ended:
+        start = time.monotonic()
+        ended = subprocess.run(
+            [sys.executable, "classic_example/cli.py", *map(str, arguments)],
+            cwd=APP,
+            env=environment({"WANDB_DIR": str(scratch), **(env or {})}),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        seconds = time.monotonic() - start
+        return Ended(ended.returncode, ended.stdout, ended.stderr, seconds)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def data_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with small train, val and test files."""
+    directory = tmp_path_factory.mktemp("data")
+    write_csv(directory / "train.csv", HEADER, sentences(160))
+    write_csv(directory / "val.csv", HEADER, sentences(60, offset=161))
+    unlabelled = [[text, -1, idx] for text, _, idx in sentences(33, offset=300)]
+    write_csv(directory / "test.csv", HEADER, unlabelled)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an untrained two-layer BERT with the real tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    directory = tmp_path_factory.mktemp("tiny-base")
+    tokenizer = AutoTokenizer.from_pretrained(BASE_MODEL)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
+    BertModel(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def make_config(tiny_base: Path, data_directory: Path) -> Callable[..., Path]:
+    """Write a configuration for a training of a second or two and return its path."""
+
+    def make(path: Path, **changes: object) -> Path:
+        content = {
+            "model_name_or_path": str(tiny_base),
+            "train_file": str(data_directory / "train.csv"),
+            "validation_file": str(data_directory / "val.csv"),
+            "output_dir": str(path.parent / "results"),
+            "max_seq_length": 24,
+            "per_device_train_batch_size": 16,
+            "per_device_eval_batch_size": 32,
+            "learning_rate": 5e-3,
+            "max_steps": 40,
+            "warmup_ratio": 0.1,
+            "logging_steps": 5,
+            "seed": 7,
+            **changes,
+        }
+        path.write_text(json.dumps({k: v for k, v in content.items() if v != "absent"}))
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(
+    cli: Cli, make_config: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Ended, Path]:
+    """Train a tiny model with the real command; return the ended command and the model."""
+    directory = tmp_path_factory.mktemp("trained")
+    ended = cli(
+        "train",
+        make_config(directory / "config.json"),
+        env={"ML_PIPELINES_DAG_ID": "training_dag", "ML_PIPELINES_RUN_ID": "manual__1"},
+    )
+    assert ended.status == 0, ended.output
+    return ended, directory / "results"

@@ -1,0 +1,125 @@
+"""Batch prediction."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from classic_example.errors import WorkloadError
+from classic_example.inference import run_inference_on_dataframe
+from workload_helpers import HEADER, Cli, Ended, everything_below, read_csv, sentences, write_csv
+
+
+@pytest.fixture
+def model(trained: tuple[Ended, Path], tmp_path: Path) -> Path:
+    """Return the trained model as load-from-registry would leave it."""
+    directory = shutil.copytree(trained[1], tmp_path / "model")
+    registered = {"registry": "mlflow", "name": "m", "version": "v7", "metrics": {"accuracy": 0.9}}
+    (directory / "registry.json").write_text(json.dumps(registered))
+    return directory
+
+
+def test_predictions_keep_the_contract(cli: Cli, model: Path, data_directory: Path, tmp_path: Path):
+    source, target = data_directory / "test.csv", tmp_path / "out" / "pred.csv"
+    ended = cli("run-inference-on-dataframe", source, model, target)
+    assert ended.status == 0, ended.output
+    given, predicted = read_csv(source), read_csv(target)
+    assert list(predicted[0]) == [*HEADER, "correct_sentence_conf"]
+    assert [{name: row[name] for name in HEADER} for row in predicted] == given
+    confidences = [float(row["correct_sentence_conf"]) for row in predicted]
+    assert all(0 <= confidence <= 1 for confidence in confidences)
+    positive = sum(confidence >= 0.5 for confidence in confidences)
+    assert ended.result == {
+        "rows": 33,
+        "predictions": str(target),
+        "model_version": "v7",
+        "positive": positive,
+    }
+    description = json.loads((tmp_path / "out" / "pred.json").read_text())
+    assert description["model"]["version"] == "v7"
+    assert description["model"]["metrics"] == {"accuracy": 0.9}
+    assert description["rows"] == 33
+    assert description["positive"] == positive
+    content = target.read_bytes()
+    assert description["predictions"]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert everything_below(tmp_path / "out") == {"pred.csv", "pred.json"}
+
+
+def test_predictions_are_right_and_do_not_depend_on_order_or_batch(model: Path, tmp_path: Path):
+    rows = sentences(70, offset=500)
+    forward = write_csv(tmp_path / "forward.csv", HEADER, rows)
+    backward = write_csv(tmp_path / "backward.csv", HEADER, rows[::-1])
+    run_inference_on_dataframe(forward, model, tmp_path / "a.csv")
+    run_inference_on_dataframe(backward, model, tmp_path / "b.csv")
+    first = {row["idx"]: row for row in read_csv(tmp_path / "a.csv")}
+    second = {row["idx"]: row for row in read_csv(tmp_path / "b.csv")}
+    for idx, row in first.items():
+        confidence = float(row["correct_sentence_conf"])
+        other = float(second[idx]["correct_sentence_conf"])
+        assert confidence == pytest.approx(other, abs=1e-4)
+    right = sum(
+        (float(row["correct_sentence_conf"]) >= 0.5) == (row["label"] == "1")
+        for row in first.values()
+    )
+    assert right / len(rows) >= 0.95
+
+
+def test_other_columns_stay_as_they_are(model: Path, tmp_path: Path):
+    header = ["id", "sentence", "note", "correct_sentence_conf"]
+    source = write_csv(
+        tmp_path / "in.csv",
+        header,
+        [["007", "a great film", "", "0.1"], ["1e5", "", 'say "x", y', "old"]],
+    )
+    run_inference_on_dataframe(source, model, tmp_path / "pred.csv")
+    rows = read_csv(tmp_path / "pred.csv")
+    assert list(rows[0]) == header
+    assert [(row["id"], row["note"]) for row in rows] == [("007", ""), ("1e5", 'say "x", y')]
+    assert all(0 <= float(row["correct_sentence_conf"]) <= 1 for row in rows)
+
+
+def test_model_that_is_not_from_a_registry_has_no_version(
+    trained: tuple[Ended, Path], data_directory: Path, tmp_path: Path
+):
+    result = run_inference_on_dataframe(
+        data_directory / "test.csv", trained[1], tmp_path / "pred.csv"
+    )
+    assert result["model_version"] == ""
+    assert json.loads((tmp_path / "pred.json").read_text())["model"] == {}
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_incomplete_model_is_refused(
+    model: Path, data_directory: Path, tmp_path: Path, missing: str
+):
+    (model / missing).unlink()
+    with pytest.raises(WorkloadError, match=f"is not a model: it has no {missing}"):
+        run_inference_on_dataframe(data_directory / "test.csv", model, tmp_path / "pred.csv")
+
+
+def test_damaged_weights_are_refused_and_old_predictions_stay(
+    model: Path, data_directory: Path, tmp_path: Path
+):
+    (model / "model.safetensors").write_bytes(b"not weights")
+    (tmp_path / "pred.csv").write_text("old")
+    with pytest.raises(WorkloadError, match="cannot load the model"):
+        run_inference_on_dataframe(data_directory / "test.csv", model, tmp_path / "pred.csv")
+    assert (tmp_path / "pred.csv").read_text() == "old"
+
+
+def test_errors_of_the_command_are_one_line(cli: Cli, model: Path, tmp_path: Path):
+    source = write_csv(tmp_path / "in.csv", ["text"], [["x"]])
+    ended = cli("run-inference-on-dataframe", source, model, tmp_path / "pred.csv")
+    assert ended.error == f"ERROR: {source} has no column sentence; its columns are text"
+    ended = cli("run-inference-on-dataframe", source, tmp_path / "none", tmp_path / "pred.csv")
+    assert "ERROR:" in ended.error
+    assert not (tmp_path / "pred.csv").exists()
+
+
+def test_unwritable_predictions_fail_clearly(model: Path, data_directory: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(WorkloadError, match=r"cannot write .*file/pred"):
+        run_inference_on_dataframe(
+            data_directory / "test.csv", model, tmp_path / "file" / "pred.csv"
+        )

@@ -1,0 +1,245 @@
+"""The MLflow registry against a real MLflow server on this machine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from workload_helpers import Cli, Ended, environment, everything_below
+
+LIMIT = 30
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run an MLflow server as the chart does; yield its address."""
+    directory = tmp_path_factory.mktemp("mlflow")
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [
+        *("mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{directory}/mlflow.db"),
+        *("--artifacts-destination", str(directory / "artifacts")),
+        *("--allowed-hosts", f"127.0.0.1:{port}"),
+    ]
+    with (directory / "log").open("w") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=directory,
+            env=environment({"MLFLOW_DISABLE_TELEMETRY": "true"}),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not answers(f"{address}/health"):
+            assert process.poll() is None, (directory / "log").read_text()
+            assert time.monotonic() < deadline, (directory / "log").read_text()
+            time.sleep(0.3)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def client(server: str):
+    import mlflow
+
+    return mlflow.MlflowClient(server, server)
+
+
+def variables(address: str, **more: str) -> dict[str, str]:
+    return {"REGISTRY": "mlflow", "MLFLOW_TRACKING_URI": address, **more}
+
+
+@pytest.fixture(scope="module")
+def uploaded(cli: Cli, server: str, trained: tuple[Ended, Path]) -> list[Ended]:
+    """Upload the same model twice, from two runs."""
+    ended = [
+        cli(
+            "upload-to-registry",
+            "airflow-pipeline",
+            trained[1],
+            env=variables(server, MLFLOW_EXPERIMENT_NAME="tests", ML_PIPELINES_RUN_ID=f"run{n}"),
+        )
+        for n in (1, 2)
+    ]
+    for one in ended:
+        assert one.status == 0, one.output
+    return ended
+
+
+def test_each_upload_is_a_new_version(uploaded: list[Ended], server: str):
+    assert [ended.result["version"] for ended in uploaded] == ["v1", "v2"]
+    second = uploaded[1].result
+    assert second["registry"] == "mlflow"
+    assert second["name"] == "airflow-pipeline"
+    assert second["uri"] == "models:/airflow-pipeline/2"
+    assert second["run_url"].startswith(f"{server}/#/experiments/")
+
+
+def test_run_holds_metrics_curve_params_plots_and_files(
+    uploaded: list[Ended], client, trained: tuple[Ended, Path]
+):
+    run = client.get_run(uploaded[1].result["run_url"].rpartition("/")[2])
+    assert run.info.status == "FINISHED"
+    assert client.get_experiment(run.info.experiment_id).name == "tests"
+    metrics = json.loads((trained[1] / "metrics.json").read_text())
+    for name, value in metrics.items():
+        assert run.data.metrics[name] == pytest.approx(value), name
+    curve = client.get_metric_history(run.info.run_id, "curve_loss")
+    assert [point.step for point in curve] == [5, 10, 15, 20, 25, 30, 35, 40]
+    assert run.data.params["learning_rate"] == "0.005"
+    files = {one.path for one in client.list_artifacts(run.info.run_id, "model")}
+    assert files == {f"model/{path.name}" for path in trained[1].iterdir()}
+    plots = {one.path for one in client.list_artifacts(run.info.run_id, "plots")}
+    assert plots == {"plots/confusion_matrix.png", "plots/training_curve.png"}
+
+
+def test_version_names_run_data_and_weights(uploaded: list[Ended], client):
+    version = client.get_model_version("airflow-pipeline", "2")
+    # The upload's own run counts, not the one that an older lineage file names.
+    assert version.tags["run_id"] == "run2"
+    assert version.tags["dag_id"] == "training_dag"
+    assert len(version.tags["data_sha256"]) == len(version.tags["model_sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("alias", "version"), [("latest", "v2"), ("v1", "v1"), ("1", "v1"), ("champion", "v1")]
+)
+def test_model_comes_back_as_it_was(
+    uploaded: list[Ended],
+    client,
+    cli: Cli,
+    server: str,
+    trained: tuple[Ended, Path],
+    tmp_path: Path,
+    alias: str,
+    version: str,
+):
+    client.set_registered_model_alias("airflow-pipeline", "champion", "1")
+    target = tmp_path / "results"
+    ended = cli("load-from-registry", f"airflow-pipeline:{alias}", target, env=variables(server))
+    assert ended.status == 0, ended.output
+    assert ended.result == {
+        "registry": "mlflow",
+        "name": "airflow-pipeline",
+        "version": version,
+        "path": str(target),
+    }
+    assert everything_below(target) == everything_below(trained[1]) | {"registry.json"}
+    for path in trained[1].iterdir():
+        assert (target / path.name).read_bytes() == path.read_bytes(), path.name
+    mark = json.loads((target / "registry.json").read_text())
+    assert (mark["name"], mark["version"]) == ("airflow-pipeline", version)
+    assert mark["metrics"]["accuracy"] == trained[0].result["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("nothing:latest", "MLflow has no model 'nothing'; models there: airflow-pipeline"),
+        (
+            "airflow-pipeline:v9",
+            "has no version or alias 'v9'; there are: champion, latest, v2, v1",
+        ),
+        ("airflow-pipeline:best", "has no version or alias 'best'; there are: champion, latest"),
+    ],
+)
+def test_unknown_model_or_alias_lists_what_exists(
+    uploaded: list[Ended],
+    client,
+    cli: Cli,
+    server: str,
+    tmp_path: Path,
+    reference: str,
+    message: str,
+):
+    client.set_registered_model_alias("airflow-pipeline", "champion", "1")
+    ended = cli("load-from-registry", reference, tmp_path / "results", env=variables(server))
+    assert message in ended.error
+    assert ended.seconds < LIMIT
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_server_that_is_gone_is_reported_in_seconds(
+    cli: Cli, trained: tuple[Ended, Path], tmp_path: Path
+):
+    address = f"http://127.0.0.1:{free_port()}"
+    for arguments in (
+        ("upload-to-registry", "m", trained[1]),
+        ("load-from-registry", "m:latest", tmp_path / "results"),
+    ):
+        ended = cli(*arguments, env=variables(address))
+        assert f"MLflow at {address} cannot be reached (Connection refused)" in ended.error
+        assert ended.seconds < LIMIT
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_server_that_hangs_is_given_up(cli: Cli, tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"http://user:hidden@127.0.0.1:{listener.getsockname()[1]}"
+        ended = cli("load-from-registry", "m:latest", tmp_path / "r", env=variables(address))
+    assert "MLflow at http://***@127.0.0.1" in ended.error
+    assert "hidden" not in ended.output
+    assert ended.seconds < LIMIT
+
+
+def test_refused_host_name_is_explained(cli: Cli, server: str, tmp_path: Path):
+    # The server answers 403 to a Host header that --allowed-hosts does not name.
+    address = server.replace("127.0.0.1", "localhost")
+    ended = cli("load-from-registry", "m:latest", tmp_path / "r", env=variables(address))
+    assert "refuses access with HTTP 403" in ended.error
+    assert "--allowed-hosts" in ended.error
+
+
+def test_upload_that_breaks_off_registers_nothing(
+    uploaded: list[Ended],
+    client,
+    server: str,
+    trained: tuple[Ended, Path],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    from classic_example.errors import WorkloadError
+    from classic_example.registry.base import upload_to_registry
+    from classic_example.registry.mlflow_registry import MlflowRegistry
+    from mlflow.exceptions import MlflowException
+
+    def break_off(self, run_id: str, path: str, artifact_path: str) -> None:
+        if path.endswith("model.safetensors"):
+            raise MlflowException("the volume is full")
+
+    monkeypatch.setattr("mlflow.MlflowClient.log_artifact", break_off)
+    with pytest.raises(WorkloadError, match="MLflow failed during the upload: the volume is full"):
+        upload_to_registry(MlflowRegistry(server, "broken"), "airflow-pipeline", trained[1])
+    experiment = client.get_experiment_by_name("broken")
+    runs = client.search_runs([experiment.experiment_id])
+    assert [run.info.status for run in runs] == ["FAILED"]
+    versions = client.search_model_versions("name='airflow-pipeline'")
+    assert {version.version for version in versions} == {"1", "2"}

@@ -1,0 +1,179 @@
+"""What the registries share: references, packages, the choice by environment."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from classic_example.errors import WorkloadError
+from classic_example.registry import registry_from_environment
+from classic_example.registry.base import (
+    ModelRef,
+    load_from_registry,
+    package,
+    upload_to_registry,
+)
+from workload_helpers import Cli, Ended
+
+VARIABLES = ("REGISTRY", "MLFLOW_TRACKING_URI", "WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL")
+
+
+@pytest.fixture(autouse=True)
+def nothing_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+class DirectoryRegistry:
+    """A registry with one model in a directory; stands in for a server."""
+
+    name = "directory"
+
+    def __init__(self, source: Path, tags: dict[str, str]) -> None:
+        self.source = source
+        self.tags = tags
+
+    def upload(self, *_: object) -> Any:
+        raise AssertionError("nothing is uploaded here")
+
+    def download(self, ref: ModelRef, directory: Path) -> dict[str, Any]:
+        shutil.copytree(self.source, directory, dirs_exist_ok=True)
+        return {"name": ref.name, "version": "v1", "uri": "", "run_url": "", "tags": self.tags}
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "alias", "version"),
+    [
+        ("airflow-pipeline", "airflow-pipeline", "latest", None),
+        ("airflow-pipeline:latest", "airflow-pipeline", "latest", None),
+        ("m:v3", "m", "v3", 3),
+        ("m:12", "m", "12", 12),
+        ("m:champion", "m", "champion", None),
+    ],
+)
+def test_reference_is_parsed(text: str, name: str, alias: str, version: int | None):
+    ref = ModelRef.parse(text)
+    assert (ref.name, ref.alias, ref.version) == (name, alias, version)
+
+
+@pytest.mark.parametrize("text", ["", ":latest", "a b", "a/b:latest", "a:b:c", "m:'x", "../m"])
+def test_odd_reference_is_refused(text: str):
+    with pytest.raises(WorkloadError, match="is not a model reference"):
+        ModelRef.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({}, "no model registry is configured"),
+        ({"REGISTRY": "sagemaker"}, "REGISTRY='sagemaker' is not known; allowed: wandb, mlflow"),
+        ({"REGISTRY": "mlflow"}, "MLFLOW_TRACKING_URI is not set"),
+        ({"REGISTRY": "mlflow", "MLFLOW_TRACKING_URI": "sqlite:///x"}, "is not an http://"),
+        ({"REGISTRY": "wandb"}, "WANDB_API_KEY is not set"),
+        (
+            {"REGISTRY": "wandb", "WANDB_API_KEY": "x", "WANDB_MODE": "offline"},
+            "WANDB_MODE=offline would keep the model inside this container",
+        ),
+    ],
+)
+def test_incomplete_environment_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(WorkloadError, match=message):
+        registry_from_environment()
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({"MLFLOW_TRACKING_URI": "http://m:5000"}, "mlflow"),
+        ({"WANDB_API_KEY": "x"}, "wandb"),
+        ({"WANDB_API_KEY": "x", "MLFLOW_TRACKING_URI": "http://m:5000"}, "wandb"),
+        (
+            {"REGISTRY": "MLflow", "WANDB_API_KEY": "x", "MLFLOW_TRACKING_URI": "http://m:5000"},
+            "mlflow",
+        ),
+    ],
+)
+def test_registry_follows_the_environment(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], name: str
+):
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    assert registry_from_environment().name == name
+
+
+def test_package_holds_everything_but_the_mark_of_an_earlier_load(
+    trained: tuple[Ended, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = shutil.copytree(trained[1], tmp_path / "model")
+    (model / "registry.json").write_text("{}")
+    monkeypatch.setenv("ML_PIPELINES_IMAGE", "repo@sha256:1")
+    packed = package(model)
+    assert {path.name for path in packed.files} == {p.name for p in trained[1].iterdir()}
+    assert {path.name for path in packed.plots} == {"confusion_matrix.png", "training_curve.png"}
+    assert packed.params["learning_rate"] == 0.005
+    assert packed.history[0]["step"] == 5
+    weights = (model / "model.safetensors").read_bytes()
+    assert packed.tags["model_sha256"] == hashlib.sha256(weights).hexdigest()
+    assert packed.tags["image"] == "repo@sha256:1"
+    assert packed.tags["run_id"] == "manual__1"
+    assert len(packed.tags["data_sha256"]) == 64
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "README.md", "special_tokens_map.json"])
+def test_incomplete_model_is_not_uploaded(
+    trained: tuple[Ended, Path], tmp_path: Path, missing: str
+):
+    model = shutil.copytree(trained[1], tmp_path / "model")
+    (model / missing).unlink()
+    with pytest.raises(WorkloadError, match=f"is not a trained model: it has no {missing}"):
+        upload_to_registry(DirectoryRegistry(model, {}), "m", model)
+
+
+def test_upload_takes_no_alias(trained: tuple[Ended, Path]):
+    with pytest.raises(WorkloadError, match="upload takes a plain model name"):
+        upload_to_registry(DirectoryRegistry(trained[1], {}), "m:latest", trained[1])
+
+
+def test_loaded_model_replaces_an_older_one_and_says_what_it_is(
+    trained: tuple[Ended, Path], tmp_path: Path
+):
+    target = tmp_path / "results"
+    target.mkdir()
+    (target / "stale").write_text("x")
+    result = load_from_registry(DirectoryRegistry(trained[1], {"run_id": "r"}), "m", target)
+    assert result == {"registry": "directory", "name": "m", "version": "v1", "path": str(target)}
+    assert not (target / "stale").exists()
+    mark = json.loads((target / "registry.json").read_text())
+    assert mark["version"] == "v1"
+    assert mark["reference"] == "m:latest"
+    assert mark["metrics"] == json.loads((trained[1] / "metrics.json").read_text())
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+@pytest.mark.parametrize("fault", ["damaged", "incomplete"])
+def test_broken_download_leaves_the_older_model(
+    trained: tuple[Ended, Path], tmp_path: Path, fault: str
+):
+    source = shutil.copytree(trained[1], tmp_path / "server")
+    tags = {"model_sha256": "0" * 64} if fault == "damaged" else {}
+    if fault == "incomplete":
+        (source / "tokenizer.json").unlink()
+    target = tmp_path / "results"
+    target.mkdir()
+    (target / "old").write_text("kept")
+    with pytest.raises(WorkloadError, match=fault):
+        load_from_registry(DirectoryRegistry(source, tags), "m", target)
+    assert [path.name for path in target.iterdir()] == ["old"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results", "server"]
+
+
+def test_command_without_a_registry_fails_with_one_line(cli: Cli, tmp_path: Path):
+    ended = cli("load-from-registry", "m:latest", tmp_path / "results")
+    assert "no model registry is configured" in ended.error
+    assert not (tmp_path / "results").exists()

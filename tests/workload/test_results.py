@@ -1,0 +1,55 @@
+"""How a step hands over its result."""
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+from classic_example import results
+from classic_example.errors import one_line, scrub
+
+
+def test_report_prints_and_writes_the_same(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RESULT_FILE", str(tmp_path / "result"))
+    results.report({"rows": 3, "name": "é"})
+    printed = capsys.readouterr().out
+    assert printed.startswith("RESULT ")
+    assert json.loads(printed.removeprefix("RESULT ")) == {"rows": 3, "name": "é"}
+    assert printed.removeprefix("RESULT ").strip() == (tmp_path / "result").read_text()
+
+
+def test_termination_log_is_the_default_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.delenv("RESULT_FILE", raising=False)
+    monkeypatch.setattr(results, "TERMINATION_LOG", tmp_path / "log")
+    assert results.result_file() is None
+    (tmp_path / "log").touch()
+    assert results.result_file() == tmp_path / "log"
+
+
+def test_result_too_large_for_a_termination_message_is_refused(monkeypatch):
+    monkeypatch.setenv("RESULT_FILE", "/dev/null")
+    with pytest.raises(ValueError, match="the limit is 4096"):
+        results.report({"text": "x" * 4096})
+
+
+def test_secrets_are_scrubbed_plain_and_encoded(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    encoded = base64.b64encode(f"api:{'k' * 40}".encode()).decode()
+    text = scrub(f"key {'k' * 40} in http://user:secret@host/ and Basic {encoded}")
+    assert "kkkk" not in text
+    assert "secret" not in text
+    assert encoded not in text
+
+
+def test_error_text_is_one_line():
+    assert one_line(ValueError("a\n  b\tc")) == "a b c"
+    assert one_line(KeyError()) == "KeyError"
+    assert len(one_line(ValueError("x" * 5000))) == 600
+
+
+def test_result_file_in_a_missing_directory_warns(monkeypatch, caplog, capsys):
+    monkeypatch.setenv("RESULT_FILE", "/nonexistent/file")
+    results.report({"rows": 1})
+    assert "cannot be written" in caplog.text
+    assert capsys.readouterr().out == 'RESULT {"rows": 1}\n'
+    assert not Path("/nonexistent").exists()

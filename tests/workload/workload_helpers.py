@@ -1,0 +1,98 @@
+"""What the tests of the workload share besides fixtures."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+APP = Path(os.environ.get("PYTHONPATH", "/app").split(os.pathsep)[0])
+BUNDLED = Path(os.environ.get("BUNDLED_DATA", "/opt/data/movie-reviews"))
+BASE_MODEL = Path("/opt/models/all-MiniLM-L6-v2")
+
+# What a command may inherit: where Python and its caches are, and nothing that configures a
+# registry or a data source by accident.
+INHERITED = ("PATH", "PYTHONPATH", "HOME", "LANG", "LC_ALL", "MPLCONFIGDIR", "HF_HOME")
+THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def output(self) -> str:
+        return self.stdout + self.stderr
+
+    @property
+    def result(self) -> dict:
+        """Content of the RESULT line."""
+        lines = [line for line in self.stdout.splitlines() if line.startswith("RESULT ")]
+        assert len(lines) == 1, self.output
+        return json.loads(lines[0].removeprefix("RESULT "))
+
+    @property
+    def error(self) -> str:
+        """The one ERROR line, which must be all there is on stderr."""
+        assert self.status != 0, self.output
+        lines = self.stderr.splitlines()
+        assert len(lines) == 1, self.output
+        assert lines[0].startswith("ERROR: "), self.output
+        assert "Traceback" not in self.output
+        return lines[0]
+
+
+Cli = Callable[..., Ended]
+
+
+def environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a command."""
+    kept = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    return {**kept, **THREADS, **extra}
+
+
+def write_csv(path: Path, header: list[str], rows: list[list]) -> Path:
+    """Write a CSV file and return its path."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def sentences(count: int, offset: int = 0) -> list[list]:
+    """Return rows whose label can be read off one word: even a tiny model can learn them."""
+    words = (["awful", "dull", "boring"], ["great", "warm", "funny"])
+    filler = ["film", "story", "plot", "cast", "scene", "music", "ending"]
+    rows = []
+    for number in range(offset, offset + count):
+        label = number % 2
+        rows.append(
+            [
+                f"the {filler[number % 7]} and the {filler[number * 3 % 7]} are "
+                f"{words[label][number % 3]} in part {number % 11}",
+                label,
+                number,
+            ]
+        )
+    return rows
+
+
+HEADER = ["sentence", "label", "idx"]
+
+
+def everything_below(directory: Path) -> set[str]:
+    """Return the relative paths of all files, hidden ones too."""
+    return {str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file()}
