@@ -20,6 +20,7 @@ STUCK = {
     "InvalidImageName",
     "RunContainerError",
 }
+MANY_RESTARTS = 3
 
 
 class KubectlError(UserError):
@@ -133,15 +134,40 @@ def state(pod: dict[str, Any]) -> str:
 def is_stuck(pod: dict[str, Any]) -> bool:
     """Say whether a container waits for something that time alone does not mend."""
     return any(
-        c.get("state", {}).get("waiting", {}).get("reason") in STUCK for c in containers(pod)
+        container.get("state", {}).get("waiting", {}).get("reason") in STUCK
+        # Between two tries it looks well; so many tries say that it is not.
+        or (container["restartCount"] >= MANY_RESTARTS and not container.get("ready"))
+        for container in containers(pod)
     )
+
+
+def component(pod: dict[str, Any]) -> str:
+    """Return the part of the release that a pod belongs to, its name when it has no such label."""
+    labels = pod["metadata"].get("labels", {})
+    for key in ("app.kubernetes.io/component", "component"):
+        if labels.get(key):
+            return labels[key]
+    return pod["metadata"]["name"]
 
 
 def not_ready(pods: Sequence[dict[str, Any]]) -> str:
     """Return the pods that are not ready and why, in one line ('' when all are)."""
-    return ", ".join(
-        f"{pod['metadata']['name']} ({state(pod)})" for pod in pods if not is_ready(pod)
-    )
+    words = []
+    for pod in pods:
+        if not is_ready(pod):
+            times = f", {restarts(pod)} restarts" if restarts(pod) else ""
+            words.append(f"{component(pod)} ({state(pod)}{times})")
+    return ", ".join(words)
+
+
+def last_words(kube: Kube, pods: Sequence[dict[str, Any]]) -> str:
+    """Return ``: "last log line"`` of the first container that was restarted and is not well."""
+    for pod in pods:
+        for container in containers(pod):
+            if container["restartCount"] and not container.get("ready"):
+                lines = kube.logs(pod["metadata"]["name"], container["name"], 1).strip()
+                return f': "{lines}"' if lines else ""
+    return ""
 
 
 def describe_trouble(kube: Kube, *, lines: int = 15) -> str:

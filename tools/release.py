@@ -20,7 +20,7 @@ import yaml
 from tools.cache import digest, lock
 from tools.chart import dependency
 from tools.errors import UserError, run_main
-from tools.kube import Kube, describe_trouble, is_stuck, not_ready
+from tools.kube import Kube, describe_trouble, is_stuck, last_words, not_ready
 from tools.paths import BUILD, CHART, ROOT, VALUES
 from tools.progress import Phase, console
 from tools.wheels import helm
@@ -209,7 +209,9 @@ class Release:
                 pods = self.pods()
             except UserError:
                 pods = []  # The namespace may not be there yet, or the API be busy.
-            phase.note(f"waiting for {not_ready(pods)}" if not_ready(pods) else "helm is at work")
+            waiting = not_ready(pods)
+            words = last_words(self.kube, pods)
+            phase.note(f"waiting for {waiting}{words}" if waiting else "helm is at work")
             stuck = [pod for pod in pods if is_stuck(pod)]
             if not stuck:
                 stuck_since = None

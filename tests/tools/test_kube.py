@@ -88,3 +88,14 @@ def test_not_ready_names_pod_and_reason() -> None:
     waiting = pod("Pending", containerStatuses=[container(waiting={"reason": "ErrImagePull"})])
     assert not_ready([pod("Succeeded"), waiting]) == "p (c: ErrImagePull)"
     assert not_ready([]) == ""
+    waiting["metadata"]["labels"] = {"component": "scheduler"}
+    waiting["status"]["initContainerStatuses"] = [container(True, restarts=2)]
+    assert not_ready([waiting]) == "scheduler (c: ErrImagePull, 2 restarts)"
+
+
+def test_many_restarts_are_no_accident() -> None:
+    def tried(times: int, *, ready: bool = False) -> dict[str, Any]:
+        return pod(containerStatuses=[container(ready, restarts=times, running={})])
+
+    assert [is_stuck(tried(times)) for times in (0, 2, 3)] == [False, False, True]
+    assert not is_stuck(tried(3, ready=True))
