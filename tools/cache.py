@@ -68,10 +68,17 @@ def cached(kind: str, key: str, build: Callable[[Path], None]) -> Path:
 
 
 @contextmanager
-def lock(name: str) -> Iterator[None]:
-    """Hold a lock on this machine until the block ends; released by the kernel on a crash."""
+def lock(name: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold a lock on this machine until the block ends; released by the kernel on a crash.
+
+    ``on_wait`` is called first when another process holds it.
+    """
     directory = CACHE / "locks"
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / name).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -21,6 +21,7 @@ from typing import Any
 
 from cluster.__main__ import show_logs
 from tools.airflow_api import Airflow, Task, run_seconds, telling_lines
+from tools.cache import lock
 from tools.errors import UserError, run_main
 from tools.forward import Forward, free_port
 from tools.kube import is_ready, restarts, state
@@ -87,9 +88,13 @@ def up(stack: Stack) -> int:
 
 def bring_up(stack: Stack, phases: Phases) -> None:
     """Cluster, images, chart, release and DAGs; each part only if it is not there yet."""
-    release = stack.prepare(phases)
-    with phases.phase("release") as phase:
-        release.deploy(phase)
+    with lock(
+        f"bring-up-{stack.cluster.name}",
+        lambda: say(f"another command brings up {stack.cluster.name}: waiting for it"),
+    ):
+        release = stack.prepare(phases)
+        with phases.phase("release") as phase:
+            release.deploy(phase)
     with phases.phase("publish the DAGs") as phase:
         commit = stack.publish(phase)
         phase.say(f"Airflow shows {commit[:10]}")
