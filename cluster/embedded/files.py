@@ -8,6 +8,9 @@ from cluster.embedded.config import CLUSTER_DOMAIN, Config
 
 BRIDGE = "cni0"
 
+KUBELET_API = ["nodes/proxy", "nodes/stats", "nodes/log", "nodes/spec", "nodes/metrics"]
+"""What Kubernetes' own system:kubelet-api-admin names: RBAC has no wildcard for subresources."""
+
 
 def write_all(config: Config, pause_image: str) -> None:
     """Write every configuration file below ``config.etc``; all are derived, none is kept."""
@@ -191,5 +194,5 @@ def cluster_objects() -> list[dict]:
             ],
         ),
         # The API server asks the kubelet with this certificate's rights for logs and exec.
-        *role("kube-apiserver-kubelet-client", [rule([""], ["nodes/*"], ["*"])]),
+        *role("kube-apiserver-kubelet-client", [rule([""], KUBELET_API, ["*"])]),
     ]

@@ -205,6 +205,8 @@ def test_a_claim_gets_a_directory_and_loses_it(
     kube("apply", "-f", "-", stdin=json.dumps(claim))
     kube("apply", "-f", "-", stdin=pod(name, pause_image, name))
     kube("wait", f"pod/{name}", "--for=condition=Ready", "--timeout=60s")
+    # The API server asks the kubelet for it; pause prints nothing.
+    assert kube("logs", name) == ""
     (directory,) = cluster.config.volumes.glob(f"*_default_{name}")
     assert directory.stat().st_mode & 0o777 == 0o777
     kube("delete", f"pod/{name}", f"pvc/{name}", "--wait=true")
