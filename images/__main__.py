@@ -1,0 +1,44 @@
+"""Command line of the image builder: ``python -m images [build|list|lock|test] ...``."""
+
+import argparse
+import json
+
+from images.build import build_all, report
+from images.catalog import names
+from tools.errors import UserError, run_main
+from tools.paths import IMAGES_LOCK
+from tools.progress import Phases
+
+
+def main() -> int:
+    """Run one command; ``build`` is the default."""
+    parser = argparse.ArgumentParser(prog="python -m images", description=__doc__)
+    commands = parser.add_subparsers(dest="command")
+    build = commands.add_parser("build", help="build the named images (default: all)")
+    build.add_argument("names", nargs="*", metavar="NAME")
+    commands.add_parser("list", help="the images that there are")
+    commands.add_parser("lock", help="print build/images.json")
+    for name in ("test", "test-workload"):
+        test = commands.add_parser(
+            name, help="run tests/workload inside the classic-example image", add_help=False
+        )
+        test.add_argument("pytest", nargs=argparse.REMAINDER, metavar="PYTEST_ARGUMENT")
+    arguments, rest = parser.parse_known_args()
+    match arguments.command:
+        case "list":
+            print("\n".join(names()))
+        case "lock":
+            if not IMAGES_LOCK.exists():
+                raise UserError(f"{IMAGES_LOCK} is not there yet: python -m images build")
+            print(json.dumps(json.loads(IMAGES_LOCK.read_text()), indent=2))
+        case "test" | "test-workload":
+            from images.workload import test_workload
+
+            return test_workload([*rest, *arguments.pytest])
+        case _:
+            report(build_all(Phases(), getattr(arguments, "names", None) or None))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,202 @@
+"""Build the images, each once for each content of its inputs, and write build/images.json."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from images import buildah, debian, oci
+from images.catalog import (
+    BASE,
+    PAUSE,
+    PAUSE_VERSION,
+    Recipe,
+    names,
+    pause_key,
+    recipes,
+    repository,
+)
+from tools.cache import cached, lock
+from tools.errors import UserError
+from tools.packages import ensure_packages, missing_packages
+from tools.paths import CACHE, IMAGES_LOCK
+from tools.progress import Phase, Phases, run
+
+HOST_PACKAGES = ["buildah", "debian-archive-keyring", "mmdebstrap", "mount", "util-linux"]
+"""Debian packages that a build needs on this machine."""
+
+AT_ONCE = 2
+"""Builds that run beside each other: one computes while another waits for the disk or the net."""
+
+LARGE_ONES = ["classic-example", "airflow", "postgres"]
+"""They start first; the small ones fill the second place meanwhile."""
+
+KIND = "images"
+LOGS = CACHE / "logs"
+
+Entry = dict[str, str]
+"""One image of build/images.json: repository, tag, digest, archive."""
+
+
+def build_all(phases: Phases, wanted: Iterable[str] | None = None) -> dict[str, Entry]:
+    """Return the entries of the named images (default: all), building those that changed.
+
+    Writes all entries that are known to build/images.json.
+
+    Raises UserError for an unknown name, or a build that fails.
+    """
+    known = recipes()
+    chosen = list(wanted) if wanted is not None else names()
+    for name in chosen:
+        if name not in {*known, PAUSE}:
+            raise UserError(f"no image {name!r}; there are: {', '.join([*known, PAUSE])}")
+    entries: dict[str, Entry] = {}
+    if PAUSE in chosen:
+        entries[PAUSE] = pause(phases)
+    # The keys of this moment count for the whole call: somebody may be editing.
+    keys = {name: known[name].key() for name in chosen if name != PAUSE}
+    missing = [name for name, key in keys.items() if not _final(name, key).is_dir()]
+    if missing:
+        prepare_machine(phases)
+        base = _base(phases)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            builds = [
+                pool.submit(_build, known[name], keys[name], base, phases)
+                for name in sorted(missing, key=_order)
+            ]
+        for build in builds:
+            build.result()
+    entries |= {name: _entry(name, key) for name, key in keys.items()}
+    _write(entries)
+    return entries
+
+
+def prepare_machine(phases: Phases) -> None:
+    """Install the Debian packages that a build needs.
+
+    Raises UserError when that is refused or fails.
+    """
+    if missing_packages(HOST_PACKAGES):
+        with phases.phase("Images: packages of this machine"):
+            ensure_packages("building the images", HOST_PACKAGES)
+
+
+def _final(name: str, key: str) -> Path:
+    return CACHE / KIND / f"{name}-{key}"
+
+
+def _entry(name: str, key: str) -> Entry:
+    directory = _final(name, key)
+    directory.touch()
+    found: Entry = json.loads((directory / "image.json").read_text())
+    return found | {"archive": str(directory / "image.tar")}
+
+
+def _order(name: str) -> int:
+    return LARGE_ONES.index(name) if name in LARGE_ONES else len(LARGE_ONES)
+
+
+def _write(entries: dict[str, Entry]) -> None:
+    with lock("images.json"):
+        before = json.loads(IMAGES_LOCK.read_text()) if IMAGES_LOCK.exists() else {}
+        kept = {name: entry for name, entry in before.items() if name in names()}
+        text = json.dumps(kept | entries, indent=2, sort_keys=True) + "\n"
+        IMAGES_LOCK.parent.mkdir(parents=True, exist_ok=True)
+        fresh = IMAGES_LOCK.with_suffix(".new")
+        fresh.write_text(text)
+        fresh.rename(IMAGES_LOCK)
+
+
+def _log(name: str) -> Path:
+    log = LOGS / f"image-{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("")
+    return log
+
+
+def _base_name() -> str:
+    return f"{repository(BASE)}:{debian.suite()}-{debian.base_key()}"
+
+
+def _base(phases: Phases) -> Path:
+    key = debian.base_key()
+    if _final(BASE, key).is_dir():
+        return _final(BASE, key)
+    with phases.phase("Images: base") as phase:
+
+        def make(directory: Path) -> None:
+            log = _log(BASE)
+            name = _base_name()
+            debian.build_base(directory, phase, log, name)
+            buildah.pull_base(directory / "layout", directory / "store", name, log, phase)
+
+        return cached(KIND, f"{BASE}-{key}", make)
+
+
+def _build(recipe: Recipe, key: str, base: Path, phases: Phases) -> None:
+    with phases.phase(f"Images: {recipe.name}") as phase:
+
+        def make(directory: Path) -> None:
+            context = directory / "context"
+            context.mkdir()
+            staged = recipe.stage(context)
+            if staged.key() != key:
+                raise UserError(f"the files of image {recipe.name} have just changed: try again")
+            log = _log(recipe.name)
+            built = buildah.build(staged, directory, base, _base_name(), log, phase)
+            tag = f"{staged.containerfile.version()}-{key}"
+            _archive(directory, recipe.name, tag, built)
+            buildah.discard(directory)
+            shutil.rmtree(context)
+
+        cached(KIND, f"{recipe.name}-{key}", make)
+
+
+def _archive(directory: Path, name: str, tag: str, built: oci.Image) -> None:
+    full = f"{repository(name)}:{tag}"
+    oci.write_archive(directory / "image.tar", full, built)
+    entry = {"repository": repository(name), "tag": tag, "digest": built.digest}
+    (directory / "image.json").write_text(json.dumps(entry))
+
+
+def pause(phases: Phases) -> Entry:
+    """Return the entry of the pause image. Needs Go only, and no other image.
+
+    Raises UserError when there is no Go and none can be fetched.
+    """
+    key = pause_key()
+    if not _final(PAUSE, key).is_dir():
+        with phases.phase("Images: pause") as phase:
+            cached(KIND, f"{PAUSE}-{key}", lambda directory: _make_pause(directory, key, phase))
+    entry = _entry(PAUSE, key)
+    _write({PAUSE: entry})
+    return entry
+
+
+def _make_pause(directory: Path, key: str, phase: Phase) -> None:
+    from cluster.embedded.binary import build_environment, find_go
+
+    go, _ = find_go()
+    rootfs = directory / "rootfs"
+    rootfs.mkdir()
+    source = Path(__file__).parent / "pause"
+    build = [go, "build", "-ldflags=-s -w", "-o", str(rootfs / "pause"), "."]
+    run(build, log=_log(PAUSE), phase=phase, env=build_environment(go), cwd=source)
+    layer = directory / "layer.tar"
+    oci.write_layer(layer, rootfs)
+    config: dict[str, Any] = {"Entrypoint": ["/pause"], "User": "65535:65535", "WorkingDir": "/"}
+    built = oci.image(config, [oci.blob(layer)], comment="images/pause")
+    _archive(directory, PAUSE, f"{PAUSE_VERSION}-{key}", built)
+    layer.unlink()
+    shutil.rmtree(rootfs)
+
+
+def report(entries: dict[str, Entry], out: Any = sys.stdout) -> None:
+    """Print a line for each image: full name, digest, size of its archive."""
+    for name, entry in entries.items():
+        size = Path(entry["archive"]).stat().st_size / 1e6
+        full = f"{entry['repository']}:{entry['tag']}"
+        print(f"{name:16} {size:7.1f} MB  {full}  {entry['digest'][:19]}", file=out)

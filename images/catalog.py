@@ -1,0 +1,94 @@
+"""Which images there are, what each is made from, and the name and key that follow from it."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from images import containerfile, debian
+from images.containerfile import Containerfile
+from tools.cache import digest
+from tools.errors import UserError
+from tools.paths import ROOT
+
+REPOSITORY = "localhost/ml-pipelines"
+LAYOUT = "2"
+"""Counted up when the builder itself changes what comes out of the same inputs."""
+
+HERE = Path(__file__).resolve().parent
+BASE, PAUSE = "base", "pause"
+PAUSE_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One image that is built from a Containerfile, with the repository's root as context."""
+
+    name: str
+    containerfile: Containerfile
+    root: Path = ROOT
+
+    def files(self) -> dict[str, Path]:
+        """Return what the Containerfile copies: path in the context -> file.
+
+        Raises UserError for a source that does not exist.
+        """
+        found: dict[str, Path] = {}
+        for source in self.containerfile.sources():
+            matches = sorted(self.root.glob(source))
+            if not matches:
+                path = self.containerfile.path
+                raise UserError(f"{path} copies {source}, which is not in the checkout")
+            for match in matches:
+                for file in [match] if match.is_file() else sorted(match.rglob("*")):
+                    if file.is_file() and "__pycache__" not in file.parts:
+                        found[file.relative_to(self.root).as_posix()] = file
+        return found
+
+    def key(self) -> str:
+        """Return a hash over everything that decides what is in the image."""
+        parts: list[Path | str] = [LAYOUT, debian.base_key(), self.containerfile.path]
+        for name, file in self.files().items():
+            parts += [name, file]
+        return digest(*parts)
+
+    def stage(self, context: Path) -> "Recipe":
+        """Copy the files into an empty directory, with modes that no umask decides.
+
+        Returns the recipe of the copy: nobody edits it while it is being built.
+        """
+        own = self.containerfile.path.relative_to(self.root).as_posix()
+        for name, file in (self.files() | {own: self.containerfile.path}).items():
+            target = context / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+            target.chmod(0o755 if os.access(file, os.X_OK) else 0o644)
+        for directory in [context, *(p for p in context.rglob("*") if p.is_dir())]:
+            directory.chmod(0o755)
+        return Recipe(self.name, containerfile.parse(context / own), context)
+
+
+def recipes() -> dict[str, Recipe]:
+    """Return the images that have a Containerfile: the folder ``git_sync`` is ``git-sync``."""
+    found = {}
+    for path in sorted(HERE.glob("*/Containerfile")):
+        name = path.parent.name.replace("_", "-")
+        found[name] = Recipe(name, containerfile.parse(path))
+        if not found[name].containerfile.takes_base_image():
+            raise UserError(f"{path} must begin with ARG BASE_IMAGE=... and FROM ${{BASE_IMAGE}}")
+    return found
+
+
+def names() -> list[str]:
+    """Return the names of all images that pods use."""
+    return [*recipes(), PAUSE]
+
+
+def pause_key() -> str:
+    """Return the cache key of the pause image."""
+    return digest(LAYOUT, HERE / "pause")
+
+
+def repository(name: str) -> str:
+    """Return the repository of an image: its full name without the tag."""
+    return f"{REPOSITORY}/{name}"
