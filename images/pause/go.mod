@@ -1,0 +1,3 @@
+module ml-pipelines/pause
+
+go 1.24
