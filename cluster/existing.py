@@ -38,9 +38,6 @@ class ExistingCluster:
         if problems:
             raise UserError("; ".join(problems))
 
-    def build_node(self, phases: Phases) -> None:
-        return
-
     def up(self, phases: Phases) -> None:
         with phases.phase("Cluster: the current context answers"):
             self.doctor()

@@ -39,9 +39,6 @@ class KindCluster:
         if problems:
             raise UserError("; ".join(problems))
 
-    def build_node(self, phases: Phases) -> None:
-        return
-
     def up(self, phases: Phases) -> None:
         self.doctor()
         with phases.phase("Cluster: kind") as phase:

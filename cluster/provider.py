@@ -23,9 +23,6 @@ class Provider(Protocol):
     def doctor(self) -> None:
         """Raise UserError, naming everything that is in the way; change nothing."""
 
-    def build_node(self, phases: Phases) -> None:
-        """Do the slow part of ``up`` that other work can go on beside."""
-
     def up(self, phases: Phases) -> None:
         """Have a cluster that is ready; do nothing when it is."""
 
@@ -42,7 +39,10 @@ class Provider(Protocol):
         """Return the log of each part."""
 
     def load_images(self, lock: dict[str, Any], phase: Phase) -> None:
-        """Make the images of build/images.json available to pods."""
+        """Make the images of build/images.json available to pods.
+
+        May be called from another thread while ``up`` is under way.
+        """
 
     def values(self) -> dict[str, Any]:
         """Return Helm values that only this cluster can know."""

@@ -58,33 +58,30 @@ class EmbeddedCluster:
         if not control.is_running(self.config):
             doctor.check(self.config)
 
-    def build_node(self, phases: Phases) -> None:
-        """Install the host's packages and build the node's binary."""
-        with phases.phase("Cluster: packages of this machine"):
-            ensure_packages("the embedded cluster", doctor.HOST_PACKAGES)
-        with phases.phase("Cluster: Kubernetes from Go modules") as phase:
-            node_binary(phase)
-
-    # Starting and stopping
-
     def up(self, phases: Phases) -> None:
         """Start the node and wait until it is ready, and what ran on it before is ready again."""
         if self._ready_mark.exists() and control.is_running(self.config):
             dag_source.use_checkout(self.config.git, ROOT)
             return
         self.doctor()
-        self.build_node(phases)
+        with phases.phase("Cluster: packages of this machine"):
+            ensure_packages("the embedded cluster", doctor.HOST_PACKAGES)
         from images.build import pause
 
         pause_image = pause(phases)
-        with phases.phase("Cluster: start") as phase:
-            started = datetime.now().astimezone()
+        # From here on a start that was interrupted is taken up where it stopped.
+        with phases.phase("Cluster: container runtime") as phase:
             if not control.is_running(self.config):
                 self._prepare(f"{pause_image['repository']}:{pause_image['tag']}")
-                self._launch(node_binary(phase))
-            # From here on a start that was interrupted is taken up where it stopped.
-            self._wait("the programs to start", phase, lambda: self._booted(phase))
+                self._launch()
             self.load_images({"pause": pause_image}, phase)
+        with phases.phase("Cluster: Kubernetes from Go modules") as phase:
+            binary = node_binary(phase)
+        with phases.phase("Cluster: start") as phase:
+            started = datetime.now().astimezone()
+            if not self.config.node_binary.exists():
+                self.config.node_binary.symlink_to(binary)
+            self._wait("the programs to start", phase, lambda: self._booted(phase))
             self._kubectl("apply", "--filename", str(self.config.etc / "cluster.yaml"))
             self._wait("the node to be ready", phase, lambda: self._node_ready(started))
             # Pods are refused until the controllers have made this one.
@@ -127,9 +124,13 @@ class EmbeddedCluster:
         return {path.stem: path for path in sorted(self.config.log.glob("*.log"))}
 
     def load_images(self, lock: dict[str, Any], phase: Phase) -> None:
-        """Import the archives that the node does not have yet."""
+        """Import the archives that the node does not have yet.
+
+        May be called while ``up`` is under way: it waits for the container runtime only.
+        """
         from images.load import load
 
+        self._wait("the container runtime", phase, lambda: self._runs(phase, "containerd"))
         load(["ctr", "--address", str(self.config.containerd_socket)], lock, phase)
 
     def values(self) -> dict[str, Any]:
@@ -161,7 +162,7 @@ class EmbeddedCluster:
         (config.state / "made-directories.json").write_text(json.dumps(created))
         cgroups.create(config.cgroup)
 
-    def _launch(self, node: Path) -> None:
+    def _launch(self) -> None:
         config = self.config
         config.log.mkdir(parents=True, exist_ok=True)
         listener = socket.socket()
@@ -170,7 +171,7 @@ class EmbeddedCluster:
         listener.listen(128)
         unshare = ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--mount-proc"]
         command = [*unshare, "--kill-child", "tini", "--", sys.executable]
-        command += ["-m", "cluster.embedded.supervisor", str(config.state), str(node)]
+        command += ["-m", "cluster.embedded.supervisor", str(config.state)]
         with (config.log / "supervisor.log").open("ab") as log:
             process = subprocess.Popen(
                 [*command, str(listener.fileno())],
@@ -192,19 +193,32 @@ class EmbeddedCluster:
         return self.config.run / "ready"
 
     def _booted(self, phase: Phase) -> bool:
-        log = self.config.log / "supervisor.log"
-        if not _alive(self._pid()):
-            tail = "\n".join(log.read_text().splitlines()[-8:])
-            raise UserError(f"the node ended at once; whole log: {log}\n{tail}")
-        if not self.config.control_socket.exists():
-            return False
-        answer = control.ask(self.config, "status")
-        waiting = [c["name"] for c in answer["components"] if c["state"] != "running"]
+        answer = self._supervisor_status(phase)
+        waiting = [c["name"] for c in answer.get("components", []) if c["state"] != "running"]
         phase.note(f"starting {waiting[0] if waiting else 'the last program'}")
+        return bool(answer.get("booted"))
+
+    def _runs(self, phase: Phase, name: str) -> bool:
+        components = self._supervisor_status(phase).get("components", [])
+        state = {row["name"]: row["state"] for row in components}.get(name)
+        return state == "running" and self.config.containerd_socket.exists()
+
+    def _supervisor_status(self, phase: Phase) -> dict[str, Any]:
+        """Return the supervisor's answer, {} before it listens.
+
+        Raises UserError when it has ended or given up.
+        """
+        if not self.config.control_socket.exists():
+            if (self.config.state / "pid").exists() and not _alive(self._pid()):
+                log = self.config.log / "supervisor.log"
+                tail = "\n".join(log.read_text().splitlines()[-8:])
+                raise UserError(f"the node ended at once; whole log: {log}\n{tail}")
+            return {}
+        answer = control.ask(self.config, "status")
         if answer["failure"]:
             log = self.config.log / f"{answer['failure'].split()[0]}.log"
             raise UserError(f"{answer['failure']}: see {log}, then `make down`")
-        return bool(answer["booted"])
+        return answer
 
     def _node_ready(self, since: datetime) -> bool:
         result = self._kubectl("get", "node", NODE_NAME, "--output", "json", check=False)

@@ -124,6 +124,11 @@ class Config:
         return self.run / "control.sock"
 
     @property
+    def node_binary(self) -> Path:
+        """A link to the multi-call binary; the programs start when it appears."""
+        return self.run / "node"
+
+    @property
     def cgroup(self) -> str:
         """The cgroup all pods live below, a directory in every hierarchy."""
         return f"ml-pipelines-{self.name}"

@@ -197,9 +197,11 @@ class Supervisor:
 
     def __init__(self, config: Config, node: Path, api_listener: int) -> None:
         self.config = config
+        self.node = node
         self.booted = False
         self.failure = ""
-        self.finished = threading.Event()
+        self.stopping = threading.Event()
+        self.ended = threading.Event()
         self.check = ReadyCheck(config)
         self.runners = {
             component.name: Runner(component, config.log / f"{component.name}.log")
@@ -209,6 +211,10 @@ class Supervisor:
     def boot(self) -> None:
         """Start everything in order."""
         for runner in self.runners.values():
+            # Containers' images can be imported while Kubernetes is still being compiled.
+            while runner.component.command[0] == str(self.node) and not self.node.exists():
+                if self.stopping.wait(0.2):
+                    return
             runner.start()
             if not runner.wait_ready(self.check):
                 self.failure = f"{runner.component.name} is not ready after {READY_SECONDS} s"
@@ -220,6 +226,7 @@ class Supervisor:
     def shut_down(self) -> None:
         """Stop containers, then programs, each politely first."""
         say("stopping")
+        self.stopping.set()
         order = list(self.runners.values())[::-1]
         last = {"containerd", "etcd", "kube-apiserver"}
         # With nobody left to restart or reschedule them, the containers end one after another.
@@ -246,7 +253,7 @@ class Supervisor:
             }
         if operation == "shut-down":
             self.shut_down()
-            self.finished.set()
+            self.ended.set()
             return {"ok": True}
         runner = self.runners.get(name)
         if runner is None:
@@ -316,16 +323,16 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    """``supervisor STATE_DIRECTORY NODE_BINARY LISTENER``: runs inside fresh namespaces."""
+    """``supervisor STATE_DIRECTORY LISTENER``: runs inside fresh namespaces."""
     config = Config.load(Path(sys.argv[1]))
     set_up_mounts(config)
     set_up_network(config)
-    supervisor = Supervisor(config, Path(sys.argv[2]), int(sys.argv[3]))
+    supervisor = Supervisor(config, config.node_binary, int(sys.argv[2]))
     server = ControlServer(supervisor)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: supervisor.handle({"operation": "shut-down"}))
-    supervisor.boot()
-    supervisor.finished.wait()
+    threading.Thread(target=supervisor.boot, daemon=True).start()
+    supervisor.ended.wait()
     # Leave the answer to `shut-down` the time to reach its caller.
     server.shutdown()
 
