@@ -1,0 +1,78 @@
+"""The inner side of images/container.py: the first process of the container's namespaces.
+
+Argument: the specification as JSON. Standard library only; ends by becoming the command.
+"""
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+DEVICES = ("full", "null", "random", "tty", "urandom", "zero")
+PR_SET_NO_NEW_PRIVS = 38
+
+
+def mount(*words: str) -> None:
+    """Call mount(8)."""
+    subprocess.run(["mount", *words], check=True)
+
+
+def make_root(memory: Path, layers: list[str]) -> Path:
+    """Mount the layers with memory on top of them, and the file systems that programs expect."""
+    mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", str(memory))
+    upper, work, root = memory / "upper", memory / "work", memory / "root"
+    for directory in (upper, work, root):
+        directory.mkdir()
+    # The topmost layer comes first in overlayfs, last in an image.
+    lower = ":".join(reversed(layers))
+    mount("-t", "overlay", "overlay", str(root),
+          "-o", f"lowerdir={lower},upperdir={upper},workdir={work}")  # fmt: skip
+    for name in ("proc", "dev", "sys", "tmp", "etc"):
+        (root / name).mkdir(exist_ok=True)
+    mount("-t", "proc", "proc", str(root / "proc"))
+    mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", str(root / "dev"))
+    for device in DEVICES:
+        (root / "dev" / device).touch()
+        mount("--bind", f"/dev/{device}", str(root / "dev" / device))
+    for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+        (root / "dev" / name).symlink_to(f"/proc/self/{target}")
+    (root / "dev" / "shm").mkdir()
+    mount("-t", "tmpfs", "-o", "mode=1777", "tmpfs", str(root / "dev" / "shm"))
+    (root / "etc" / "hosts").write_text("127.0.0.1 localhost\n")
+    return root
+
+
+def main() -> None:
+    """Enter the image and become the command."""
+    wanted: dict[str, Any] = json.loads(sys.argv[1])
+    root = make_root(Path(wanted["memory"]), wanted["layers"])
+    for path, target in wanted["mounts"].items():
+        place, _, flag = target.partition(":")
+        inside = root / place.lstrip("/")
+        inside.mkdir(parents=True, exist_ok=True)
+        mount("--bind", path, str(inside))
+        if flag == "ro":
+            mount("-o", "remount,bind,ro", str(inside))
+    if wanted["read_only"]:
+        # This mount alone: the volumes below it stay as they are.
+        mount("-o", "remount,ro", str(root))
+    os.chroot(root)
+    os.chdir(wanted["workdir"])
+    os.setgroups([])
+    os.setgid(wanted["gid"])
+    os.setuid(wanted["uid"])
+    # What allowPrivilegeEscalation: false sets.
+    ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    argv, env = wanted["argv"], wanted["env"]
+    try:
+        os.execvpe(argv[0], argv, env)
+    except OSError as error:
+        print(f"{argv[0]}: {error.strerror}", file=sys.stderr)
+        sys.exit(127)
+
+
+if __name__ == "__main__":
+    main()

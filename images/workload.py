@@ -1,0 +1,104 @@
+"""Run tests/workload inside the classic-example image: the Python that pods will run."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from images.build import build_all
+from images.container import Command, open_image
+from images.network import uv_cache
+from tools.cache import cached, digest
+from tools.errors import UserError
+from tools.paths import ROOT
+from tools.progress import Phases
+
+IMAGE = "classic-example"
+PYTEST = ("pytest", "iniconfig", "packaging", "pluggy", "pygments")
+"""pytest and all that it needs, by their names in requirements/tools.txt."""
+
+TESTS, PYTEST_PLACE, REPORTS = "/src", "/opt/pytest", "/reports"
+
+
+def test_workload(arguments: list[str]) -> int:
+    """Run pytest in the image with more arguments, and return its exit status.
+
+    A ``--junitxml=FILE`` is written here, on this machine.
+
+    Raises UserError when the image or pytest cannot be had.
+    """
+    entry = build_all(Phases(), [IMAGE])[IMAGE]
+    image = open_image(Path(entry["archive"]))
+    with tempfile.TemporaryDirectory(prefix="ml-pipelines-reports-") as place:
+        reports = Path(place)
+        # The tests run as the image's user, who is nobody here.
+        reports.chmod(0o777)
+        inside, wanted = redirect_report(arguments)
+        # The image's own packages come first: its tests are about them.
+        start = (
+            f"import sys; sys.path.append({PYTEST_PLACE!r}); "
+            "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+        )
+        options = ["-p", "no:cacheprovider", f"--rootdir={TESTS}", "--import-mode=importlib"]
+        tests = f"{TESTS}/tests/workload"
+        command = Command(
+            entrypoint=["/usr/bin/tini", "--"],
+            arguments=["python", "-B", "-c", start, *options, *inside, tests],
+            env={"COLUMNS": "100", "ML_PIPELINES_IN_IMAGE": IMAGE},
+            mounts={
+                ROOT / "tests": f"{TESTS}/tests:ro",
+                install_pytest(): f"{PYTEST_PLACE}:ro",
+                reports: REPORTS,
+            },
+        )
+        status = subprocess.run(command.line(image), stdin=subprocess.DEVNULL, cwd=ROOT).returncode
+        for name, target in wanted.items():
+            if (reports / name).exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(reports / name, target)
+    return status
+
+
+def redirect_report(arguments: list[str]) -> tuple[list[str], dict[str, Path]]:
+    """Return pytest's arguments for inside, and where its report belongs: name -> path here."""
+    inside, wanted = [], {}
+    for argument in arguments:
+        option, _, value = argument.partition("=")
+        if option in {"--junitxml", "--junit-xml"} and value:
+            wanted[Path(value).name] = Path(value).resolve()
+            argument = f"{option}={REPORTS}/{Path(value).name}"
+        inside.append(argument)
+    return inside, wanted
+
+
+def pytest_lock(lock: str) -> str:
+    """Return the part of a hash lock that is about pytest.
+
+    Raises UserError when a package is missing there.
+    """
+    entries = re.findall(r"^[\w.-]+==[^\n]*(?:\n[ \t]+--hash=[^\n]*)*", lock, re.MULTILINE)
+    by_name = {re.split("==", entry)[0].lower(): entry for entry in entries}
+    missing = [name for name in PYTEST if name not in by_name]
+    if missing:
+        raise UserError(f"requirements/tools.txt has no {', '.join(missing)}")
+    return "\n".join(by_name[name] for name in PYTEST) + "\n"
+
+
+def install_pytest() -> Path:
+    """Return a directory with pytest for the image's Python, made from the tools' lock."""
+    lock = pytest_lock((ROOT / "requirements" / "tools.txt").read_text())
+
+    def install(directory: Path) -> None:
+        requirements = directory / "requirements.txt"
+        requirements.write_text(lock)
+        uv = Path(sys.executable).with_name("uv")
+        pip = [str(uv), "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
+        target = ["--python-version", "3.11", "--target", str(directory), "--link-mode", "copy"]
+        command = [*pip, *target, "--cache-dir", str(uv_cache()), "-r", str(requirements)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode != 0:
+            raise UserError(f"could not install pytest for the image: {result.stderr.strip()}")
+
+    return cached("pytest", digest(lock), install)
