@@ -3,6 +3,9 @@
 import os
 import shutil
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from tools.errors import UserError
 from tools.paths import BUILD
 from tools.progress import Phase, Phases, run
 
+CREATE_SECONDS = 600
 VOLUME_IN_NODE = "/var/local/training-storage"
 
 
@@ -27,6 +31,7 @@ class KindCluster:
         self.directory = work_directory(name)
         self.kubeconfig = self.directory / "kubeconfig"
         self.log = BUILD / "log" / f"kind-{name}.log"
+        self.created = threading.Event()
 
     def doctor(self) -> None:
         problems = []
@@ -41,7 +46,7 @@ class KindCluster:
 
     def up(self, phases: Phases) -> None:
         self.doctor()
-        with phases.phase("Cluster: kind") as phase:
+        with self._tell_created(), phases.phase("Cluster: kind") as phase:
             if self.name not in self._clusters():
                 config = self.directory / "kind.yaml"
                 config.write_text(yaml.safe_dump(self._config()))
@@ -70,6 +75,9 @@ class KindCluster:
         return {"kind": self.log} if self.log.exists() else {}
 
     def load_images(self, lock: dict[str, Any], phase: Phase) -> None:
+        if not self.created.is_set() and self.name not in self._clusters():
+            phase.note("waiting for the cluster")
+            self.created.wait(CREATE_SECONDS)
         for image in lock.values():
             command = ["kind", "load", "image-archive", image["archive"], "--name", self.name]
             run(command, log=self.log, phase=phase)
@@ -83,6 +91,14 @@ class KindCluster:
         if worktree:
             raise UserError("push to DAGS_REPO instead: only CLUSTER=embedded serves a checkout")
         return head()
+
+    @contextmanager
+    def _tell_created(self) -> Iterator[None]:
+        # Also when it failed: who waits then gets kind's own message.
+        try:
+            yield
+        finally:
+            self.created.set()
 
     @property
     def node(self) -> str:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,15 @@ Entry = dict[str, str]
 """One image of build/images.json: repository, tag, digest, archive."""
 
 
-def build_all(phases: Phases, wanted: Iterable[str] | None = None) -> dict[str, Entry]:
+def build_all(
+    phases: Phases,
+    wanted: Iterable[str] | None = None,
+    ready: Callable[[dict[str, Entry]], None] = lambda _: None,
+) -> dict[str, Entry]:
     """Return the entries of the named images (default: all), building those that changed.
 
-    Writes all entries that are known to build/images.json.
+    Writes all entries that are known to build/images.json. ``ready`` is called with entries as
+    soon as their archives are there, from several threads: first with all that were built before.
 
     Raises UserError for an unknown name, or a build that fails.
     """
@@ -59,17 +64,21 @@ def build_all(phases: Phases, wanted: Iterable[str] | None = None) -> dict[str, 
     # The keys of this moment count for the whole call: somebody may be editing.
     keys = {name: known[name].key() for name in chosen if name != PAUSE}
     missing = [name for name, key in keys.items() if not _final(name, key).is_dir()]
+    entries |= {name: _entry(name, key) for name, key in keys.items() if name not in missing}
+    ready(dict(entries))
     if missing:
         prepare_machine(phases)
         base = _base(phases)
+
+        def build(name: str) -> None:
+            _build(known[name], keys[name], base, phases)
+            entries[name] = _entry(name, keys[name])
+            ready({name: entries[name]})
+
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            builds = [
-                pool.submit(_build, known[name], keys[name], base, phases)
-                for name in sorted(missing, key=_order)
-            ]
-        for build in builds:
-            build.result()
-    entries |= {name: _entry(name, key) for name, key in keys.items()}
+            builds = [pool.submit(build, name) for name in sorted(missing, key=_order)]
+        for one in builds:
+            one.result()
     _write(entries)
     return entries
 
@@ -117,23 +126,28 @@ def _log(name: str) -> Path:
     return log
 
 
-def _base_name() -> str:
+def base_name() -> str:
+    """Return the full name of the base image."""
     return f"{repository(BASE)}:{debian.suite()}-{debian.base_key()}"
 
 
+def base_directory() -> Path:
+    """Return where the base image lies, or will lie once it is built."""
+    return _final(BASE, debian.base_key())
+
+
 def _base(phases: Phases) -> Path:
-    key = debian.base_key()
-    if _final(BASE, key).is_dir():
-        return _final(BASE, key)
+    if base_directory().is_dir():
+        return base_directory()
     with phases.phase("Images: base") as phase:
 
         def make(directory: Path) -> None:
             log = _log(BASE)
-            name = _base_name()
+            name = base_name()
             debian.build_base(directory, phase, log, name)
             buildah.pull_base(directory / "layout", directory / "store", name, log, phase)
 
-        return cached(KIND, f"{BASE}-{key}", make)
+        return cached(KIND, base_directory().name, make)
 
 
 def _build(recipe: Recipe, key: str, base: Path, phases: Phases) -> None:
@@ -146,7 +160,7 @@ def _build(recipe: Recipe, key: str, base: Path, phases: Phases) -> None:
             if staged.key() != key:
                 raise UserError(f"the files of image {recipe.name} have just changed: try again")
             log = _log(recipe.name)
-            built = buildah.build(staged, directory, base, _base_name(), log, phase)
+            built = buildah.build(staged, directory, base, base_name(), log, phase)
             tag = f"{staged.containerfile.version()}-{key}"
             _archive(directory, recipe.name, tag, built)
             buildah.discard(directory)

@@ -61,17 +61,20 @@ class Stack:
                 ensure_packages("the embedded cluster and its images", packages)
         # A cluster that is not ours takes its images from a registry: the values name them.
         own_images = self.cluster.kind != "existing"
+
+        def load(entries: dict[str, Any]) -> None:
+            names = ", ".join(sorted(entries))
+            with phases.phase(f"load images: {names}") as phase:
+                self.cluster.load_images(entries, phase)
+
         # Side by side: while one downloads, the other computes.
         with ThreadPoolExecutor(2) as pool:
             up = pool.submit(self.cluster.up, phases)
-            build = pool.submit(images_build.build_all, phases) if own_images else None
+            build = pool.submit(images_build.build_all, phases, ready=load) if own_images else None
             _first_error([up, build] if build else [up])
         images = build.result() if build else None
         with phases.phase("chart dependency"):
             dependency(os.environ.get("CHART_REPOSITORY") or "package")
-        if images:
-            with phases.phase("load images") as phase:
-                self.cluster.load_images(images, phase)
         return self.release(images)
 
     def release(self, images: dict[str, Any] | None = None) -> Release:

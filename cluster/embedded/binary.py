@@ -41,23 +41,27 @@ def node_binary(phase: Phase) -> Path:
                 phase.note(line)
 
         output = str(directory / "node")
-        _go([go, "build", "-v", *build_flags(), "-o", output, "."], env, log, phase, count)
+        _go(
+            [go, "build", "-v", f"-ldflags={link_flags()}", "-o", output, "."],
+            env,
+            log,
+            phase,
+            count,
+        )
 
     return cached("node", _key(version), build) / "node"
 
 
-def build_flags() -> list[str]:
-    """Return the flags of `go build`: no debug tables, and the version that Kubernetes reports.
+def link_flags() -> str:
+    """Return the linker's flags: the version that Kubernetes reports, and no symbol table.
 
-    Not to compile debug tables in the first place saves 8 % of the build's processor time.
     A module build knows no git tag, see k8s.io/component-base/version/base.go.
     """
     version = _from_go_mod(r"^\tk8s.io/kubernetes (v\S+)$")
     major, minor, _ = version.removeprefix("v").split(".")
     facts = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
     package = "k8s.io/component-base/version"
-    link = ["-s -w", *(f"-X {package}.{key}={value}" for key, value in facts.items())]
-    return ["-gcflags=all=-dwarf=false", f"-ldflags={' '.join(link)}"]
+    return " ".join(["-s -w", *(f"-X {package}.{key}={value}" for key, value in facts.items())])
 
 
 def is_built() -> bool:
@@ -93,7 +97,8 @@ def build_environment(go: str) -> dict[str, str]:
     return os.environ | {
         "CGO_ENABLED": "0",
         "GOCACHE": str(CACHE / "go" / "build"),
-        "GOFLAGS": "-trimpath -buildvcs=false -mod=readonly",
+        # Not to make debug tables in the first place saves 8 % of the processor time.
+        "GOFLAGS": "-trimpath -buildvcs=false -mod=readonly -gcflags=all=-dwarf=false",
         "GOMODCACHE": str(CACHE / "go" / "modules"),
         "GOROOT": _run([go, "env", "GOROOT"]) or str(Path(go).parent.parent),
         "GOTOOLCHAIN": "local",
@@ -102,7 +107,7 @@ def build_environment(go: str) -> dict[str, str]:
 
 
 def _key(version: str) -> str:
-    return f"{digest(SOURCE, *build_flags())}-go{version}"
+    return f"{digest(SOURCE, link_flags())}-go{version}"
 
 
 def _from_go_mod(pattern: str) -> str:

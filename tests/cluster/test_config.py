@@ -127,7 +127,7 @@ def test_every_program_starts_after_what_it_needs(config: Config) -> None:
 
 
 def test_kubernetes_reports_the_version_of_go_mod() -> None:
-    flags = " ".join(binary.build_flags())
+    flags = binary.link_flags()
     version = re.search(r"gitVersion=(\S+)", flags)
     assert version is not None
     assert f"k8s.io/kubernetes {version[1]}\n" in (binary.SOURCE / "go.mod").read_text()
