@@ -145,13 +145,13 @@ def upload_to_registry(registry: Registry, model_name: str, directory: Path) -> 
     ref = ModelRef.parse(model_name)
     if ":" in model_name:
         raise WorkloadError(f"upload takes a plain model name, not {model_name!r}")
-    return asdict(registry.upload(ref.name, package(directory)))
+    return asdict(registry.upload(ref.name, package(directory.absolute())))
 
 
 def load_from_registry(registry: Registry, reference: str, directory: Path) -> dict[str, Any]:
     """Fetch a version into a directory, which appears whole or not at all; return the result."""
     ref = ModelRef.parse(reference)
-    with new_directory(directory) as partial:
+    with new_directory(directory.absolute()) as partial:
         known = registry.download(ref, partial)
         missing = [name for name in MODEL_FILES if not (partial / name).is_file()]
         if missing:

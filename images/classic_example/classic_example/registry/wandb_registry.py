@@ -2,6 +2,7 @@
 
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,6 +121,11 @@ class WandbRegistry:
             WANDB_SILENT="true",
             WANDB_ERROR_REPORTING="false",
         )
+        # The SDK warns at every start when it cannot write to the working directory, whatever
+        # WANDB_DIR says; in the image that is /app.
+        home = Path(os.environ.get("WANDB_DIR", "") or tempfile.gettempdir())
+        home.mkdir(parents=True, exist_ok=True)
+        os.chdir(home)
         with heartbeat("loading the W&B client"):
             import wandb
         return wandb
@@ -133,13 +139,14 @@ class WandbRegistry:
                 entity=self.entity or None,
                 job_type=job_type,
                 config=config,
-                settings=wandb.Settings(
-                    console="off",
-                    disable_code=True,
-                    disable_git=True,
-                    init_timeout=INIT_SECONDS,
-                    _disable_stats=True,
-                ),
+                # A dict: a Settings object looks for its directory before it knows WANDB_DIR.
+                settings={
+                    "console": "off",
+                    "disable_code": True,
+                    "disable_git": True,
+                    "init_timeout": INIT_SECONDS,
+                    "_disable_stats": True,
+                },
             )
 
         address = scrub(self.base_url)
