@@ -277,6 +277,7 @@ class Airflow:
                     if (task.state, task.try_number) != seen.get((run_id, task.task_id)):
                         seen[run_id, task.task_id] = (task.state, task.try_number)
                         on_change(run_id, task)
+                        read_at = 0.0  # What was noted of it is over.
                 if run["state"] in FINISHED_RUN:
                     ended[run_id] = run
                 else:
@@ -300,6 +301,8 @@ class Airflow:
                 lines = container_lines(self.log(dag_id, run_id, task.task_id, task.try_number))
             except AirflowError:
                 lines = []  # A log that is not there yet is no reason to stop waiting.
+            # The result is for programs.
+            lines = [line for line in lines if not line.startswith("RESULT ")]
             last = lines[-1] if lines else "its pod starts"
             words.append(f"{task.task_id} {task.seconds or 0:.0f} s: {last}")
         if words:
