@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cluster.__main__ import show_logs
+from cluster.__main__ import show_logs, show_status
 from tools.airflow_api import Airflow, Task, run_seconds, telling_lines
 from tools.cache import lock
 from tools.errors import UserError, run_main
@@ -264,8 +264,8 @@ def run_count() -> int:
 
 def status(stack: Stack) -> int:
     """Print the cluster, the release, its pods and the newest runs."""
-    for part in stack.cluster.status():
-        say("  ".join(f"{key}={value}" for key, value in part.items()))
+    if show_status(stack.cluster) != 0 and not stack.cluster.status():
+        return 1
     found = stack.release().status()
     if found is None:
         say(f"release {RELEASE}: not installed (`make up`)")
