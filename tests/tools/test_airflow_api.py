@@ -77,7 +77,10 @@ class Handler(BaseHTTPRequestHandler):
         if "session=known" not in self.headers.get("Cookie", ""):
             self.reply(401, '{"title": "Unauthorized"}')
             return
-        answers = self.server.answers[self.path.removeprefix("/api/v1/").partition("?")[0]]
+        answers = self.server.answers.get(self.path.removeprefix("/api/v1/").partition("?")[0])
+        if answers is None:
+            self.reply(404, '{"title": "Not found"}')
+            return
         status, body = answers.pop(0) if len(answers) > 1 else answers[0]
         self.reply(status, body if isinstance(body, str) else json.dumps(body))
 
@@ -193,7 +196,8 @@ def test_waiting_ends_with_the_run_and_tells_every_change_once(
         (200, {"task_instances": [task_entry("a", "success"), task_entry("b", "running")]}),
         (200, {"task_instances": [task_entry("b", "failed"), task_entry("a", "success")]}),
     ]
-    server.answers["dags/x/dagRuns/r/taskInstances/a/logs/1"] = [(200, LOG)]
+    for name in ("a", "b"):
+        server.answers[f"dags/x/dagRuns/r/taskInstances/{name}/logs/1"] = [(200, LOG)]
     changes: list[tuple[str, str]] = []
     notes: list[str] = []
     run = airflow.wait_for_run(
@@ -212,6 +216,7 @@ def test_waiting_ends_with_the_run_and_tells_every_change_once(
     ]
     assert notes[0].startswith("a ")
     assert notes[0].endswith("ERROR: no column sentence")
+    assert notes[1].startswith("b ")
 
 
 def test_waiting_too_long_names_the_states(server: Server, airflow: Airflow) -> None:
