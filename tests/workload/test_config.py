@@ -107,6 +107,7 @@ def test_older_name_of_a_setting_is_understood():
             "c: lr_scheduler_type is 'magic', allowed: linear, cosine",
         ),
         ({"eval_strategy": "daily"}, "c: eval_strategy is 'daily', allowed: no, steps, epoch"),
+        ({"precision": "int8"}, "c: precision is 'int8', allowed: fp32, bf16, auto"),
         ({"max_steps": 0, "num_train_epochs": 0}, "max_steps or num_train_epochs must be above 0"),
     ],
 )

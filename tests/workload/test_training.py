@@ -12,7 +12,12 @@ from classic_example.config import TrainingConfig
 from classic_example.data import Row
 from classic_example.errors import WorkloadError
 from classic_example.plots import draw_confusion_matrix, draw_training_curve
-from classic_example.text_model import batches_by_length, resolve
+from classic_example.text_model import (
+    batches_by_length,
+    computes_bf16,
+    resolve,
+    resolve_precision,
+)
 from classic_example.train import endless_batches, evaluation_steps, learning_rate_factor, train
 from workload_helpers import BASE_MODEL, HEADER, Cli, Ended, everything_below, sentences, write_csv
 
@@ -121,6 +126,7 @@ def test_every_optional_setting_is_used(make_config: MakeConfig, tmp_path: Path)
             freeze_embeddings=True,
             freeze_layers=1,
             dropout=0.1,
+            precision="bf16",
             max_grad_norm=0,
         )
     )
@@ -289,6 +295,20 @@ def test_evaluations_on_the_way():
     assert evaluation_steps(settings(), 10, 4) == set()
     assert evaluation_steps(settings(eval_strategy="steps", eval_steps=3), 9, 4) == {3, 6}
     assert evaluation_steps(settings(eval_strategy="epoch"), 10, 4) == {4, 8}
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("fpu avx2 avx512_bf16 rdpid", True), ("fpu amx_bf16", True), ("fpu avx2 avx512f", False)],
+)
+def test_bf16_is_chosen_by_the_processor(flags: str, expected: bool):
+    assert computes_bf16(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t: none\n") is expected
+
+
+def test_precision_auto_becomes_what_is_used():
+    assert resolve_precision("auto") in ("fp32", "bf16")
+    assert resolve_precision("fp32") == "fp32"
+    assert resolve_precision("bf16") == "bf16"
 
 
 def test_model_names_are_looked_up_in_the_image_first(tmp_path: Path):

@@ -11,6 +11,7 @@ from classic_example.errors import WorkloadError
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 STRATEGIES = ("no", "steps", "epoch")
+PRECISIONS = ("fp32", "bf16", "auto")
 
 # Names of transformers.TrainingArguments (and of the original example's own arguments) that change
 # nothing here: the loop is on the CPU, keeps no checkpoints and reports to the registry on upload.
@@ -69,8 +70,9 @@ def setting(default: Any, low: float = -math.inf, high: float = math.inf) -> Any
 class TrainingConfig:
     """What to train, on what, and how. Names and meanings are those of TrainingArguments.
 
-    Own additions: `freeze_embeddings`, `freeze_layers` (from the input side) and `dropout` (None
-    keeps the model's own), which trade a little capacity for a lot of time on a CPU.
+    Own additions, which trade a little capacity for a lot of time on a CPU: `freeze_embeddings`,
+    `freeze_layers` (from the input side), `dropout` (None keeps the model's own) and `precision` of
+    the matrix products in training (`auto` is bf16 where the processor computes with it).
     """
 
     model_name_or_path: str
@@ -103,6 +105,7 @@ class TrainingConfig:
     freeze_embeddings: bool = False
     freeze_layers: int = setting(0, 0)
     dropout: float | None = setting(None, 0, 0.99)
+    precision: str = "fp32"
 
 
 def read_config(path: Path) -> tuple[TrainingConfig, list[str]]:
@@ -146,6 +149,7 @@ def parse_config(content: dict[str, Any], origin: str) -> tuple[TrainingConfig, 
     config = TrainingConfig(**values)
     require_one_of(origin, "lr_scheduler_type", config.lr_scheduler_type, SCHEDULES)
     require_one_of(origin, "eval_strategy", config.eval_strategy, STRATEGIES)
+    require_one_of(origin, "precision", config.precision, PRECISIONS)
     if config.max_steps <= 0 and config.num_train_epochs <= 0:
         raise WorkloadError(f"{origin}: max_steps or num_train_epochs must be above 0")
     return config, sorted(name for name in content if name in WITHOUT_EFFECT)

@@ -11,7 +11,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from classic_example.text_model import (
     padded,
     predict_logits,
     resolve,
+    resolve_precision,
 )
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ def train(config_path: Path) -> dict[str, Any]:
     with new_directory(output) as directory:
         baseline = evaluate.baseline(train_rows, held_out)
         logger.info("baseline: held-out accuracy %.4f", baseline["accuracy"])
+        config = replace(config, precision=resolve_precision(config.precision))
         model = load_model(config)
         history, steps = fit(model, config, train_rows, held_out)
         labels = [row.label for row in held_out]
@@ -185,14 +187,15 @@ def fit(
     batches = endless_batches(encoded, size, config.seed)
     history, losses, hits, seen, total = [], [], 0, 0, 0
     start, ticker = time.monotonic(), Ticker()
-    logger.info("training: %d steps of %d sentences", steps, size * parts)
+    logger.info("training: %d steps of %d sentences in %s", steps, size * parts, config.precision)
     model.classifier.train()
     for step in range(1, steps + 1):
         loss_of_step = 0.0
         for _ in range(parts):
             batch = next(batches)
             inputs = padded([encoded[at] for at in batch], model.pad)
-            output = model.classifier(**inputs, labels=labels[batch])
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+                output = model.classifier(**inputs, labels=labels[batch])
             (output.loss / parts).backward()
             loss_of_step += output.loss.item() / parts
             hits += int((output.logits.argmax(dim=1) == labels[batch]).sum())
