@@ -102,11 +102,13 @@ def kubelet(config: Config) -> dict:
         "resolvConf": str(config.etc / "resolv.conf"),
         "failSwapOn": False,
         "failCgroupV1": False,
-        # An image that was collected could not be pulled again: there is no registry.
+        # Under pressure the kubelet deletes images first, and none could be pulled again: there
+        # is no registry. As kind does, a full disk is left to the programs that fill it.
         "imageGCHighThresholdPercent": 100,
         "evictionHard": {
-            "nodefs.available": "1Gi",
-            "imagefs.available": "1Gi",
+            "nodefs.available": "0%",
+            "nodefs.inodesFree": "0%",
+            "imagefs.available": "0%",
             "memory.available": "200Mi",
         },
         # How soon an edited ConfigMap reaches the files of a running pod.
