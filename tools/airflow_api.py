@@ -107,32 +107,34 @@ class Airflow:
         good: tuple[int, ...] = (),
     ) -> requests.Response:
         """Send a request to the API. Raises AirflowError on a refusal not listed in ``good``."""
+        headers = {"Accept": accept}
+        answer = self._send(method, f"api/v1/{path}", json=json, params=params, headers=headers)
+        if answer.ok or answer.status_code in good:
+            return answer
+        raise AirflowError(f"Airflow: {method} {path}: {_refusal(answer)}")
+
+    def page(self, path: str) -> requests.Response:
+        """Return a page of the web server, as the user sees it after the login."""
+        return self._send("GET", path)
+
+    def _send(self, method: str, path: str, **arguments: Any) -> requests.Response:
         deadline = time.monotonic() + self.patience
         while True:
-            problem = ""
             try:
                 self.connection.ensure()
                 if self._session is None:
                     self._session = self.login()
-                answer = self._session.request(
-                    method,
-                    f"{self.connection.url}/api/v1/{path}",
-                    json=json,
-                    params=params,
-                    headers={"Accept": accept},
-                    timeout=60,
-                )
+                url = f"{self.connection.url}/{path}"
+                answer = self._session.request(method, url, timeout=60, **arguments)
             except requests.RequestException as error:
                 problem = f"Airflow's web server does not answer ({type(error).__name__})"
             else:
-                if answer.ok or answer.status_code in good:
-                    return answer
                 if answer.status_code == 401:
                     problem = "Airflow ended the session"
                 elif answer.status_code >= 500:
                     problem = f"Airflow answers {answer.status_code}"
                 else:
-                    raise AirflowError(f"Airflow: {method} {path}: {_refusal(answer)}")
+                    return answer
             if time.monotonic() > deadline:
                 raise AirflowError(f"{problem}; `make status` shows its pods")
             self._session = None

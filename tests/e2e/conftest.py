@@ -144,27 +144,34 @@ def values_file_path() -> str:
 
 
 @pytest.fixture(scope="session")
-def airflow(stack: Stack, release: Release) -> Iterator[Airflow]:
+def client(stack: Stack, release: Release) -> Iterator[Airflow]:
     with stack.airflow() as client:
         yield client
+
+
+@pytest.fixture
+def airflow(client: Airflow) -> Airflow:
+    """Airflow's client, with a way to the page that is open: an upgrade replaces the pod."""
+    client.get("version")
+    return client
 
 
 @dataclass(frozen=True)
 class Mlflow:
     """The registry's REST API."""
 
-    url: str
+    forward: Forward
 
-    def get(self, path: str, **params: Any) -> requests.Response:
-        answer = requests.get(f"{self.url}/{path}", params=params, timeout=60)
+    def get(self, path: str, /, **params: Any) -> requests.Response:
+        answer = requests.get(f"{self.forward.url}/{path}", params=params, timeout=60)
         answer.raise_for_status()
         return answer
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def mlflow(stack: Stack, release: Release) -> Iterator[Mlflow]:
     with Forward(stack.kube, MLFLOW_SERVICE, MLFLOW_PORT) as forward:
-        yield Mlflow(forward.url)
+        yield Mlflow(forward)
 
 
 # Runs of the pipelines, one each for all tests that look at a good run.
@@ -186,21 +193,21 @@ RunDag = Callable[..., Run]
 
 
 @pytest.fixture(scope="session")
-def run_dag(airflow: Airflow, aloud: Aloud) -> RunDag:
+def run_dag(client: Airflow, aloud: Aloud) -> RunDag:
     """Trigger a DAG, wait until the run has ended, and return all there is to know about it."""
 
     def run(dag_id: str, timeout: float) -> Run:
         with aloud(dag_id) as phase:
-            airflow.unpause(dag_id)
-            run_id = airflow.trigger(dag_id)
-            ended = airflow.wait_for_run(
+            client.unpause(dag_id)
+            run_id = client.trigger(dag_id)
+            ended = client.wait_for_run(
                 dag_id,
                 run_id,
                 timeout=timeout,
                 on_change=lambda _, task: tell_change(phase.say, task),
                 note=phase.note,
             )
-        return look_at(airflow, dag_id, run_id, ended["state"])
+        return look_at(client, dag_id, run_id, ended["state"])
 
     return run
 

@@ -95,7 +95,7 @@ def test_uncommitted_work_is_published_on_request(
 
 
 def test_a_broken_dag_is_an_import_error_that_names_the_file(clone: Path, airflow: Airflow) -> None:
-    (clone / "dags" / "broken_dag.py").write_text("import not_there\n")
+    (clone / "dags" / "broken_dag.py").write_text("from airflow import DAG\nimport not_there\n")
     git(clone, "add", "dags")
     git(clone, "commit", "--quiet", "--message", "Break something")
 

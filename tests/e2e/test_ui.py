@@ -35,7 +35,7 @@ def test_health(airflow: Airflow) -> None:
 
 @pytest.mark.parametrize("dag_id", ["training_dag", "inference_dag"])
 def test_the_page_of_the_dag(airflow: Airflow, dag_id: str) -> None:
-    page = airflow.login().get(f"{airflow.connection.url}/dags/{dag_id}/grid", timeout=30)
+    page = airflow.page(f"dags/{dag_id}/grid")
     assert page.status_code == 200
     assert dag_id in page.text
 
