@@ -26,6 +26,7 @@ from tools.wheels import kubectl
 START_SECONDS = 120
 STOP_SECONDS = 60
 POLL_SECONDS = 0.3
+MADE_DIRECTORIES = "made-directories.json"
 
 
 class EmbeddedCluster:
@@ -159,7 +160,7 @@ class EmbeddedCluster:
             if not directory.exists():
                 directory.mkdir(parents=True)
                 created.append(str(directory))
-        (config.state / "made-directories.json").write_text(json.dumps(created))
+        (config.state / MADE_DIRECTORIES).write_text(json.dumps(created))
         cgroups.create(config.cgroup)
 
     def _launch(self) -> None:
@@ -266,21 +267,31 @@ class EmbeddedCluster:
         deadline = time.monotonic() + 10
         while cgroups.remove(self.config.cgroup) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
-        made = self.config.state / "made-directories.json"
-        if made.exists():
-            for directory in map(Path, json.loads(made.read_text())):
-                if directory.is_dir() and not any(directory.iterdir()):
-                    directory.rmdir()
-            made.unlink()
+        self._remove_mount_points()
         shutil.rmtree(self.config.run, ignore_errors=True)
         (self.config.state / "pid").unlink(missing_ok=True)
 
+    def _remove_mount_points(self) -> None:
+        """Remove the directories that were made on the host for the node to mount over."""
+        made = self.config.state / MADE_DIRECTORIES
+        if not made.exists():
+            return
+        directories = json.loads(made.read_text())
+        for other in self.config.state.parent.iterdir():
+            if other != self.config.state and _alive(_read_pid(other)):
+                # Removing a mount point unmounts what other namespaces have mounted there, and
+                # that cluster's kubelet would go on writing to the host: leave it to that one.
+                record = other / MADE_DIRECTORIES
+                known = json.loads(record.read_text()) if record.exists() else []
+                record.write_text(json.dumps(sorted({*known, *directories})))
+                directories = []
+        for directory in map(Path, directories):
+            if directory.is_dir() and not any(directory.iterdir()):
+                directory.rmdir()
+        made.unlink()
+
     def _pid(self) -> tuple[int, str]:
-        path = self.config.state / "pid"
-        if not path.exists():
-            return (0, "")
-        pid, _, started = path.read_text().partition(" ")
-        return int(pid), started
+        return _read_pid(self.config.state)
 
     def _wait(
         self, what: str, phase: Phase, done: Callable[[], bool], seconds: float = START_SECONDS
@@ -300,6 +311,15 @@ class EmbeddedCluster:
         if check and result.returncode != 0:
             raise UserError(f"kubectl {words[0]}: {result.stderr.strip()}")
         return result
+
+
+def _read_pid(state: Path) -> tuple[int, str]:
+    """Return the node's process and its start time as written at the launch, (0, '') if none."""
+    path = state / "pid"
+    if not path.exists():
+        return (0, "")
+    pid, _, started = path.read_text().partition(" ")
+    return int(pid), started
 
 
 def _start_time(pid: int) -> str:
