@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cluster.embedded import cgroups, control, dag_source, doctor, files, pki
+from cluster.embedded import cgroups, control, dag_source, doctor, files, mountpoints, pki
 from cluster.embedded.binary import node_binary
 from cluster.embedded.config import NODE_NAME, Config
 from cluster.embedded.supervisor import private_directories
@@ -26,7 +26,6 @@ from tools.wheels import kubectl
 START_SECONDS = 120
 STOP_SECONDS = 60
 POLL_SECONDS = 0.3
-MADE_DIRECTORIES = "made-directories.json"
 
 
 class EmbeddedCluster:
@@ -155,12 +154,7 @@ class EmbeddedCluster:
         pki.write_all(config)
         files.write_all(config, pause_image)
         dag_source.use_checkout(config.git, ROOT)
-        created = []
-        for directory in private_directories(config):
-            if not directory.exists():
-                directory.mkdir(parents=True)
-                created.append(str(directory))
-        (config.state / MADE_DIRECTORIES).write_text(json.dumps(created))
+        mountpoints.create(private_directories(config))
         cgroups.create(config.cgroup)
 
     def _launch(self) -> None:
@@ -267,28 +261,9 @@ class EmbeddedCluster:
         deadline = time.monotonic() + 10
         while cgroups.remove(self.config.cgroup) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
-        self._remove_mount_points()
+        mountpoints.remove()
         shutil.rmtree(self.config.run, ignore_errors=True)
         (self.config.state / "pid").unlink(missing_ok=True)
-
-    def _remove_mount_points(self) -> None:
-        """Remove the directories that were made on the host for the node to mount over."""
-        made = self.config.state / MADE_DIRECTORIES
-        if not made.exists():
-            return
-        directories = json.loads(made.read_text())
-        for other in self.config.state.parent.iterdir():
-            if other != self.config.state and _alive(_read_pid(other)):
-                # Removing a mount point unmounts what other namespaces have mounted there, and
-                # that cluster's kubelet would go on writing to the host: leave it to that one.
-                record = other / MADE_DIRECTORIES
-                known = json.loads(record.read_text()) if record.exists() else []
-                record.write_text(json.dumps(sorted({*known, *directories})))
-                directories = []
-        for directory in map(Path, directories):
-            if directory.is_dir() and not any(directory.iterdir()):
-                directory.rmdir()
-        made.unlink()
 
     def _pid(self) -> tuple[int, str]:
         return _read_pid(self.config.state)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from cluster.embedded import cgroups, control
+from cluster.embedded import cgroups, control, mountpoints
 from cluster.embedded.cluster import EmbeddedCluster
 from tools.errors import UserError
 from tools.progress import Phases
@@ -245,6 +245,15 @@ def test_each_program_has_a_log(cluster: EmbeddedCluster) -> None:
     logs = cluster.log_files()
     assert {row["name"] for row in cluster.status()} <= set(logs)
     assert "all programs are started" in logs["supervisor"].read_text()
+
+
+def test_mount_points_in_use_stay(cluster: EmbeddedCluster) -> None:
+    # Another cluster's `down` calls this while this one runs.
+    mountpoints.remove()
+    target = ["nsenter", "--target", str(pid_outside(cluster, "kubelet")), "--mount"]
+    listing = subprocess.run([*target, "ls", "/var/lib/kubelet"], capture_output=True, text=True)
+    assert "device-plugins" in listing.stdout.split()
+    assert list(Path("/var/lib/kubelet").iterdir()) == []
 
 
 def test_data_outlive_down_and_up(
