@@ -198,9 +198,7 @@ class Checkout:
                 shutil.rmtree(tree, ignore_errors=True)
                 self._git("gc", "--auto", "--quiet")
 
-    def _git(
-        self, *words: str, index: Path | None = None, work_tree: Path | None = None
-    ) -> str:
+    def _git(self, *words: str, index: Path | None = None, work_tree: Path | None = None) -> str:
         options = ["-c", "safe.directory=*", "-c", "core.bare=true"]
         if self.settings.has_password:
             options += ["-c", f"credential.helper={CREDENTIALS}"]
@@ -222,7 +220,9 @@ class Checkout:
             raise SyncError(f"git {words[0]} took longer than {error.timeout:.0f} s") from error
         if result.returncode != 0:
             lines = result.stderr.strip().splitlines() or [f"status {result.returncode}"]
-            raise SyncError(f"git {words[0]}: {' '.join(lines[-2:])}")
+            # Advice follows the line that says what went wrong.
+            said = [line for line in lines if line.startswith(("fatal:", "error:"))]
+            raise SyncError(f"git {words[0]}: {(said or lines)[0]}")
         return result.stdout.strip()
 
 
