@@ -152,7 +152,9 @@ class Container:
     def __exit__(self, *_: object) -> None:
         # unshare --kill-child ends every process of the namespace with its first one.
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the first process of the container, as a kubelet's stop does."""

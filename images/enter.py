@@ -6,13 +6,14 @@ Argument: the specification as JSON. Standard library only; ends by becoming the
 import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 DEVICES = ("full", "null", "random", "tty", "urandom", "zero")
-PR_SET_NO_NEW_PRIVS = 38
+PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 
 
 def mount(*words: str) -> None:
@@ -52,6 +53,9 @@ def main() -> None:
     for path, target in wanted["mounts"].items():
         place, _, flag = target.partition(":")
         inside = root / place.lstrip("/")
+        if not inside.resolve().is_relative_to(root):
+            # /var/run is a link to /run: followed from here it would be this machine's.
+            sys.exit(f"{place} leads out of the image: name the directory behind the link")
         inside.mkdir(parents=True, exist_ok=True)
         mount("--bind", path, str(inside))
         if flag == "ro":
@@ -64,8 +68,11 @@ def main() -> None:
     os.setgroups([])
     os.setgid(wanted["gid"])
     os.setuid(wanted["uid"])
+    libc = ctypes.CDLL(None)
     # What allowPrivilegeEscalation: false sets.
-    ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    # A change of user cancels the death with `unshare --kill-child`: ordered again.
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     argv, env = wanted["argv"], wanted["env"]
     try:
         os.execvpe(argv[0], argv, env)
