@@ -1,0 +1,109 @@
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from images.container import Command, Container, Image, run
+
+
+@pytest.fixture(scope="module")
+def airflow(images: dict[str, Image]) -> Image:
+    return images["airflow"]
+
+
+@pytest.mark.parametrize("words", [["airflow", "version"], ["version"], ["sh", "-c", "echo 2.9.3"]])
+def test_entrypoint_runs_commands_and_subcommands(airflow: Image, words: list[str]):
+    ended = run(airflow, Command(entrypoint=["/entrypoint"], arguments=words))
+    assert (ended.returncode, ended.stdout.strip()) == (0, "2.9.3")
+
+
+def test_status_of_the_command_is_the_containers(airflow: Image):
+    assert run(airflow, Command(arguments=["bash", "-c", "exit 7"])).returncode == 7
+
+
+def test_packages_that_the_pipelines_need_are_there_in_their_versions(airflow: Image):
+    script = """\
+import sys
+from importlib.metadata import version
+import airflow.providers.cncf.kubernetes.operators.pod, psycopg2
+print(version("apache-airflow"), version("apache-airflow-providers-cncf-kubernetes"), sys.prefix)
+"""
+    ended = run(airflow, Command(arguments=["python", "-c", script]))
+    last = ended.stdout.strip().splitlines()[-1]
+    assert last == "2.9.3 8.3.3 /usr/local/airflow", ended.stdout
+
+
+def test_every_module_is_compiled_and_its_source_is_not_looked_at(airflow: Image):
+    packages = airflow.file("/usr/local/airflow/lib/python3.11/site-packages")
+    compiled = list(packages.rglob("*.cpython-311.pyc"))
+    sources = {
+        path
+        for path in packages.rglob("*.py")
+        # Templates that are no Python.
+        if "{{" not in path.read_text(errors="replace")
+    }
+    lacking = sources - {path.parent.parent / f"{path.name.split('.')[0]}.py" for path in compiled}
+    assert len(compiled) > 5000
+    assert lacking == set()
+    # PEP 552: flags 1 = checked against nothing.
+    flags = {int.from_bytes(path.read_bytes()[4:8], "little") for path in compiled}
+    assert flags == {1}
+
+
+def test_standard_library_is_compiled(airflow: Image):
+    cache = airflow.file("/usr/lib/python3.11/__pycache__")
+    assert len(list(cache.glob("*.pyc"))) > 150
+
+
+def test_image_may_be_read_only_and_run_under_another_uid(airflow: Image, disk: Path):
+    disk.chmod(0o777)
+    script = "touch /opt/airflow/logs/x && airflow config get-value core executor && id -u"
+    ended = run(
+        airflow,
+        Command(
+            arguments=["bash", "-c", script],
+            user="12345:0",
+            read_only=True,
+            mounts={disk: "/opt/airflow/logs"},
+            env={"AIRFLOW_HOME": "/opt/airflow/logs", "AIRFLOW__CORE__EXECUTOR": "LocalExecutor"},
+        ),
+    )
+    assert ended.returncode == 0, ended.stdout
+    assert ended.stdout.split()[-2:] == ["LocalExecutor", "12345"]
+
+
+def test_airflow_home_is_writable_for_its_user(airflow: Image):
+    paths = "/opt/airflow/dags/x /opt/airflow/logs/x /opt/airflow/plugins/x /home/airflow/x"
+    ended = run(airflow, Command(arguments=["bash", "-c", f"touch {paths} && id -un"]))
+    assert (ended.returncode, ended.stdout.strip()) == (0, "airflow")
+
+
+def test_old_logs_are_deleted_and_the_groomer_stops_when_told(airflow: Image, disk: Path):
+    old = disk / "dag_id=a" / "attempt=1.log"
+    new = disk / "dag_id=b" / "attempt=1.log"
+    other = disk / "dag_id=b" / "notes.txt"
+    for path in (old, new, other):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    days_ago = time.time() - 3 * 86400
+    for path in (old, other, old.parent):
+        os.utime(path, (days_ago, days_ago))
+    for path in (disk, *disk.iterdir()):
+        os.chown(path, 50000, 0)
+    # What keeps the groomer's loop visible: the directory that was emptied goes an hour later.
+    command = Command(
+        arguments=["bash", "/clean-logs"],
+        mounts={disk: "/opt/airflow/logs"},
+        env={"AIRFLOW__LOG_RETENTION_DAYS": "2"},
+    )
+    with Container(airflow, command) as groomer:
+        deadline = time.monotonic() + 10
+        while old.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not old.exists()
+        assert new.exists()
+        assert other.exists()
+        groomer.signal(signal.SIGTERM)
+        assert groomer.wait(5)[0] == 0

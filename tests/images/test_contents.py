@@ -1,0 +1,172 @@
+"""What holds for every image: who it runs as, and that nothing of this machine is in it."""
+
+import contextlib
+import os
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from images import buildah, debian, oci
+from images.build import base_directory, base_name
+from images.catalog import Recipe
+from images.container import Image
+from images.containerfile import parse
+from tools.paths import CACHE
+from tools.progress import Phase
+
+NAMES = ["airflow", "classic-example", "git-sync", "pause", "postgres"]
+FROM_DEBIAN = [name for name in NAMES if name != "pause"]
+USERS = {
+    "airflow": "50000:0",
+    "classic-example": "10001:10001",
+    "git-sync": "65533:0",
+    "pause": "65535:65535",
+    "postgres": "999:999",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_user_is_the_contracts_and_not_root(images: dict[str, Image], name: str):
+    assert images[name].config["User"] == USERS[name]
+
+
+@pytest.mark.parametrize("name", FROM_DEBIAN)
+def test_certificates_are_debians(images: dict[str, Image], name: str):
+    bundle = images[name].file("/etc/ssl/certs/ca-certificates.crt").read_text()
+    shipped = {
+        certificate(path.read_text())
+        for layer in images[name].layers
+        for path in (layer / "usr/share/ca-certificates").rglob("*.crt")
+    }
+    blocks = re.findall(r"-----BEGIN.*?-----END CERTIFICATE-----", bundle, re.DOTALL)
+    assert len(blocks) > 100
+    assert {certificate(block) for block in blocks} <= shipped
+
+
+def certificate(text: str) -> str:
+    return "".join(text.split())
+
+
+@pytest.mark.parametrize("name", FROM_DEBIAN)
+def test_package_settings_of_the_machine_are_not_in_the_image(images: dict[str, Image], name: str):
+    forbidden = [
+        "etc/apt/apt.conf.d/99mmdebstrap",
+        "etc/apt/apt.conf.d/build",
+        "etc/apt/auth.conf",
+        "etc/apt/sources.list",
+        "etc/dpkg/dpkg.cfg.d/build",
+        "etc/pip.conf",
+        "etc/uv",
+        "root/.config",
+        "root/.cache",
+        "root/.pip",
+        "usr/local/bin/settings",
+        "usr/local/bin/uv",
+    ]
+    empty = ["mnt", "srv", "var/lib/apt/lists", "var/cache/apt/archives", "run/secrets"]
+    for layer in images[name].layers:
+        present = [path for path in forbidden if os.path.lexists(layer / path)]
+        assert present == []
+        for path in empty:
+            files = [p for p in (layer / path).rglob("*") if p.is_file() and p.name != "lock"]
+            assert files == [], path
+
+
+@pytest.mark.parametrize("name", FROM_DEBIAN)
+def test_names_of_the_machine_are_not_in_the_image(images: dict[str, Image], name: str):
+    for layer in images[name].layers:
+        for path in ("etc/hosts", "etc/hostname", "etc/resolv.conf"):
+            if (layer / path).exists():
+                assert (layer / path).read_bytes() == b"", path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_configuration_holds_no_setting_of_the_machine(images: dict[str, Image], name: str):
+    text = str(images[name].archive.config()).lower()
+    for word in ("proxy", "ssl_cert", "pip_", "uv_", "index-url", str(CACHE).lower()):
+        assert word not in text
+
+
+def test_build_uses_the_machines_settings_and_leaves_nothing_of_them(
+    entries, disk: Path, monkeypatch
+):
+    """Every setting carries a word that is then looked for in all bytes of the image."""
+    secret = "s3cret-of-this-machine"
+    certificates = disk / "ca.crt"
+    certificates.write_text(f"{secret}-certificate\n")
+    monkeypatch.setenv("HTTP_PROXY", f"http://{secret}-proxy:3128")
+    monkeypatch.setenv("no_proxy", f"{secret}-none")
+    monkeypatch.setenv("PIP_INDEX_URL", f"https://user:{secret}-index@index.example/simple")
+    monkeypatch.delenv("UV_DEFAULT_INDEX", raising=False)
+    monkeypatch.delenv("UV_INDEX_URL", raising=False)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates))
+    apt = f'Acquire::http::Proxy "http://{secret}-apt:3128";\n'
+    monkeypatch.setattr(debian, "host_settings", lambda: apt)
+    source = disk / "source"
+    source.mkdir()
+    (source / "Containerfile").write_text(
+        "ARG BASE_IMAGE=docker.io/library/debian:bookworm-slim\n"
+        "FROM ${BASE_IMAGE}\n"
+        "LABEL org.opencontainers.image.version=1\n"
+        f'RUN test "$HTTP_PROXY" = http://{secret}-proxy:3128 \\\n'
+        f"    && grep -q {secret}-apt /etc/apt/apt.conf.d/build \\\n"
+        f"    && grep -q {secret}-index /usr/local/bin/uv \\\n"
+        f"    && grep -q {secret}-certificate /usr/local/bin/settings/ca.crt \\\n"
+        "    && uv --version > /opt/uv-version && id -u > /opt/uid \\\n"
+        "    && env -i PATH=$PATH sh -c 'uv cache dir' > /opt/uv-cache\n"
+        "USER 1:1\n"
+    )
+    recipe = Recipe("one", parse(source / "Containerfile"), source)
+    before = Path("/proc/self/mounts").read_text()
+    processes, strays = commands(), {path.name for path in Path("/tmp").glob("buildah*")}
+    log, phase = disk / "log", Phase("test")
+    built = buildah.build(recipe, disk, base_directory(), base_name(), log, phase)
+    assert Path("/proc/self/mounts").read_text() == before
+    assert [line for line in commands() - processes if str(disk) in line] == []
+    assert {path.name for path in Path("/tmp").glob("buildah*")} == strays
+
+    top = built.blobs[-1].source
+    assert isinstance(top, Path)
+    assert b"opt/uv-version" in top.read_bytes()
+    # The Containerfile itself, quoted in the history, is the only place for the words.
+    texts = [built.manifest.source, top.read_bytes()]
+    config = built.blobs[0].source
+    assert isinstance(config, Path)
+    history = re.sub(rb'"created_by":"(?:[^"\\]|\\.)*"', b"", config.read_bytes())
+    assert b'"User":"1:1"' in history
+    for text in (*texts, history):
+        assert isinstance(text, bytes)
+        assert secret.encode() not in text
+        assert str(disk).encode() not in text
+    assert names_in(top) == {"opt", "opt/uid", "opt/uv-cache", "opt/uv-version", "run"}
+
+
+def commands() -> set[str]:
+    """The command lines of all processes."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.add(path.read_bytes().decode(errors="replace"))
+    return found
+
+
+def names_in(layer: Path) -> set[str]:
+    with tarfile.open(layer) as tar:
+        return set(tar.getnames())
+
+
+def test_shared_base_layer_is_the_same_in_all(entries, images: dict[str, Image]):
+    lowest = {images[name].archive.layers()[0] for name in FROM_DEBIAN}
+    assert len(lowest) == 1
+    assert all(len(images[name].archive.layers()) == 2 for name in FROM_DEBIAN)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lock_names_the_archive_and_its_digest(entries, name: str):
+    entry = entries[name]
+    opened = oci.read_archive(Path(entry["archive"]))
+    assert opened.digest == entry["digest"]
+    assert opened.name == f"{entry['repository']}:{entry['tag']}"
+    assert entry["repository"] == f"localhost/ml-pipelines/{name}"

@@ -1,0 +1,274 @@
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from images.container import Command, Container, Image, run
+from images.git_sync.git_sync import ConfigError, seconds, settings
+
+UID = 65533
+
+
+@pytest.fixture(scope="module")
+def git_sync(images: dict[str, Image]) -> Image:
+    return images["git-sync"]
+
+
+class Repository:
+    """A repository of two files that are always the same, and its bare copy that is served."""
+
+    def __init__(self, directory: Path) -> None:
+        self.work, self.bare = directory / "work", directory / "dags.git"
+        # The image's user reads over file:// what root owns, which git would refuse.
+        (directory / "gitconfig").write_text("[safe]\n\tdirectory = *\n")
+        self.git("init", "--quiet", "--initial-branch=live", str(self.work))
+        self.commit("first")
+        self.git("clone", "--quiet", "--bare", str(self.work), str(self.bare))
+
+    def commit(self, text: str) -> str:
+        for name in ("a.py", "b.py"):
+            (self.work / name).write_text(text)
+        here = ["-C", str(self.work)]
+        self.git(*here, "add", "--all")
+        author = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        self.git(*here, *author, "commit", "--quiet", "--allow-empty", "--message", text)
+        if self.bare.exists():
+            self.git(*here, "push", "--quiet", "--force", str(self.bare), "HEAD:refs/heads/live")
+        return self.git(*here, "rev-parse", "HEAD")
+
+    def git(self, *words: str) -> str:
+        ended = subprocess.run(["git", *words], check=True, capture_output=True, text=True)
+        return ended.stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    tmp_path.chmod(0o755)
+    return Repository(tmp_path)
+
+
+@pytest.fixture
+def root(disk: Path) -> Path:
+    os.chown(disk, 0, 0)
+    disk.chmod(0o2775)
+    return disk
+
+
+def command(repository: Repository, root: Path, *words: str, **env: str) -> Command:
+    """As the chart runs it: its variables, and the group 0 of Airflow's pods."""
+    variables = {
+        "GITSYNC_REPO": "file:///served/dags.git",
+        "GITSYNC_REF": "live",
+        "GITSYNC_ROOT": "/git",
+        "GITSYNC_LINK": "repo",
+        "GITSYNC_PERIOD": "200ms",
+        "GITSYNC_DEPTH": "1",
+        "GITSYNC_ADD_USER": "true",
+        "GITSYNC_MAX_FAILURES": "0",
+        "GITSYNC_SUBMODULES": "recursive",
+        "GIT_CONFIG_GLOBAL": "/served/gitconfig",
+    }
+    return Command(
+        arguments=list(words),
+        env=variables | env,
+        mounts={root: "/git", repository.bare.parent: "/served:ro"},
+    )
+
+
+def until(what, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "did not happen"
+        time.sleep(0.02)
+
+
+def served(root: Path) -> str:
+    """The commit that the link names."""
+    link = root / "repo"
+    return link.readlink().name if link.is_symlink() else ""
+
+
+def test_one_time_checks_out_and_ends(git_sync: Image, repository: Repository, root: Path):
+    for words, env in (["--one-time"], {}), ([], {"GITSYNC_ONE_TIME": "true"}):
+        ended = run(git_sync, command(repository, root, *words, **env))
+        assert ended.returncode == 0, ended.stdout
+    assert (root / "repo" / "a.py").read_text() == "first"
+    assert (root / "repo").readlink() == Path(".worktrees") / served(root)
+    assert re.search(r"synced live at [0-9a-f]{40}$", ended.stdout, re.MULTILINE) is None
+    # Readable for Airflow's user, who is not the one that writes.
+    assert (root / "repo" / "a.py").stat().st_mode & 0o044 == 0o044
+    assert (root / "repo").stat().st_mode & 0o055 == 0o055
+    assert (root / "repo" / "a.py").stat().st_uid == UID
+
+
+def test_new_commits_appear_whole_and_old_ones_stay_for_their_readers(
+    git_sync: Image, repository: Repository, root: Path
+):
+    torn: list[tuple[str, str]] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        # A reader that resolves the link once, as an importing Python does, and then reads on.
+        while not stop.is_set():
+            if served(root):
+                tree = (root / "repo").resolve()
+                first = (tree / "a.py").read_text()
+                time.sleep(0.05)
+                second = (tree / "b.py").read_text()
+                if first != second:
+                    torn.append((first, second))
+
+    reader = threading.Thread(target=read)
+    with Container(git_sync, command(repository, root)) as syncing:
+        until(lambda: served(root))
+        reader.start()
+        commits = []
+        for number in range(5):
+            commits.append(repository.commit(f"text {number}"))
+            until(lambda: served(root) == commits[-1])
+        stop.set()
+        reader.join()
+        syncing.signal(signal.SIGTERM)
+        _, log = syncing.wait(5)
+    assert torn == []
+    assert (root / "repo" / "b.py").read_text() == "text 4"
+    assert all((root / ".worktrees" / commit / "b.py").exists() for commit in commits)
+    assert [line.split()[-1] for line in log.splitlines() if " synced live at " in line][1:] == (
+        commits
+    )
+
+
+def test_old_checkouts_go_after_their_time(git_sync: Image, repository: Repository, root: Path):
+    old = repository.commit("old")
+    env = {"GITSYNC_STALE_WORKTREE_TIMEOUT": "2s"}
+    with Container(git_sync, command(repository, root, **env)):
+        until(lambda: served(root) == old)
+        time.sleep(2.5)
+        new = repository.commit("new")
+        until(lambda: served(root) == new)
+        # Its time begins when it is replaced, not when it was made.
+        assert (root / ".worktrees" / old).exists()
+        until(lambda: [path.name for path in (root / ".worktrees").iterdir()] == [new])
+
+
+def test_unreachable_server_keeps_the_checkout_and_is_tried_again(
+    git_sync: Image, repository: Repository, root: Path
+):
+    away = repository.bare.with_name("away.git")
+    with Container(git_sync, command(repository, root)) as syncing:
+        until(lambda: served(root))
+        before = served(root)
+        repository.bare.rename(away)
+        time.sleep(1)
+        assert served(root) == before
+        assert (root / "repo" / "a.py").read_text() == "first"
+        away.rename(repository.bare)
+        commit = repository.commit("back again")
+        until(lambda: served(root) == commit)
+        syncing.signal(signal.SIGTERM)
+        _, log = syncing.wait(5)
+    errors = [line for line in log.splitlines() if "ERROR" in line]
+    # Said once, not every 200 ms.
+    assert len(errors) == 1, log
+    assert f"still serving {before}, next in 0.2 s: git fetch:" in errors[0]
+    assert "dags.git" in errors[0]
+
+
+def test_restart_takes_up_what_a_killed_one_left(
+    git_sync: Image, repository: Repository, root: Path
+):
+    assert run(git_sync, command(repository, root, "--one-time")).returncode == 0
+    first = served(root)
+    commit = repository.commit("second")
+    (root / ".git" / "shallow.lock").touch()
+    half = root / ".worktrees" / f".{commit}"
+    half.mkdir()
+    (half / "rest").touch()
+    for path in (root / ".git" / "shallow.lock", half, half / "rest"):
+        os.chown(path, UID, 0)
+    ended = run(git_sync, command(repository, root, "--one-time"))
+    assert ended.returncode == 0, ended.stdout
+    assert served(root) == commit != first
+    assert not half.exists()
+
+
+@pytest.mark.parametrize("kind", ["tag", "commit", "HEAD"])
+def test_ref_may_be_a_tag_or_a_commit(
+    git_sync: Image, repository: Repository, root: Path, kind: str
+):
+    wanted = repository.commit("wanted")
+    repository.git("-C", str(repository.bare), "tag", "--no-sign", "v1", "live")
+    if kind != "HEAD":
+        repository.commit("newer")
+    ref = {"tag": "v1", "commit": wanted, "HEAD": "HEAD"}[kind]
+    ended = run(git_sync, command(repository, root, "--one-time", GITSYNC_REF=ref))
+    assert ended.returncode == 0, ended.stdout
+    assert served(root) == wanted
+
+
+def test_giving_up_is_asked_for_by_max_failures_and_hides_passwords(
+    git_sync: Image, repository: Repository, root: Path
+):
+    env = {
+        "GITSYNC_REPO": "http://user:geheim@127.0.0.1:9/dags.git",
+        "GITSYNC_USERNAME": "user",
+        "GITSYNC_PASSWORD": "geheim",
+        "GITSYNC_MAX_FAILURES": "2",
+    }
+    ended = run(git_sync, command(repository, root, **env))
+    assert ended.returncode == 1
+    assert "giving up after 2 tries" in ended.stdout.splitlines()[-1]
+    assert "http://***@127.0.0.1:9/dags.git" in ended.stdout
+    assert "geheim" not in ended.stdout
+
+
+def test_link_of_another_name_and_read_only_image(
+    git_sync: Image, repository: Repository, root: Path
+):
+    once = command(repository, root, "--one-time", GITSYNC_LINK="")
+    ended = run(git_sync, Command(**{**once.__dict__, "read_only": True}))
+    assert ended.returncode == 0, ended.stdout
+    assert (root / "dags" / "a.py").read_text() == "first"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("5s", 5), ("100ms", 0.1), ("1m30s", 90), ("0.5h", 1800), ("7", 7), ("0", 0)],
+)
+def test_duration_is_gos(text: str, expected: float):
+    assert seconds(text) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("text", ["", "5 s", "s", "-5s", "5x", "1m30"])
+def test_wrong_duration_is_refused(text: str):
+    with pytest.raises(ValueError, match="no duration"):
+        seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("env", "arguments", "message"),
+    [
+        ({}, [], "GITSYNC_REPO is not set"),
+        ({"GITSYNC_REPO": "git@example.org:x.git"}, [], "no ssh"),
+        ({"GITSYNC_REPO": "ssh://example.org/x.git"}, [], "no ssh"),
+        ({"GITSYNC_REPO": "git://x/y", "GITSYNC_SSH": "true"}, [], "no ssh"),
+        ({"GITSYNC_REPO": "git://x/y", "GITSYNC_PERIOD": "soon"}, [], "GITSYNC_PERIOD"),
+        ({"GITSYNC_REPO": "git://x/y", "GITSYNC_DEPTH": "all"}, [], "GITSYNC_DEPTH"),
+        ({"GITSYNC_REPO": "git://x/y", "GITSYNC_LINK": "../x"}, [], "GITSYNC_LINK"),
+        ({"GITSYNC_REPO": "git://x/y"}, ["--once"], "--once"),
+    ],
+)
+def test_wrong_setting_is_named(env: dict[str, str], arguments: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        settings(env, arguments)
+
+
+def test_older_name_of_the_period_counts_as_the_chart_passes_it():
+    env = {"GITSYNC_REPO": "git://x/y.git", "GIT_SYNC_WAIT": "3", "GITSYNC_PERIOD": "5s"}
+    read = settings(env, [])
+    assert (read.period, read.link, read.ref) == (3, "y", "HEAD")

@@ -1,0 +1,215 @@
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from images.container import Command, Container, Image, run
+
+PASSWORD = "pass word'\"$\\"
+
+
+@pytest.fixture(scope="module")
+def postgres(images: dict[str, Image]) -> Image:
+    return images["postgres"]
+
+
+@pytest.fixture
+def volume(disk: Path) -> Path:
+    """An empty volume as a kubelet hands it over: fsGroup 999, not owned."""
+    os.chown(disk, 0, 999)
+    disk.chmod(0o2775)
+    return disk
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    tmp_path.chmod(0o755)
+    (tmp_path / "password").write_text(PASSWORD + "\n")
+    return tmp_path
+
+
+def server(volume: Path, port: int, secret: Path, **env: str) -> Command:
+    settings = {
+        "PGDATA": "/data/pg",
+        "POSTGRES_USER": "airflow",
+        "POSTGRES_DB": "air flow",
+        "POSTGRES_PASSWORD_FILE": "/secret/password",
+    }
+    return Command(
+        arguments=["postgres", "-c", f"port={port}"],
+        env=settings | env,
+        mounts={volume: "/data", secret: "/secret:ro"},
+    )
+
+
+def psql(image: Image, port: int, statement: str, password: str = PASSWORD):
+    words = ["psql", "-h", "127.0.0.1", "-p", str(port), "-U", "airflow", "-d", "air flow"]
+    arguments = [*words, "-v", "ON_ERROR_STOP=1", "-tAc", statement]
+    return run(image, Command(entrypoint=[], arguments=arguments, env={"PGPASSWORD": password}))
+
+
+def wait_ready(image: Image, port: int, container: Container) -> None:
+    deadline = time.monotonic() + 40
+    ready = Command(entrypoint=[], arguments=["pg_isready", "-h", "127.0.0.1", "-p", str(port)])
+    while run(image, ready).returncode != 0:
+        if time.monotonic() > deadline or container.process.poll() is not None:
+            container.process.kill()
+            raise TimeoutError(container.process.communicate()[0])
+        time.sleep(0.1)
+
+
+def test_database_is_utf8_keeps_its_data_and_stops_while_clients_are_connected(
+    postgres: Image, volume: Path, port: int, secret: Path
+):
+    with Container(postgres, server(volume, port, secret)) as first:
+        wait_ready(postgres, port, first)
+        facts = psql(
+            postgres,
+            port,
+            "select pg_encoding_to_char(encoding), datcollate, datctype, rolname, rolsuper "
+            "from pg_database join pg_roles on rolname = current_user "
+            "where datname = current_database()",
+        )
+        assert facts.stdout.strip() == "UTF8|C.UTF-8|C.UTF-8|airflow|t", facts.stdout
+        assert psql(postgres, port, "create table kept as select 'ä' as x").returncode == 0
+        wrong = psql(postgres, port, "select 1", password="wrong")
+        assert "password authentication failed" in wrong.stdout
+        sleeper = ["psql", "-h", "127.0.0.1", "-p", str(port), "-U", "airflow", "-d", "air flow"]
+        client = Command(
+            entrypoint=[],
+            arguments=[*sleeper, "-c", "select pg_sleep(60)"],
+            env={"PGPASSWORD": PASSWORD},
+        )
+        with Container(postgres, client) as connected:
+            deadline = time.monotonic() + 10
+            busy = "select count(*) from pg_stat_activity where query like 'select pg_sleep%'"
+            while psql(postgres, port, busy).stdout.strip() != "1":
+                assert time.monotonic() < deadline
+            started = time.monotonic()
+            first.signal(signal.SIGTERM)
+            status, log = first.wait(15)
+            assert time.monotonic() - started < 10
+            assert "terminating connection" in connected.wait(5)[1]
+    assert status == 0, log
+    assert "database system is shut down" in log
+    assert PASSWORD not in log
+    assert not (volume / "pg" / ".new").exists()
+
+    with Container(postgres, server(volume, port, secret)) as second:
+        wait_ready(postgres, port, second)
+        assert psql(postgres, port, "select x from kept").stdout.strip() == "ä"
+        second.signal(signal.SIGTERM)
+        status, log = second.wait(15)
+    assert status == 0
+    assert "was not properly shut down" not in log
+
+
+def test_start_that_was_killed_is_taken_up_again(
+    postgres: Image, volume: Path, port: int, secret: Path
+):
+    fresh = volume / "pg" / ".new"
+    with Container(postgres, server(volume, port, secret)) as killed:
+        killed.wait_for_file(fresh / "base", 20)
+    assert not (volume / "pg" / "PG_VERSION").exists()
+    with Container(postgres, server(volume, port, secret)) as again:
+        wait_ready(postgres, port, again)
+        assert psql(postgres, port, "select 1").stdout.strip() == "1"
+        again.signal(signal.SIGTERM)
+        assert again.wait(15)[0] == 0
+
+    # Killed while moving: what is whole goes on to its place, nothing is made anew.
+    pg = volume / "pg"
+    fresh.mkdir()
+    (pg / ".new-is-whole").touch()
+    for name in ("PG_VERSION", "base", "postgresql.conf"):
+        (pg / name).rename(fresh / name)
+    for path in (fresh, pg / ".new-is-whole"):
+        os.chown(path, 999, 999)
+    with Container(postgres, server(volume, port, secret)) as moved:
+        wait_ready(postgres, port, moved)
+        moved.signal(signal.SIGTERM)
+        status, log = moved.wait(15)
+    assert status == 0
+    assert "made database" not in log
+    assert not (pg / ".new-is-whole").exists()
+
+
+@pytest.mark.parametrize(
+    ("env", "user", "message"),
+    [
+        ({"POSTGRES_PASSWORD_FILE": ""}, None, "needs POSTGRES_PASSWORD or POSTGRES_PASSWORD_FILE"),
+        ({"POSTGRES_PASSWORD": "x"}, None, "POSTGRES_PASSWORD and POSTGRES_PASSWORD_FILE are both"),
+        ({"POSTGRES_PASSWORD_FILE": "/nowhere"}, None, "/nowhere cannot be read by uid 999"),
+        ({}, "0:0", "does not run as root"),
+        ({"PGDATA": "/data"}, None, "use a directory below the volume"),
+        ({}, "1234:1234", "cannot make PGDATA=/data/pg"),
+    ],
+    ids=["no-password", "two-passwords", "no-file", "root", "volume-itself", "not-writable"],
+)
+def test_wrong_settings_end_with_one_clear_line(
+    postgres: Image, volume: Path, port: int, secret: Path, env, user, message: str
+):
+    command = server(volume, port, secret, **env)
+    command = Command(
+        arguments=command.arguments, env=command.env, mounts=command.mounts, user=user
+    )
+    ended = run(postgres, command, 20)
+    assert ended.returncode == 1
+    assert message in ended.stdout.splitlines()[-1]
+
+
+def test_directory_with_files_but_no_database_is_not_touched(
+    postgres: Image, volume: Path, port: int, secret: Path
+):
+    (volume / "pg").mkdir()
+    (volume / "pg" / "precious").write_text("mine")
+    os.chown(volume / "pg", 999, 999)
+    ended = run(postgres, server(volume, port, secret), 20)
+    assert ended.returncode == 1
+    assert "holds files but no database" in ended.stdout
+    assert (volume / "pg" / "precious").read_text() == "mine"
+
+
+def test_read_only_image_needs_only_the_data_and_the_socket(
+    postgres: Image, volume: Path, port: int, secret: Path, tmp_path_factory
+):
+    sockets = tmp_path_factory.mktemp("sockets")
+    sockets.chmod(0o777)
+    command = server(volume, port, secret)
+    command = Command(
+        arguments=command.arguments,
+        env=command.env,
+        mounts={**command.mounts, sockets: "/run/postgresql"},
+        read_only=True,
+    )
+    with Container(postgres, command) as container:
+        wait_ready(postgres, port, container)
+        container.signal(signal.SIGINT)
+        assert container.wait(15)[0] == 0
+
+
+def test_other_commands_run_as_they_are(postgres: Image):
+    ended = run(postgres, Command(arguments=["pg_isready", "--version"]))
+    assert ended.returncode == 0
+    assert ended.stdout.startswith("pg_isready (PostgreSQL) 15.")
+
+
+def test_image_brings_no_key_and_stops_with_sigint(postgres: Image):
+    assert postgres.config["StopSignal"] == "SIGINT"
+    for layer in postgres.layers:
+        private = layer / "etc/ssl/private"
+        assert not private.exists() or list(private.iterdir()) == []
+    linked = subprocess.run(["find", *map(str, postgres.layers), "-name", "*.key"],
+                            capture_output=True, text=True, check=True)  # fmt: skip
+    assert linked.stdout == ""
