@@ -40,10 +40,15 @@ def test_the_predictions_are_a_row_for_each_sentence(inference_run, stack: Stack
     assert len(set(confidence)) > len(rows) // 2
 
 
-def test_the_predictions_agree_with_the_labels(inference_run, stack: Stack) -> None:
+def test_the_predictions_tell_sentences_apart(inference_run, stack: Stack) -> None:
     rows = predictions(stack, inference_run.run_id)
-    agreed = [(float(row["correct_sentence_conf"]) >= 0.5) == (row["label"] == "1") for row in rows]
-    assert sum(agreed) / len(agreed) >= 0.75
+    # As in SST-2, the labels of these sentences are withheld; half of them are positive.
+    assert {row["label"] for row in rows} == {"-1"}
+    confidence = [float(row["correct_sentence_conf"]) for row in rows]
+    positive = sum(value >= 0.5 for value in confidence)
+    assert 0.4 < positive / len(rows) < 0.6
+    assert positive == inference_run.results["run_inference"]["positive"]
+    assert sum(value < 0.1 or value > 0.9 for value in confidence) > len(rows) / 4
 
 
 def test_only_the_predictions_stay(inference_run, stack: Stack) -> None:
