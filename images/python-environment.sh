@@ -16,7 +16,8 @@ if command -v uv > /dev/null; then
 fi
 apt-get update
 apt-get install -y --no-install-recommends python3-pip
-pip --python "$environment/bin/python" install --quiet --no-cache-dir --no-compile \
+# --no-deps: a lock is complete, but Debian's pip takes an extra (connexion[flask]) for unlocked.
+pip --python "$environment/bin/python" install --quiet --no-cache-dir --no-compile --no-deps \
     --require-hashes -r "$lock" "$@"
 "$environment/bin/python" -m compileall -q -j 0 --invalidation-mode unchecked-hash \
     "$environment/lib" || true # some packages ship templates that are not Python
