@@ -111,7 +111,12 @@ def _order(name: str) -> int:
 def _write(entries: dict[str, Entry]) -> None:
     with lock("images.json"):
         before = json.loads(IMAGES_LOCK.read_text()) if IMAGES_LOCK.exists() else {}
-        kept = {name: entry for name, entry in before.items() if name in names()}
+        # An archive goes when somebody empties the cache.
+        kept = {
+            name: entry
+            for name, entry in before.items()
+            if name in names() and Path(entry["archive"]).exists()
+        }
         text = json.dumps(kept | entries, indent=2, sort_keys=True) + "\n"
         IMAGES_LOCK.parent.mkdir(parents=True, exist_ok=True)
         fresh = IMAGES_LOCK.with_suffix(".new")
