@@ -335,9 +335,13 @@ def telling_lines(log: str, count: int = 15) -> list[str]:
     own = container_lines(log)
     if own:
         return own[-count:]
-    trouble = []
+    trouble: list[str] = []
+    begun = False
     for line in log.splitlines():
         found = _LOG_LINE.match(line)
+        begun = begun or bool(found)  # Before that: where Airflow has found the log.
+        if not begun:
+            continue
         if not found or found["level"] in {"WARNING", "ERROR", "CRITICAL"}:
             trouble.append(found["text"] if found else line)
     return trouble[-count:]

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.__main__ import show_logs, show_status
-from tools.airflow_api import Airflow, Task, run_seconds, telling_lines
+from tools.airflow_api import Airflow, Task, container_lines, run_seconds, telling_lines
 from tools.cache import lock
 from tools.errors import UserError, run_main
 from tools.forward import Forward, free_port
@@ -304,7 +304,9 @@ def logs(stack: Stack, lines: int = 12) -> int:
                 if task.try_number < 1:
                     continue
                 log = airflow.log(dag_id, newest["dag_run_id"], task.task_id, task.try_number)
-                for line in telling_lines(log, lines):
+                bad = task.state in {"failed", "up_for_retry"}
+                shown = telling_lines(log, lines) if bad else container_lines(log)[-lines:]
+                for line in shown:
                     say(f"    {line}")
     parts = ", ".join(stack.cluster.log_files())
     if parts:

@@ -241,6 +241,7 @@ def test_a_failure_is_told_by_the_container_else_by_airflow() -> None:
         '  File "x.py", line 1, in <module>',
         "AirflowException: exit code 1",
     ]
+    assert "pod-name" not in telling_lines(without, 99)
 
 
 def test_seconds_of_a_run() -> None:
