@@ -42,7 +42,6 @@ RUN_SECONDS = 3600
 
 PREDICTIONS = BUILD / "predictions.csv"
 PASSWORD_COMMAND = "make password"
-BAD_TASK = {"failed", "upstream_failed"}
 
 
 def say(text: str = "") -> None:
