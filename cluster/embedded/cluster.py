@@ -18,6 +18,7 @@ from cluster.embedded.config import NODE_NAME, Config
 from cluster.embedded.supervisor import private_directories
 from cluster.existing import dag_values
 from tools.errors import UserError
+from tools.kube import is_ready
 from tools.packages import ensure_packages
 from tools.paths import ROOT
 from tools.progress import Phase, Phases
@@ -239,14 +240,10 @@ class EmbeddedCluster:
                 owner["kind"] in {"ReplicaSet", "StatefulSet", "DaemonSet"}
                 for owner in pod["metadata"].get("ownerReferences", [])
             )
-            conditions = pod["status"].get("conditions", [])
-            ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
-            running = {
-                container["name"]
-                for container in pod["status"].get("containerStatuses", [])
-                if container.get("started")
-            }
-            if controlled and not (ready and running):
+            # Right after a start the stored conditions are those of the earlier life.
+            statuses = pod["status"].get("containerStatuses", [])
+            started = any(container.get("started") for container in statuses)
+            if controlled and not (is_ready(pod) and started):
                 waiting.append(pod["metadata"]["name"])
         phase.note(f"waiting for {', '.join(waiting)}" if waiting else "all ready")
         return not waiting
@@ -266,7 +263,12 @@ class EmbeddedCluster:
         (self.config.state / "pid").unlink(missing_ok=True)
 
     def _pid(self) -> tuple[int, str]:
-        return _read_pid(self.config.state)
+        """Return the node's process and start time as written at the launch, (0, '') if none."""
+        path = self.config.state / "pid"
+        if not path.exists():
+            return (0, "")
+        pid, _, started = path.read_text().partition(" ")
+        return int(pid), started
 
     def _wait(
         self, what: str, phase: Phase, done: Callable[[], bool], seconds: float = START_SECONDS
@@ -286,15 +288,6 @@ class EmbeddedCluster:
         if check and result.returncode != 0:
             raise UserError(f"kubectl {words[0]}: {result.stderr.strip()}")
         return result
-
-
-def _read_pid(state: Path) -> tuple[int, str]:
-    """Return the node's process and its start time as written at the launch, (0, '') if none."""
-    path = state / "pid"
-    if not path.exists():
-        return (0, "")
-    pid, _, started = path.read_text().partition(" ")
-    return int(pid), started
 
 
 def _start_time(pid: int) -> str:
