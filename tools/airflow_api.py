@@ -312,7 +312,20 @@ class Airflow:
         waiting = [task.task_id for task in tasks if task.state in {"queued", "scheduled"}]
         if waiting:
             return f"{', '.join(waiting)}: waiting for its worker"
-        return "the scheduler decides"
+        return self._scheduler_words()
+
+    def _scheduler_words(self) -> str:
+        """What the scheduler is doing when no task of a run is under way."""
+        try:
+            scheduler = self.get("health")["scheduler"]
+        except AirflowError:
+            return "Airflow does not answer"
+        if scheduler["status"] == "healthy":
+            return "the scheduler decides"
+        return (
+            f"the scheduler is {scheduler['status']}, its last sign of life was at "
+            f"{scheduler['latest_scheduler_heartbeat']} (`make status` shows its pod)"
+        )
 
 
 def container_lines(log: str) -> list[str]:

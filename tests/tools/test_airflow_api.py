@@ -219,6 +219,26 @@ def test_waiting_ends_with_the_run_and_tells_every_change_once(
     assert notes[1].startswith("b ")
 
 
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        ("healthy", "the scheduler decides"),
+        ("unhealthy", "the scheduler is unhealthy, its last sign of life was at 10:00"),
+    ],
+)
+def test_a_run_that_nobody_starts_is_told_by_the_schedulers_health(
+    server: Server, airflow: Airflow, status: str, told: str
+) -> None:
+    server.answers["health"] = [
+        (200, {"scheduler": {"status": status, "latest_scheduler_heartbeat": "10:00"}})
+    ]
+    server.answers["dags/x/dagRuns/r"] = [(200, run_entry("queued")), (200, run_entry("success"))]
+    server.answers["dags/x/dagRuns/r/taskInstances"] = [(200, {"task_instances": []})]
+    notes: list[str] = []
+    airflow.wait_for_run("x", "r", timeout=60, note=notes.append)
+    assert notes[0].startswith(told)
+
+
 def test_waiting_too_long_names_the_states(server: Server, airflow: Airflow) -> None:
     server.answers["dags/x/dagRuns/r"] = [(200, run_entry("running"))]
     server.answers["dags/x/dagRuns/r/taskInstances"] = [
