@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-ORDER = ["install", "ui", "dag_sync", "training", "inference", "failures"]
+ORDER = ["install", "helm3", "ui", "dag_sync", "training", "inference", "failures"]
 """An upgrade right after the install, then what needs the release as it was installed."""
 
 

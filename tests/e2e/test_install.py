@@ -1,7 +1,6 @@
 """The release on an empty cluster: it comes up, stays up, and can be changed and changed back."""
 
 import base64
-import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -9,27 +8,13 @@ from pytest_helm_charts.clusters import Cluster
 from pytest_helm_charts.k8s.deployment import wait_for_deployments_to_run
 from pytest_helm_charts.k8s.stateful_set import wait_for_stateful_sets_to_run
 
+from tests.helpers.releases import helm, secrets
 from tools.airflow_api import Airflow
 from tools.kube import is_ready, restarts, state
 from tools.progress import Phase
 from tools.release import NAMESPACE, RELEASE, Release
 
 Aloud = Callable[[str], AbstractContextManager[Phase]]
-
-
-def helm(release: Release, *words: str) -> str:
-    result = subprocess.run(release.helm(*words), capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
-def secrets(release: Release) -> dict[str, dict[str, str]]:
-    """Return name -> data of the Secrets, without Helm's own records."""
-    return {
-        secret["metadata"]["name"]: secret.get("data", {})
-        for secret in release.kube.items("secrets")
-        if secret["type"] != "helm.sh/release.v1"
-    }
 
 
 def test_deployments_run(release: Release, kube_cluster: Cluster) -> None:

@@ -1,0 +1,21 @@
+"""A release seen from the outside: calls of helm that must succeed, and its Secrets."""
+
+import subprocess
+
+from tools.release import Release
+
+
+def helm(release: Release, *words: str) -> str:
+    """Return what helm printed. Raises AssertionError with its output when it fails."""
+    result = subprocess.run(release.helm(*words), capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def secrets(release: Release) -> dict[str, dict[str, str]]:
+    """Return name -> data of the Secrets, without Helm's own records."""
+    return {
+        secret["metadata"]["name"]: secret.get("data", {})
+        for secret in release.kube.items("secrets")
+        if secret["type"] != "helm.sh/release.v1"
+    }
