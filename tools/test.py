@@ -1,7 +1,10 @@
-"""Every test suite of the project, one after the other, and one line that sums them up.
+"""Every test suite of the project, and one line that sums them up.
 
     python -m tools.test                 all suites
     python -m tools.test chart e2e       these
+
+Suites that need nothing but a processor run two at a time; their output is shown suite by suite
+all the same.
 
 The variable K is what pytest's -k takes. Each suite leaves build/test/<suite>.xml (JUnit). With
 CI=true a skip fails the whole unless tests/allowed-skips.txt names it.
@@ -14,9 +17,11 @@ import sys
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from tools.bootstrap import environment
 from tools.errors import UserError, run_main
@@ -144,17 +149,102 @@ SUITES: dict[str, Callable[[str], list[str]]] = {
 """Cheap ones first: what is wrong in a line of code shows before anything is built."""
 
 
-def run_suite(suite: str) -> Result:
-    """Run one suite, with its output on the terminal, and return what it came to."""
+BESIDE = frozenset({"lint", "tools", "chart", "dags", "dags-airflow3"})
+"""These may run at the same time: no cluster, no image, nothing that is only there once."""
+
+AT_ONCE = 2
+
+
+class Screen:
+    """What a suite prints: kept until the suite's turn has come, then passed on as it comes.
+
+    Long silence of the suite that is shown is broken by a line.
+    """
+
+    def __init__(self, suite: str, out: BinaryIO) -> None:
+        self.suite = suite
+        self._out = out
+        self._kept: bytearray | None = bytearray()
+        self._lock = threading.Lock()
+        self._started = self._last = time.monotonic()
+
+    def write(self, text: bytes) -> None:
+        """Print, now or when the turn has come."""
+        with self._lock:
+            if self._kept is None:
+                self._pass_on(text)
+            else:
+                self._kept += text
+
+    def show(self) -> None:
+        """Let the suite have its turn."""
+        with self._lock:
+            kept, self._kept = self._kept or bytearray(), None
+            self._pass_on(bytes(kept))
+
+    def break_silence(self) -> None:
+        """Print that the suite is still at it if it is shown and has been silent for long."""
+        with self._lock:
+            if self._kept is None and time.monotonic() - self._last >= SILENCE_SECONDS:
+                age = time.monotonic() - self._started
+                self._pass_on(f"\n    {age:4.0f}s {self.suite}: still at it\n".encode())
+
+    def _pass_on(self, text: bytes) -> None:
+        self._last = time.monotonic()
+        self._out.write(text)
+        self._out.flush()
+
+
+def groups(names: Sequence[str]) -> list[list[str]]:
+    """Return the suites in their order, those that may run at the same time together."""
+    found: list[list[str]] = []
+    for name in names:
+        if found and name in BESIDE and found[-1][-1] in BESIDE:
+            found[-1].append(name)
+        else:
+            found.append([name])
+    return found
+
+
+def run_group(names: Sequence[str], out: BinaryIO) -> Iterator[Result]:
+    """Run suites two at a time and yield their results in order, each after its whole output."""
+    screens = [Screen(name, out) for name in names]
+    if len(names) > 1:
+        screens[0].write(f"\n##### {AT_ONCE} at a time: {', '.join(names)}\n".encode())
+    commands: list[list[str] | UserError] = []
+    for name in names:
+        # Here, not in a thread: what makes an environment prints on its own.
+        try:
+            commands.append(SUITES[name](name))
+        except UserError as error:
+            commands.append(error)
+    pool = ThreadPoolExecutor(AT_ONCE)
+    ended = threading.Event()
+    try:
+        runs = [
+            pool.submit(run_suite, name, command, screen, ended)
+            for name, command, screen in zip(names, commands, screens, strict=True)
+        ]
+        for run, screen in zip(runs, screens, strict=True):
+            screen.show()
+            yield run.result()
+    finally:
+        ended.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def run_suite(
+    suite: str, command: list[str] | UserError, screen: Screen, ended: threading.Event
+) -> Result:
+    """Run one suite and return what it came to; ``ended`` ends it early."""
     file = RESULTS / f"{suite}.xml"
     file.unlink(missing_ok=True)
-    print(f"\n##### {suite}", flush=True)
+    screen.write(f"\n##### {suite}\n".encode())
+    if isinstance(command, UserError):
+        screen.write(f"error: {command}\n".encode())
+        return Result(errors=1, bad=[f"{suite}: {command}"])
     started = time.monotonic()
-    try:
-        status = _run_aloud(suite, SUITES[suite](suite))
-    except UserError as error:
-        print(f"error: {error}", flush=True)
-        return Result(errors=1, seconds=time.monotonic() - started, bad=[f"{suite}: {error}"])
+    status = _run_aloud(command, screen, ended)
     result = read_junit(suite, file)
     # 0 and 1 are pytest's "all passed" and "some failed"; 5, nothing collected, is fine only
     # where K chose no test of this suite.
@@ -166,8 +256,8 @@ def run_suite(suite: str) -> Result:
     return result
 
 
-def _run_aloud(suite: str, command: list[str]) -> int:
-    """Run a command; its output passes through, and long silence is broken by a line."""
+def _run_aloud(command: list[str], screen: Screen, ended: threading.Event) -> int:
+    """Run a command with its output on a screen, and return its status."""
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -177,32 +267,23 @@ def _run_aloud(suite: str, command: list[str]) -> int:
         env=os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": os.environ.get("COLUMNS", "100")},
     )
     assert process.stdout is not None
-    started = last = time.monotonic()
-    ended = threading.Event()
+    closed = threading.Event()
 
-    def break_silence() -> None:
-        while not ended.wait(1):
-            if time.monotonic() - last >= SILENCE_SECONDS:
-                say(f"\n    {time.monotonic() - started:4.0f}s {suite}: still at it\n".encode())
+    def watch() -> None:
+        while not closed.wait(0.5):
+            screen.break_silence()
+            if ended.is_set():
+                process.terminate()
+                return
 
-    def say(text: bytes) -> None:
-        nonlocal last
-        last = time.monotonic()
-        sys.stdout.buffer.write(text)
-        sys.stdout.buffer.flush()
-
-    watcher = threading.Thread(target=break_silence, daemon=True)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         while text := os.read(process.stdout.fileno(), 65536):
-            say(text)
+            screen.write(text)
         return process.wait()
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
     finally:
-        ended.set()
+        closed.set()
         watcher.join()
         process.stdout.close()
 
@@ -217,10 +298,10 @@ def main() -> int:
     started = time.monotonic()
     total = Result()
     lines = []
-    for name in names:
-        result = run_suite(name)
-        total.add(result)
-        lines.append(f"{name:<14}{result.line().strip('= ')}")
+    for group in groups(names):
+        for name, result in zip(group, run_group(group, sys.stdout.buffer), strict=True):
+            total.add(result)
+            lines.append(f"{name:<14}{result.line().strip('= ')}")
     total.seconds = time.monotonic() - started
     print("\n##### summary")
     print("\n".join(lines))

@@ -1,8 +1,24 @@
 """The runner of the suites: what it reads from JUnit files and how it sums up."""
 
+import io
+import sys
+import time
 from pathlib import Path
 
-from tools.test import SUITES, Result, read_junit, unexpected_skips
+import pytest
+
+from tools import test as runner
+from tools.errors import UserError
+from tools.test import (
+    BESIDE,
+    SUITES,
+    Result,
+    Screen,
+    groups,
+    read_junit,
+    run_group,
+    unexpected_skips,
+)
 
 JUNIT = """<?xml version="1.0"?>
 <testsuites><testsuite name="pytest" tests="5">
@@ -65,3 +81,101 @@ def test_skips_that_nobody_allowed() -> None:
 def test_cheap_suites_come_first() -> None:
     names = list(SUITES)
     assert (names[0], names[-1]) == ("lint", "e2e")
+
+
+def test_suites_that_share_something_run_alone() -> None:
+    assert groups(["lint", "chart", "images", "dags", "e2e"]) == [
+        ["lint", "chart"],
+        ["images"],
+        ["dags"],
+        ["e2e"],
+    ]
+    assert [name for group in groups(list(SUITES)) for name in group] == list(SUITES)
+    assert set(SUITES) >= BESIDE
+    assert not {"cluster", "images", "workload", "e2e"} & BESIDE
+
+
+@pytest.fixture
+def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Run Python scripts as suites: name -> script; gives what was printed and the results."""
+    monkeypatch.setattr(runner, "RESULTS", tmp_path)
+    monkeypatch.delenv("K", raising=False)
+
+    def run(**scripts: str) -> tuple[str, list[Result]]:
+        def command(script: str):
+            if script == "no environment":
+                raise UserError(script)
+            return [sys.executable, "-c", f"from pathlib import Path\nimport time\n{script}"]
+
+        suites = {
+            name: lambda _, script=script: command(script) for name, script in scripts.items()
+        }
+        monkeypatch.setattr(runner, "SUITES", suites)
+        out = io.BytesIO()
+        results = list(run_group(list(scripts), out))
+        return out.getvalue().decode(), results
+
+    return run
+
+
+def test_suites_run_two_at_a_time_and_are_shown_one_after_the_other(play, tmp_path: Path) -> None:
+    # Each waits for the other: one after the other they would never end.
+    meet = "Path({!r}).touch()\nwhile not Path({!r}).exists(): time.sleep(0.01)\n"
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    report = f"Path({str(tmp_path)!r} + '/{{}}.xml').write_text({JUNIT!r})\n"
+    printed, results = play(
+        first=meet.format(a, b) + report.format("first") + "time.sleep(0.3); print('first ends')",
+        second="print('second starts')\n" + meet.format(b, a) + report.format("second"),
+    )
+    lines = [line for line in printed.splitlines() if line]
+    assert lines == [
+        "##### 2 at a time: first, second",
+        "##### first",
+        "first ends",
+        "##### second",
+        "second starts",
+    ]
+    assert [result.passed for result in results] == [1, 1]
+
+
+def test_a_suite_that_cannot_start_leaves_the_others_alone(play, tmp_path: Path) -> None:
+    report = f"Path({str(tmp_path)!r} + '/well.xml').write_text({JUNIT!r})"
+    printed, (ill, well) = play(ill="no environment", well=report)
+    assert "##### ill\nerror: no environment\n" in printed
+    assert (ill.errors, ill.bad) == (1, ["ill: no environment"])
+    assert well.passed == 1
+
+
+def test_a_suite_that_ends_without_a_report_is_an_error(play) -> None:
+    _, (dead,) = play(dead="raise SystemExit(3)")
+    assert not dead.good
+    assert dead.bad == ["dead: it ended before its tests did"]
+
+
+def test_suites_end_with_the_command_that_started_them(play, tmp_path: Path, monkeypatch) -> None:
+    """As on Ctrl-C, which comes while the first result is awaited."""
+    started = tmp_path / "started"
+    monkeypatch.setattr(Screen, "show", lambda _: _wait_and_interrupt(started))
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        play(long=f"Path({str(started)!r}).touch(); time.sleep(60)")
+    assert time.monotonic() - begun < 20
+
+
+def _wait_and_interrupt(file: Path) -> None:
+    deadline = time.monotonic() + 15
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    raise KeyboardInterrupt
+
+
+def test_silence_of_the_suite_that_is_shown_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "SILENCE_SECONDS", 0.0)
+    out = io.BytesIO()
+    screen = Screen("slow", out)
+    screen.write(b"kept\n")
+    screen.break_silence()
+    assert out.getvalue() == b""
+    screen.show()
+    screen.break_silence()
+    assert out.getvalue().decode().splitlines() == ["kept", "", "       0s slow: still at it"]
