@@ -4,7 +4,7 @@ PY := tools/python
 
 .DEFAULT_GOAL := help
 .PHONY: help run test up down status password ui logs train infer sync kubeconfig doctor lint chart images \
-        lock bench package clean test-tools test-chart test-dags test-images test-workload test-cluster \
+        lock bench package clean clean-cache test-tools test-chart test-dags test-images test-workload test-cluster \
         test-e2e
 
 help: ## Show the targets and variables (this text)
@@ -50,6 +50,8 @@ package: ## Package the chart into build/
 	@$(PY) -m tools.release package
 clean: ## Delete the cluster and its data
 	@$(PY) -m cluster clean
+clean-cache: ## Delete what builds have left in the cache, after saying how much it is
+	@$(PY) -m tools.prune all
 test-tools: ## Tests of the commands themselves
 	@$(PY) -m tools.test tools
 test-chart: ## Render tests of the chart (no cluster)

@@ -73,12 +73,29 @@ def lock(name: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None
 
     ``on_wait`` is called first when another process holds it.
     """
-    directory = CACHE / "locks"
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / name).open("w") as file:
+    lock_file(name).parent.mkdir(parents=True, exist_ok=True)
+    with lock_file(name).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def if_free(file: Path) -> Iterator[bool]:
+    """Hold a lock file until the block ends if nobody else does; gives whether that is so."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def lock_file(name: str) -> Path:
+    """Return the file behind ``lock(name)``."""
+    return CACHE / "locks" / name
