@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import yaml
 
 from cluster.existing import dag_values, head, work_directory
 from cluster.provider import docker_answers
+from images.oci import read_layout, write_archive
 from tools.errors import UserError
 from tools.paths import BUILD
 from tools.progress import Phase, Phases, run
@@ -78,9 +80,18 @@ class KindCluster:
         if not self.created.is_set() and self.name not in self._clusters():
             phase.note("waiting for the cluster")
             self.created.wait(CREATE_SECONDS)
-        for image in lock.values():
-            command = ["kind", "load", "image-archive", image["archive"], "--name", self.name]
-            run(command, log=self.log, phase=phase)
+        with tempfile.TemporaryDirectory(dir=self.directory) as place:
+            for image in lock.values():
+                archive = Path(place) / "image.tar"
+                write_archive(archive, [read_layout(Path(image["layout"]))])
+                command = ["kind", "load", "image-archive", str(archive), "--name", self.name]
+                run(command, log=self.log, phase=phase)
+
+    def images(self) -> set[str]:
+        return set()  # kind deletes its node with all of them.
+
+    def remove_images(self, names: set[str]) -> None:
+        pass
 
     def values(self) -> dict[str, Any]:
         repository, ref = os.environ.get("DAGS_REPO", ""), os.environ.get("DAGS_REF", "main")

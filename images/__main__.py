@@ -1,9 +1,10 @@
-"""Command line of the image builder: ``python -m images [build|list|lock|test] ...``."""
+"""Command line of the image builder: ``python -m images [build|list|lock|save|test] ...``."""
 
 import argparse
 import json
+from pathlib import Path
 
-from images.build import build_all, report
+from images.build import build_all, report, save
 from images.catalog import names
 from tools.errors import UserError, run_main
 from tools.paths import IMAGES_LOCK
@@ -18,6 +19,9 @@ def main() -> int:
     build.add_argument("names", nargs="*", metavar="NAME")
     commands.add_parser("list", help="the images that there are")
     commands.add_parser("lock", help="print build/images.json")
+    tar = commands.add_parser("save", help="write a built image as a tar")
+    tar.add_argument("name", metavar="NAME")
+    tar.add_argument("file", metavar="FILE", type=Path)
     for name in ("test", "test-workload"):
         test = commands.add_parser(
             name, help="run tests/workload inside the classic-example image", add_help=False
@@ -31,6 +35,8 @@ def main() -> int:
             if not IMAGES_LOCK.exists():
                 raise UserError(f"{IMAGES_LOCK} is not there yet: python -m images build")
             print(json.dumps(json.loads(IMAGES_LOCK.read_text()), indent=2))
+        case "save":
+            save(arguments.name, arguments.file)
         case "test" | "test-workload":
             from images.workload import test_workload
 

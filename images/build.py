@@ -1,14 +1,17 @@
 """Build the images, each once for each content of its inputs, and write build/images.json."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from images import buildah, debian, oci
+from images.buildah import Foundation
 from images.catalog import (
     BASE,
     PAUSE,
@@ -24,21 +27,29 @@ from tools.errors import UserError
 from tools.packages import ensure_packages, missing_packages
 from tools.paths import CACHE, IMAGES_LOCK
 from tools.progress import Phase, Phases, run
+from tools.prune import prune
 
-HOST_PACKAGES = ["buildah", "debian-archive-keyring", "mmdebstrap", "mount", "util-linux"]
+HOST_PACKAGES = [
+    "buildah",
+    "debian-archive-keyring",
+    "mmdebstrap",
+    "mount",
+    "skopeo",
+    "util-linux",
+]
 """Debian packages that a build needs on this machine."""
 
 AT_ONCE = 2
 """Builds that run beside each other: one computes while another waits for the disk or the net."""
 
-LARGE_ONES = ["classic-example", "airflow", "postgres"]
+LARGE_ONES = ["classic-example", "classic-example-environment", "airflow", "postgres"]
 """They start first; the small ones fill the second place meanwhile."""
 
 KIND = "images"
 LOGS = CACHE / "logs"
 
 Entry = dict[str, str]
-"""One image of build/images.json: repository, tag, digest, archive."""
+"""One image of build/images.json: repository, tag, digest, layout (its directory)."""
 
 
 def build_all(
@@ -49,7 +60,7 @@ def build_all(
     """Return the entries of the named images (default: all), building those that changed.
 
     Writes all entries that are known to build/images.json. ``ready`` is called with entries as
-    soon as their archives are there, from several threads: first with all that were built before.
+    soon as their images are there, from several threads: first with all that were built before.
 
     Raises UserError for an unknown name, or a build that fails.
     """
@@ -63,23 +74,34 @@ def build_all(
         entries[PAUSE] = pause(phases)
     # The keys of this moment count for the whole call: somebody may be editing.
     keys = {name: known[name].key() for name in chosen if name != PAUSE}
+    for name in keys:
+        _use(known[name])
     missing = [name for name, key in keys.items() if not _final(name, key).is_dir()]
     entries |= {name: _entry(name, key) for name, key in keys.items() if name not in missing}
     ready(dict(entries))
     if missing:
         prepare_machine(phases)
         base = _base(phases)
+        foundations = {one.below.name for one in known.values() if one.below}
 
         def build(name: str) -> None:
-            _build(known[name], keys[name], base, phases)
-            entries[name] = _entry(name, keys[name])
-            ready({name: entries[name]})
+            below = [base]
+            for one in known[name].chain():
+                key = keys.get(one.name) or one.key()
+                below = [_build(one, key, below, phases, one.name in foundations), *below]
+                if one.name in missing:
+                    entries[one.name] = _entry(one.name, key)
+                    ready({one.name: entries[one.name]})
 
+        # A stage is built on the way to the image above it.
+        below = {one.name for name in missing for one in known[name].chain()[:-1]}
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            builds = [pool.submit(build, name) for name in sorted(missing, key=_order)]
+            builds = [pool.submit(build, name) for name in sorted({*missing} - below, key=_order)]
         for one in builds:
             one.result()
     _write(entries)
+    if missing:
+        prune()
     return entries
 
 
@@ -99,9 +121,16 @@ def _final(name: str, key: str) -> Path:
 
 def _entry(name: str, key: str) -> Entry:
     directory = _final(name, key)
-    directory.touch()
     found: Entry = json.loads((directory / "image.json").read_text())
-    return found | {"archive": str(directory / "image.tar")}
+    return found | {"layout": str(directory / "layout")}
+
+
+def _use(recipe: Recipe) -> None:
+    """Note that an image is in use, and what it is built on: the cache forgets what is not."""
+    directories = [_final(one.name, one.key()) for one in recipe.chain()]
+    for directory in (base_image().directory, *directories):
+        with suppress(FileNotFoundError):
+            os.utime(directory)
 
 
 def _order(name: str) -> int:
@@ -111,11 +140,11 @@ def _order(name: str) -> int:
 def _write(entries: dict[str, Entry]) -> None:
     with lock("images.json"):
         before = json.loads(IMAGES_LOCK.read_text()) if IMAGES_LOCK.exists() else {}
-        # An archive goes when somebody empties the cache.
+        # An image goes when the cache is emptied.
         kept = {
             name: entry
             for name, entry in before.items()
-            if name in names() and Path(entry["archive"]).exists()
+            if name in names() and "layout" in entry and Path(entry["layout"]).is_dir()
         }
         text = json.dumps(kept | entries, indent=2, sort_keys=True) + "\n"
         IMAGES_LOCK.parent.mkdir(parents=True, exist_ok=True)
@@ -131,52 +160,57 @@ def _log(name: str) -> Path:
     return log
 
 
-def base_name() -> str:
-    """Return the full name of the base image."""
-    return f"{repository(BASE)}:{debian.suite()}-{debian.base_key()}"
+def base_image() -> Foundation:
+    """Return the base image, which may still have to be built."""
+    key = debian.base_key()
+    return Foundation(f"{repository(BASE)}:{debian.suite()}-{key}", _final(BASE, key))
 
 
-def base_directory() -> Path:
-    """Return where the base image lies, or will lie once it is built."""
-    return _final(BASE, debian.base_key())
-
-
-def _base(phases: Phases) -> Path:
-    if base_directory().is_dir():
-        return base_directory()
+def _base(phases: Phases) -> Foundation:
+    base = base_image()
+    if base.directory.is_dir():
+        return base
     with phases.phase("Images: base") as phase:
 
         def make(directory: Path) -> None:
             log = _log(BASE)
-            name = base_name()
-            debian.build_base(directory, phase, log, name)
-            buildah.pull_base(directory / "layout", directory / "store", name, log, phase)
+            debian.build_base(directory, phase, log, base.name)
+            buildah.pull_base(directory / "layout", directory / "store", base.name, log, phase)
 
-        return cached(KIND, base_directory().name, make)
-
-
-def _build(recipe: Recipe, key: str, base: Path, phases: Phases) -> None:
-    with phases.phase(f"Images: {recipe.name}") as phase:
-
-        def make(directory: Path) -> None:
-            context = directory / "context"
-            context.mkdir()
-            staged = recipe.stage(context)
-            if staged.key() != key:
-                raise UserError(f"the files of image {recipe.name} have just changed: try again")
-            log = _log(recipe.name)
-            built = buildah.build(staged, directory, base, base_name(), log, phase)
-            tag = f"{staged.containerfile.version()}-{key}"
-            _archive(directory, recipe.name, tag, built)
-            buildah.discard(directory)
-            shutil.rmtree(context)
-
-        cached(KIND, f"{recipe.name}-{key}", make)
+        cached(KIND, base.directory.name, make)
+    return base
 
 
-def _archive(directory: Path, name: str, tag: str, built: oci.Image) -> None:
-    full = f"{repository(name)}:{tag}"
-    oci.write_archive(directory / "image.tar", full, built)
+def _build(
+    recipe: Recipe, key: str, below: list[Foundation], phases: Phases, foundation: bool
+) -> Foundation:
+    """Build a recipe on ``below``, the image that it stands on first.
+
+    ``foundation``: others will be built on it.
+    """
+    tag = f"{recipe.version()}-{key}"
+    name = f"{repository(recipe.name)}:{tag}"
+
+    def make(directory: Path, phase: Phase) -> None:
+        context = directory / "context"
+        context.mkdir()
+        staged = recipe.stage(context)
+        if staged.key() != key:
+            raise UserError(f"the files of image {recipe.name} have just changed: try again")
+        built = buildah.build(staged, name, directory, below, _log(recipe.name), phase)
+        _keep(directory, recipe.name, tag, built)
+        buildah.discard(directory, keep_store=foundation)
+        shutil.rmtree(context)
+
+    directory = _final(recipe.name, key)
+    if not directory.is_dir():
+        with phases.phase(f"Images: {recipe.name}") as phase:
+            cached(KIND, directory.name, lambda directory: make(directory, phase))
+    return Foundation(name, directory)
+
+
+def _keep(directory: Path, name: str, tag: str, built: oci.Image) -> None:
+    oci.write_layout(directory / "layout", f"{repository(name)}:{tag}", built)
     entry = {"repository": repository(name), "tag": tag, "digest": built.digest}
     (directory / "image.json").write_text(json.dumps(entry))
 
@@ -191,6 +225,7 @@ def pause(phases: Phases) -> Entry:
         with phases.phase("Images: pause") as phase:
             cached(KIND, f"{PAUSE}-{key}", lambda directory: _make_pause(directory, key, phase))
     entry = _entry(PAUSE, key)
+    os.utime(_final(PAUSE, key))
     _write({PAUSE: entry})
     return entry
 
@@ -208,14 +243,25 @@ def _make_pause(directory: Path, key: str, phase: Phase) -> None:
     oci.write_layer(layer, rootfs)
     config: dict[str, Any] = {"Entrypoint": ["/pause"], "User": "65535:65535", "WorkingDir": "/"}
     built = oci.image(config, [oci.blob(layer)], comment="images/pause")
-    _archive(directory, PAUSE, f"{PAUSE_VERSION}-{key}", built)
+    _keep(directory, PAUSE, f"{PAUSE_VERSION}-{key}", built)
     layer.unlink()
     shutil.rmtree(rootfs)
 
 
 def report(entries: dict[str, Entry], out: Any = sys.stdout) -> None:
-    """Print a line for each image: full name, digest, size of its archive."""
+    """Print a line for each image: full name, digest, size of what it is made of."""
     for name, entry in entries.items():
-        size = Path(entry["archive"]).stat().st_size / 1e6
+        size = sum(oci.read_layout(Path(entry["layout"])).blobs().values()) / 1e6
         full = f"{entry['repository']}:{entry['tag']}"
         print(f"{name:16} {size:7.1f} MB  {full}  {entry['digest'][:19]}", file=out)
+
+
+def save(name: str, file: Path) -> None:
+    """Write an image of build/images.json as one tar: ``docker load``, ``ctr images import``.
+
+    Raises UserError when it is not built.
+    """
+    entries = json.loads(IMAGES_LOCK.read_text()) if IMAGES_LOCK.exists() else {}
+    if not Path(entries.get(name, {}).get("layout", "/nowhere")).is_dir():
+        raise UserError(f"no image {name!r} is built: tools/python -m images build {name}")
+    oci.write_archive(file, [oci.read_layout(Path(entries[name]["layout"]))])

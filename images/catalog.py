@@ -12,7 +12,7 @@ from tools.errors import UserError
 from tools.paths import ROOT
 
 REPOSITORY = "localhost/ml-pipelines"
-LAYOUT = "2"
+LAYOUT = "3"
 """Counted up when the builder itself changes what comes out of the same inputs."""
 
 HERE = Path(__file__).resolve().parent
@@ -22,11 +22,13 @@ PAUSE_VERSION = "1"
 
 @dataclass(frozen=True)
 class Recipe:
-    """One image that is built from a Containerfile, with the repository's root as context."""
+    """One stage of a Containerfile, with the repository's root as context."""
 
     name: str
     containerfile: Containerfile
     root: Path = ROOT
+    below: "Recipe | None" = None
+    """The stage that this one is built on; None: the Debian base."""
 
     def files(self) -> dict[str, Path]:
         """Return what the Containerfile copies: path in the context -> file.
@@ -47,35 +49,56 @@ class Recipe:
 
     def key(self) -> str:
         """Return a hash over everything that decides what is in the image."""
-        parts: list[Path | str] = [LAYOUT, debian.base_key(), self.containerfile.path]
+        below = self.below.key() if self.below else debian.base_key()
+        parts: list[Path | str] = [LAYOUT, below, self.containerfile.text()]
         for name, file in self.files().items():
             parts += [name, file]
         return digest(*parts)
+
+    def chain(self) -> list["Recipe"]:
+        """Return the stages below, lowest first, and this one."""
+        return [*(self.below.chain() if self.below else []), self]
+
+    def version(self) -> str:
+        """Return the version label, which may be that of a stage below.
+
+        Raises UserError when no stage has one.
+        """
+        if self.below and not self.containerfile.is_labelled():
+            return self.below.version()
+        return self.containerfile.version()
 
     def stage(self, context: Path) -> "Recipe":
         """Copy the files into an empty directory, with modes that no umask decides.
 
         Returns the recipe of the copy: nobody edits it while it is being built.
         """
-        own = self.containerfile.path.relative_to(self.root).as_posix()
-        for name, file in (self.files() | {own: self.containerfile.path}).items():
+        for name, file in self.files().items():
             target = context / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
             target.chmod(0o755 if os.access(file, os.X_OK) else 0o644)
+        own = context / self.containerfile.path.relative_to(self.root)
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.write_text(self.containerfile.text())
+        own.chmod(0o644)
         for directory in [context, *(p for p in context.rglob("*") if p.is_dir())]:
             directory.chmod(0o755)
-        return Recipe(self.name, containerfile.parse(context / own), context)
+        return Recipe(self.name, containerfile.parse(own), context, self.below)
 
 
 def recipes() -> dict[str, Recipe]:
-    """Return the images that have a Containerfile: the folder ``git_sync`` is ``git-sync``."""
+    """Return the images of all Containerfiles: the folder ``git_sync`` is ``git-sync``.
+
+    A stage is an image too: ``classic-example-environment``.
+    """
     found = {}
     for path in sorted(HERE.glob("*/Containerfile")):
         name = path.parent.name.replace("_", "-")
-        found[name] = Recipe(name, containerfile.parse(path))
-        if not found[name].containerfile.takes_base_image():
-            raise UserError(f"{path} must begin with ARG BASE_IMAGE=... and FROM ${{BASE_IMAGE}}")
+        below: Recipe | None = None
+        for stage, part in containerfile.parse(path).stages():
+            below = Recipe(f"{name}-{stage}" if stage else name, part, below=below)
+            found[below.name] = below
     return found
 
 

@@ -21,6 +21,9 @@ from tools.cache import cached
 from tools.errors import UserError
 from tools.paths import CACHE, ROOT
 
+LAYERS = "image-layers"
+"""What the cache calls unpacked layers."""
+
 OPAQUE = ".wh..wh..opq"
 WHITEOUT = ".wh."
 
@@ -29,13 +32,13 @@ WHITEOUT = ".wh."
 class Image:
     """An image that can run here."""
 
-    archive: oci.Archive
+    layout: oci.Layout
     layers: tuple[Path, ...]
 
     @property
     def config(self) -> dict[str, Any]:
         """The ``config`` object of the OCI image configuration."""
-        config: dict[str, Any] = self.archive.config()["config"]
+        config: dict[str, Any] = self.layout.config()["config"]
         return config
 
     def file(self, path: str) -> Path:
@@ -49,29 +52,29 @@ class Image:
         raise FileNotFoundError(path)
 
 
-def open_image(archive: Path) -> Image:
-    """Open an archive of the builder; its layers are unpacked once (CACHE/image-layers)."""
-    opened = oci.read_archive(archive)
-    layers = tuple(_layer(opened.members[digest], digest) for digest in opened.layers())
+def open_image(directory: Path) -> Image:
+    """Open a layout of the builder; its layers are unpacked once (CACHE/image-layers)."""
+    opened = oci.read_layout(directory)
+    layers = tuple(_layer(opened.blob(digest), digest) for digest in opened.layers())
     return Image(opened, layers)
 
 
-def _layer(member: oci.Member, digest: str) -> Path:
+def _layer(blob: Path, digest: str) -> Path:
     def unpack(directory: Path) -> None:
         target = directory / "root"
         target.mkdir()
         tar = ["tar", "--extract", "--numeric-owner", "--same-permissions", "--xattrs"]
-        command = [*tar, "--file", "-", "--directory", str(target)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE)
-        assert process.stdin is not None
-        with member.archive.open("rb") as file:
-            oci.send(process.stdin, file, member)
-        process.stdin.close()
-        if process.wait() != 0:
-            raise UserError(f"tar could not unpack {member.archive}")
+        command = [*tar, "--file", str(blob), "--directory", str(target)]
+        if subprocess.run(command).returncode != 0:
+            raise UserError(f"tar could not unpack {blob}")
         _translate_whiteouts(target)
 
-    return cached("image-layers", digest.removeprefix("sha256:")[:24], unpack) / "root"
+    return cached(LAYERS, layer_key(digest), unpack) / "root"
+
+
+def layer_key(digest: str) -> str:
+    """Return the cache key of an unpacked layer."""
+    return digest.removeprefix("sha256:")[:24]
 
 
 def _translate_whiteouts(root: Path) -> None:
@@ -89,7 +92,7 @@ def _translate_whiteouts(root: Path) -> None:
 
 def _mount_point() -> Path:
     # Seen full in the container's mount namespace only: one directory serves all.
-    path = CACHE / "image-layers" / ".mount"
+    path = CACHE / LAYERS / ".mount"
     path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -182,13 +185,3 @@ def run(image: Image, command: Command, seconds: float = 60) -> subprocess.Compl
     with Container(image, command) as container:
         status, output = container.wait(seconds)
     return subprocess.CompletedProcess(list(command.arguments or []), status, output)
-
-
-def layers_of(entries: Mapping[str, Mapping[str, str]]) -> list[Path]:
-    """Return the directories of CACHE/image-layers that these images use."""
-    digests = {
-        digest
-        for entry in entries.values()
-        for digest in oci.read_archive(Path(entry["archive"])).layers()
-    }
-    return [CACHE / "image-layers" / digest.removeprefix("sha256:")[:24] for digest in digests]

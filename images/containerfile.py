@@ -1,4 +1,4 @@
-"""What the builder has to know from a Containerfile: what it copies, and its version label."""
+"""What the builder has to know from a Containerfile: its stages, what they copy, its version."""
 
 import json
 import re
@@ -9,6 +9,7 @@ from pathlib import Path
 from tools.errors import UserError
 
 VERSION_LABEL = "org.opencontainers.image.version"
+FROM_BASE = "FROM ${BASE_IMAGE}"
 
 
 @dataclass(frozen=True)
@@ -44,19 +45,55 @@ class Containerfile:
 
         Raises UserError when there is none.
         """
-        for name, arguments in self.instructions:
-            if name == "LABEL":
-                for word in shlex.split(arguments):
-                    key, _, value = word.partition("=")
-                    if key == VERSION_LABEL and re.fullmatch(r"[\w.-]{1,40}", value):
-                        return value
+        for word in self._labels():
+            key, _, value = word.partition("=")
+            if key == VERSION_LABEL and re.fullmatch(r"[\w.-]{1,40}", value):
+                return value
         raise UserError(f"{self.path} has no LABEL {VERSION_LABEL}=<version>; the tag needs it")
 
-    def takes_base_image(self) -> bool:
-        """Whether the base is the build argument BASE_IMAGE."""
-        argument = any(n == "ARG" and a.startswith("BASE_IMAGE=") for n, a in self.instructions)
-        used = any(n == "FROM" and re.match(r"\$\{?BASE_IMAGE\b", a) for n, a in self.instructions)
-        return argument and used
+    def is_labelled(self) -> bool:
+        """Say whether there is a label of the version."""
+        return any(word.startswith(f"{VERSION_LABEL}=") for word in self._labels())
+
+    def _labels(self) -> list[str]:
+        texts = [text for name, text in self.instructions if name == "LABEL"]
+        return [word for text in texts for word in shlex.split(text)]
+
+    def stages(self) -> list[tuple[str, "Containerfile"]]:
+        """Return (name, file) of each stage, lowest first; the last one is the image, named ''.
+
+        Each file is one that builds on the argument BASE_IMAGE: Debian for the first stage, for
+        another one the image of the stage before it. So a stage is built when it changes, and
+        not when a stage above it does.
+
+        Raises UserError unless the first stage is FROM ${BASE_IMAGE} and each other one FROM the
+        name of the one before it, without COPY --from.
+        """
+        starts = [place for place, (name, _) in enumerate(self.instructions) if name == "FROM"]
+        head = self.instructions[: starts[0]] if starts else ()
+        if not any(name == "ARG" and text.startswith("BASE_IMAGE=") for name, text in head):
+            raise UserError(f"{self.path} must begin with ARG BASE_IMAGE=... and {FROM_BASE}")
+        found: list[tuple[str, Containerfile]] = []
+        below = ""
+        for start, end in zip(starts, [*starts[1:], len(self.instructions)], strict=True):
+            words = self.instructions[start][1].split()
+            below_is = [FROM_BASE.split()[1], "$BASE_IMAGE"] if start == starts[0] else [below]
+            if words[0] not in below_is or len(words) not in {1, 3}:
+                raise UserError(
+                    f"{self.path}: FROM {' '.join(words)}: the first stage is {FROM_BASE}, each "
+                    "other one FROM the name of the stage before it"
+                )
+            below = words[2] if len(words) == 3 else ""
+            body = self.instructions[start + 1 : end]
+            if any("--from=" in text for name, text in body if name in {"COPY", "ADD"}):
+                raise UserError(f"{self.path}: COPY --from: each stage is built on the one before")
+            own = (*head, ("FROM", FROM_BASE.split()[1]), *body)
+            found.append((below, Containerfile(self.path, own)))
+        return [*found[:-1], ("", found[-1][1])]
+
+    def text(self) -> str:
+        """Return the instructions, a line each: what counts in the file."""
+        return "".join(f"{name} {arguments}\n" for name, arguments in self.instructions)
 
 
 def _split(arguments: str) -> tuple[list[str], list[str]]:

@@ -1,16 +1,15 @@
-"""Image archives in the OCI image layout (opencontainers/image-spec, image-layout.md).
+"""Images in the OCI image layout (opencontainers/image-spec, image-layout.md).
 
-One uncompressed tar per image: ``oci-layout``, ``index.json`` and ``blobs/sha256/*``. containerd,
-Docker >= 25, podman, buildah, skopeo and kind read it as it is.
+An image is a directory: ``oci-layout``, ``index.json`` and ``blobs/sha256/*``, layers not
+compressed. Images that share a layer share its file (hard links). podman, buildah and skopeo read
+the directory; ``stream`` makes the tar of it that containerd, Docker >= 25 and kind read.
 """
 
 import hashlib
-import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -87,21 +86,27 @@ def _image(config: Blob, layers: list[Blob]) -> Image:
     return Image(blob(encode(manifest)), (config, *layers))
 
 
-def from_directory(directory: Path) -> Image:
-    """Return the image that buildah wrote to a ``dir:`` destination.
+def from_builder(directory: Path) -> Image:
+    """Return the image of a layout that buildah wrote.
 
     The manifest is written anew without buildah's annotations, which name the base image.
     """
-    found = json.loads((directory / "manifest.json").read_bytes())
+
+    def known(descriptor: dict[str, Any]) -> Blob:
+        path = blob_file(directory, descriptor["digest"])
+        return Blob(descriptor["digest"], descriptor["size"], path)
+
+    (entry,) = json.loads((directory / "index.json").read_bytes())["manifests"]
+    found = json.loads(blob_file(directory, entry["digest"]).read_bytes())
     wrong = {layer["mediaType"] for layer in found["layers"]} - {LAYER}
     if wrong:
         raise ValueError(f"layers are not uncompressed OCI layers: {wrong}")
-
-    def known(descriptor: dict[str, Any]) -> Blob:
-        path = directory / descriptor["digest"].removeprefix("sha256:")
-        return Blob(descriptor["digest"], descriptor["size"], path)
-
     return _image(known(found["config"]), [known(layer) for layer in found["layers"]])
+
+
+def blob_file(directory: Path, digest: str) -> Path:
+    """Return where a layout directory keeps a blob."""
+    return directory / "blobs" / "sha256" / digest.removeprefix("sha256:")
 
 
 def index(manifests: Iterable[tuple[str, str, int]]) -> bytes:
@@ -142,21 +147,11 @@ def write_layer(path: Path, rootfs: Path) -> None:
             layer.add(file, name, recursive=False, filter=plain)
 
 
-def write_archive(path: Path, name: str, written: Image) -> None:
-    """Write one image under its full name (``localhost/...:tag``) as a tar."""
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
-        _add(archive, "oci-layout", LAYOUT)
-        _add(archive, "index.json", index([(name, written.digest, written.manifest.size)]))
-        for piece in (written.manifest, *written.blobs):
-            _add(archive, "blobs/sha256/" + piece.digest.removeprefix("sha256:"), piece.source)
-
-
 def write_layout(directory: Path, name: str, written: Image) -> None:
-    """Write one image as a layout directory; files are linked, not copied."""
-    blobs = directory / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
+    """Write one image under its full name (``localhost/...:tag``); files are linked, not copied."""
+    (directory / "blobs" / "sha256").mkdir(parents=True)
     for piece in (written.manifest, *written.blobs):
-        target = blobs / piece.digest.removeprefix("sha256:")
+        target = blob_file(directory, piece.digest)
         if isinstance(piece.source, bytes):
             target.write_bytes(piece.source)
         else:
@@ -165,44 +160,28 @@ def write_layout(directory: Path, name: str, written: Image) -> None:
     (directory / "index.json").write_bytes(index([(name, written.digest, written.manifest.size)]))
 
 
-def _add(archive: tarfile.TarFile, name: str, source: bytes | Path) -> None:
-    member = tarfile.TarInfo(name)
-    member.mode = 0o644
-    if isinstance(source, bytes):
-        member.size = len(source)
-        archive.addfile(member, io.BytesIO(source))
-    else:
-        member.size = source.stat().st_size
-        with source.open("rb") as file:
-            archive.addfile(member, file)
+def link_layers(layout: "Layout", directory: Path) -> None:
+    """Put the layers of an image into a directory where a layout of another will be written."""
+    (directory / "blobs" / "sha256").mkdir(parents=True)
+    for digest in layout.layers():
+        os.link(layout.blob(digest), blob_file(directory, digest))
 
 
 @dataclass(frozen=True)
-class Member:
-    """Where the bytes of a blob stand in an archive."""
+class Layout:
+    """An image that write_layout has written."""
 
-    archive: Path
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        """Return the bytes (for the small ones: manifest, config)."""
-        with self.archive.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
-
-
-@dataclass(frozen=True)
-class Archive:
-    """An archive that was written by write_archive."""
-
+    directory: Path
     name: str
     digest: str
-    members: dict[str, Member]
+
+    def blob(self, digest: str) -> Path:
+        """Return the file of a blob."""
+        return blob_file(self.directory, digest)
 
     def document(self, digest: str) -> dict[str, Any]:
         """Return a JSON blob."""
-        document: dict[str, Any] = json.loads(self.members[digest].read())
+        document: dict[str, Any] = json.loads(self.blob(digest).read_bytes())
         return document
 
     def config(self) -> dict[str, Any]:
@@ -213,47 +192,55 @@ class Archive:
         """Return the digests of the layers, lowest first."""
         return [layer["digest"] for layer in self.document(self.digest)["layers"]]
 
-
-def read_archive(path: Path) -> Archive:
-    """Open an archive: only its headers and its index are read."""
-    members: dict[str, Member] = {}
-    with tarfile.open(path) as archive:
-        for member in archive:
-            members[member.name] = Member(path, member.offset_data, member.size)
-    (entry,) = json.loads(members["index.json"].read())["manifests"]
-    blobs = {
-        "sha256:" + name.rpartition("/")[2]: member
-        for name, member in members.items()
-        if name.startswith("blobs/sha256/")
-    }
-    return Archive(entry["annotations"]["io.containerd.image.name"], entry["digest"], blobs)
+    def blobs(self) -> dict[str, int]:
+        """Return digest -> size in bytes of manifest, configuration and layers, in this order."""
+        manifest = self.document(self.digest)
+        named = (manifest["config"], *manifest["layers"])
+        own = {self.digest: self.blob(self.digest).stat().st_size}
+        return own | {one["digest"]: one["size"] for one in named}
 
 
-def stream(archives: list[Archive], out: BinaryIO) -> None:
-    """Write several images as one archive to a pipe; a blob that they share goes once."""
-    manifests = [(a.name, a.digest, a.members[a.digest].size) for a in archives]
-    with ExitStack() as stack:
-        files: dict[Path, BinaryIO] = {}
-        for name, data in (("oci-layout", LAYOUT), ("index.json", index(manifests))):
-            out.write(_header(name, len(data)) + data + _padding(len(data)))
-        for digest, member in _unique(archives):
-            if member.archive not in files:
-                files[member.archive] = stack.enter_context(member.archive.open("rb"))
-            out.write(_header("blobs/sha256/" + digest.removeprefix("sha256:"), member.size))
+def read_layout(directory: Path) -> Layout:
+    """Open a layout of write_layout."""
+    (entry,) = json.loads((directory / "index.json").read_bytes())["manifests"]
+    return Layout(directory, entry["annotations"]["io.containerd.image.name"], entry["digest"])
+
+
+def to_send(layouts: Sequence[Layout], without: Collection[str] = ()) -> dict[str, Path]:
+    """Return digest -> file of what the images are made of, each blob once.
+
+    Layers of ``without`` are left out.
+    """
+    found: dict[str, Path] = {}
+    for layout in layouts:
+        spared = {digest for digest in layout.layers() if digest in without}
+        found |= {digest: layout.blob(digest) for digest in layout.blobs() if digest not in spared}
+    return found
+
+
+def stream(layouts: Sequence[Layout], out: BinaryIO, without: Collection[str] = ()) -> None:
+    """Write several images as one tar to a pipe or file; see to_send for what is in it.
+
+    Raises BrokenPipeError when the reader has gone.
+    """
+    manifests = [(one.name, one.digest, one.blobs()[one.digest]) for one in layouts]
+    for name, data in (("oci-layout", LAYOUT), ("index.json", index(manifests))):
+        out.write(_header(name, len(data)) + data + _padding(len(data)))
+    for digest, path in to_send(layouts, without).items():
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            out.write(_header("blobs/sha256/" + digest.removeprefix("sha256:"), size))
             out.flush()
-            send(out, files[member.archive], member)
-            out.write(_padding(member.size))
-        out.write(bytes(2 * tarfile.BLOCKSIZE))
-        out.flush()
+            _send(out, file, size)
+        out.write(_padding(size))
+    out.write(bytes(2 * tarfile.BLOCKSIZE))
+    out.flush()
 
 
-def _unique(archives: list[Archive]) -> Iterator[tuple[str, Member]]:
-    seen: set[str] = set()
-    for archive in archives:
-        for digest, member in archive.members.items():
-            if digest not in seen:
-                seen.add(digest)
-                yield digest, member
+def write_archive(path: Path, layouts: Sequence[Layout]) -> None:
+    """Write images as one tar, all their layers in it."""
+    with path.open("wb") as out:
+        stream(layouts, out)
 
 
 def _header(name: str, size: int) -> bytes:
@@ -266,15 +253,11 @@ def _padding(size: int) -> bytes:
     return bytes(-size % tarfile.BLOCKSIZE)
 
 
-def send(out: BinaryIO, source: BinaryIO, member: Member) -> None:
-    """Write a blob to a pipe; ``source`` is its archive, open.
-
-    Raises BrokenPipeError when the reader has gone.
-    """
-    offset, end = member.offset, member.offset + member.size
-    while offset < end:
-        # In the kernel: the archives are gigabytes, and Python would copy them twice.
-        sent = os.sendfile(out.fileno(), source.fileno(), offset, end - offset)
+def _send(out: BinaryIO, source: BinaryIO, size: int) -> None:
+    offset = 0
+    while offset < size:
+        # In the kernel: a layer is gigabytes, and Python would copy it twice.
+        sent = os.sendfile(out.fileno(), source.fileno(), offset, size - offset)
         if sent == 0:
-            raise EOFError(f"{member.archive} is shorter than its index says")
+            raise EOFError(f"{source.name} is shorter than it was")
         offset += sent

@@ -30,7 +30,7 @@ def test_workload(arguments: list[str]) -> int:
     Raises UserError when the image or pytest cannot be had.
     """
     entry = build_all(Phases(), [IMAGE])[IMAGE]
-    image = open_image(Path(entry["archive"]))
+    image = open_image(Path(entry["layout"]))
     with tempfile.TemporaryDirectory(prefix="ml-pipelines-reports-") as place:
         reports = Path(place)
         # The tests run as the image's user, who is nobody here.

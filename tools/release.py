@@ -7,6 +7,7 @@ python -m tools.release uninstall   remove the release; claims with data stay
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from images.catalog import REPOSITORY
 from tools.cache import digest, lock
 from tools.chart import dependency
 from tools.errors import UserError, run_main
@@ -80,7 +82,12 @@ def image_values(images: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
         }
 
     return {
-        "images": {"classicExample": one("classic-example"), "postgres": one("postgres")},
+        "images": {
+            "classicExample": one("classic-example"),
+            # It has the same packages, and stays the same while the workload's code changes.
+            "mlflow": one("classic-example-environment"),
+            "postgres": one("postgres"),
+        },
         "airflow": {
             # The workers know this image only, so it is the one for every part of Airflow.
             "defaultAirflowRepository": images["airflow"]["repository"],
@@ -138,6 +145,27 @@ class Release:
         if result.returncode != 0:
             raise UserError(f"the release {RELEASE} is not installed, `make up`: {result.stderr}")
         return json.loads(result.stdout)
+
+    def images(self) -> set[str]:
+        """Return what is named like an image of this project in the newest two good revisions.
+
+        (The second is the one that `helm rollback` goes back to.)
+
+        Raises UserError when helm fails.
+        """
+        history = json.loads(self._output("history", RELEASE, "--output", "json"))
+        good = [one["revision"] for one in history if one["status"] in {"deployed", "superseded"}]
+        manifests = [
+            self._output("get", "manifest", RELEASE, "--revision", str(revision))
+            for revision in sorted(good)[-2:]
+        ]
+        return project_images("\n".join(manifests))
+
+    def _output(self, *words: str) -> str:
+        result = subprocess.run(self.helm(*words), capture_output=True, text=True)
+        if result.returncode != 0:
+            raise UserError(f"helm {words[0]}: {result.stderr.strip()}")
+        return result.stdout
 
     def inputs(self, files: list[Path]) -> str:
         """Return the hash over everything that decides what is installed."""
@@ -263,6 +291,11 @@ class Release:
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0 and "not found" not in result.stderr:
             raise UserError(f"helm uninstall: {result.stderr.strip()}")
+
+
+def project_images(text: str) -> set[str]:
+    """Return the full names of images of this project that are in a text."""
+    return set(re.findall(rf"{re.escape(REPOSITORY)}/[\w.-]+:[\w.-]+", text))
 
 
 def _rolled_out(controller: Mapping[str, Any]) -> bool:

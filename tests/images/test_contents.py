@@ -9,18 +9,26 @@ from pathlib import Path
 import pytest
 
 from images import buildah, debian, oci
-from images.build import base_directory, base_name
+from images.build import base_image
 from images.catalog import Recipe
 from images.container import Image
 from images.containerfile import parse
 from tools.paths import CACHE
 from tools.progress import Phase
 
-NAMES = ["airflow", "classic-example", "git-sync", "pause", "postgres"]
+NAMES = [
+    "airflow",
+    "classic-example",
+    "classic-example-environment",
+    "git-sync",
+    "pause",
+    "postgres",
+]
 FROM_DEBIAN = [name for name in NAMES if name != "pause"]
 USERS = {
     "airflow": "50000:0",
     "classic-example": "10001:10001",
+    "classic-example-environment": "10001:10001",
     "git-sync": "65533:0",
     "pause": "65535:65535",
     "postgres": "999:999",
@@ -84,7 +92,7 @@ def test_names_of_the_machine_are_not_in_the_image(images: dict[str, Image], nam
 
 @pytest.mark.parametrize("name", NAMES)
 def test_configuration_holds_no_setting_of_the_machine(images: dict[str, Image], name: str):
-    text = str(images[name].archive.config()).lower()
+    text = str(images[name].layout.config()).lower()
     for word in ("proxy", "ssl_cert", "pip_", "uv_", "index-url", str(CACHE).lower()):
         assert word not in text
 
@@ -122,7 +130,7 @@ def test_build_uses_the_machines_settings_and_leaves_nothing_of_them(
     before = Path("/proc/self/mounts").read_text()
     processes, strays = commands(), {path.name for path in Path("/tmp").glob("buildah*")}
     log, phase = disk / "log", Phase("test")
-    built = buildah.build(recipe, disk, base_directory(), base_name(), log, phase)
+    built = buildah.build(recipe, "localhost/test/one:1", disk, [base_image()], log, phase)
     assert Path("/proc/self/mounts").read_text() == before
     assert [line for line in commands() - processes if str(disk) in line] == []
     assert {path.name for path in Path("/tmp").glob("buildah*")} == strays
@@ -143,6 +151,45 @@ def test_build_uses_the_machines_settings_and_leaves_nothing_of_them(
     assert names_in(top) == {"opt", "opt/uid", "opt/uv-cache", "opt/uv-version", "run"}
 
 
+STAGES = """\
+ARG BASE_IMAGE=docker.io/library/debian:bookworm-slim
+FROM ${BASE_IMAGE} AS environment
+RUN echo lower > /opt/lower && echo gone > /opt/gone
+ENV LOWER=yes
+FROM environment
+COPY code /opt/code
+RUN test "$LOWER" = yes && cat /opt/lower > /opt/upper && rm /opt/gone
+USER 1:1
+"""
+
+
+def test_stage_adds_a_layer_to_the_image_of_the_stage_below(entries, disk: Path):
+    assert entries["git-sync"]  # The base is there.
+    (disk / "Containerfile").write_text(STAGES)
+    (disk / "code").write_text("code\n")
+    foundations = [base_image()]
+    for number, (_, stage) in enumerate(parse(disk / "Containerfile").stages()):
+        place = disk / str(number)
+        (place / "context").mkdir(parents=True)
+        staged = Recipe("one", stage, disk).stage(place / "context")
+        name = f"localhost/test/one:{number}"
+        log, phase = place / "log", Phase("test")
+        built = buildah.build(staged, name, place, foundations, log, phase)
+        oci.write_layout(place / "layout", name, built)
+        buildah.discard(place, keep_store=True)
+        foundations = [buildah.Foundation(name, place), *foundations]
+
+    upper, lower, base = (oci.read_layout(one.layout) for one in foundations)
+    assert upper.layers()[:-1] == lower.layers()
+    assert lower.layers()[:-1] == base.layers()
+    for digest in lower.layers():
+        assert upper.blob(digest).samefile(lower.blob(digest))
+    *_, top = upper.layers()
+    assert names_in(upper.blob(top)) - {"run"} == {"opt", "opt/.wh.gone", "opt/code", "opt/upper"}
+    assert "LOWER=yes" in upper.config()["config"]["Env"]
+    assert upper.config()["config"]["User"] == "1:1"
+
+
 def commands() -> set[str]:
     """The command lines of all processes."""
     found = set()
@@ -157,16 +204,35 @@ def names_in(layer: Path) -> set[str]:
         return set(tar.getnames())
 
 
-def test_shared_base_layer_is_the_same_in_all(entries, images: dict[str, Image]):
-    lowest = {images[name].archive.layers()[0] for name in FROM_DEBIAN}
+def test_images_share_the_layers_that_are_the_same(entries, images: dict[str, Image]):
+    lowest = {images[name].layout.layers()[0] for name in FROM_DEBIAN}
     assert len(lowest) == 1
-    assert all(len(images[name].archive.layers()) == 2 for name in FROM_DEBIAN)
+    # The base, what each stage of the Containerfile adds, nothing else.
+    assert {name: len(images[name].layout.layers()) for name in FROM_DEBIAN} == {
+        "airflow": 2,
+        "classic-example": 3,
+        "classic-example-environment": 2,
+        "git-sync": 2,
+        "postgres": 2,
+    }
+    (base,) = lowest
+    files = {images[name].layout.blob(base).stat().st_ino for name in FROM_DEBIAN}
+    assert len(files) == 1
+
+
+def test_the_workloads_code_is_a_small_layer(entries, images: dict[str, Image]):
+    image = images["classic-example"]
+    (top,) = image.layout.layers()[2:]
+    assert image.layout.blobs()[top] < 5_000_000
+    inside = names_in(image.layout.blob(top))
+    assert {"app/classic_example/cli.py", "opt/data/movie-reviews/train.csv"} <= inside
+    assert {name.partition("/")[0] for name in inside} <= {"app", "opt", "run"}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_lock_names_the_archive_and_its_digest(entries, name: str):
+def test_lock_names_the_image_and_its_digest(entries, name: str):
     entry = entries[name]
-    opened = oci.read_archive(Path(entry["archive"]))
+    opened = oci.read_layout(Path(entry["layout"]))
     assert opened.digest == entry["digest"]
     assert opened.name == f"{entry['repository']}:{entry['tag']}"
     assert entry["repository"] == f"localhost/ml-pipelines/{name}"

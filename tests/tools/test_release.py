@@ -6,11 +6,18 @@ import pytest
 
 from tools.errors import UserError
 from tools.paths import VALUES
-from tools.release import image_values, merge, values_files
+from tools.release import image_values, merge, project_images, values_files
 
 IMAGES = {
     name: {"repository": f"localhost/ml-pipelines/{name}", "tag": f"1-{name}", "digest": "sha256:0"}
-    for name in ("airflow", "classic-example", "postgres", "git-sync", "pause")
+    for name in (
+        "airflow",
+        "classic-example",
+        "classic-example-environment",
+        "postgres",
+        "git-sync",
+        "pause",
+    )
 }
 
 
@@ -40,6 +47,22 @@ def test_unknown_values_files_are_named() -> None:
 def test_every_image_of_the_lock_reaches_the_values() -> None:
     values = image_values(IMAGES)
     assert values["images"]["classicExample"]["tag"] == "1-classic-example"
+    assert values["images"]["mlflow"]["tag"] == "1-classic-example-environment"
     assert values["images"]["postgres"]["repository"] == "localhost/ml-pipelines/postgres"
     assert values["airflow"]["defaultAirflowTag"] == "1-airflow"
     assert values["airflow"]["images"]["gitSync"]["tag"] == "1-git-sync"
+
+
+def test_images_of_the_project_are_found_in_manifests() -> None:
+    manifest = """
+    image: "localhost/ml-pipelines/airflow:2.9.3-abc"
+    image: localhost/ml-pipelines/git-sync:1-def
+    settings.json: |-
+      {"image": {"reference": "localhost/ml-pipelines/classic-example:1.0.0-123", "pullPolicy": 1}}
+    image: ghcr.io/mlflow/mlflow:v3
+    """
+    assert project_images(manifest) == {
+        "localhost/ml-pipelines/airflow:2.9.3-abc",
+        "localhost/ml-pipelines/git-sync:1-def",
+        "localhost/ml-pipelines/classic-example:1.0.0-123",
+    }
