@@ -63,6 +63,12 @@ class ExistingCluster:
             "(images/README.md) and name them in a values file with VALUES=FILE"
         )
 
+    def images(self) -> set[str]:
+        return set()  # Its nodes look after their images.
+
+    def remove_images(self, names: set[str]) -> None:
+        pass
+
     def values(self) -> dict[str, Any]:
         return dag_values(os.environ.get("DAGS_REPO", ""), os.environ.get("DAGS_REF", "main"))
 

@@ -44,6 +44,12 @@ class Provider(Protocol):
         May be called from another thread while ``up`` is under way.
         """
 
+    def images(self) -> set[str]:
+        """Return the full names of this project's images on the node; none where it has no say."""
+
+    def remove_images(self, names: set[str]) -> None:
+        """Remove images from the node, by full names."""
+
     def values(self) -> dict[str, Any]:
         """Return Helm values that only this cluster can know."""
 

@@ -94,6 +94,7 @@ def bring_up(stack: Stack, phases: Phases) -> None:
         release = stack.prepare(phases)
         with phases.phase("release") as phase:
             release.deploy(phase)
+            stack.drop_old_images(release, phase)
     with phases.phase("publish the DAGs") as phase:
         commit = stack.publish(phase)
         phase.say(f"Airflow shows {commit[:10]}")

@@ -23,8 +23,9 @@ from tools.errors import UserError
 from tools.forward import Forward
 from tools.kube import Kube, KubectlError
 from tools.packages import ensure_packages
+from tools.paths import IMAGES_LOCK
 from tools.progress import Phase, Phases, console
-from tools.release import NAMESPACE, RELEASE, Release, image_values, merge
+from tools.release import NAMESPACE, RELEASE, Release, image_values, merge, project_images
 from tools.volume import list_files, read_file
 
 DAG_IDS = ("training_dag", "inference_dag")
@@ -81,6 +82,22 @@ class Stack:
         """Return the release with the values of these images and of the cluster."""
         overlay = image_values(images) if images else {}
         return Release(self.kube, merge(overlay, self.cluster.values()), self.cluster.name)
+
+    def drop_old_images(self, release: Release, phase: Phase) -> None:
+        """Remove images from the node that nothing uses: no pod, no revision one may go back to.
+
+        Those of build/images.json stay too.
+        """
+        lock = json.loads(IMAGES_LOCK.read_text()) if IMAGES_LOCK.exists() else {}
+        current = {f"{image['repository']}:{image['tag']}" for image in lock.values()}
+        idle = self.cluster.images() - current
+        if idle:
+            pods = self.kube.run("get", "pods", "--all-namespaces", "--output", "json").stdout
+            idle -= release.images() | project_images(pods)
+        if idle:
+            self.cluster.remove_images(idle)
+            names = sorted(name.rpartition("/")[2] for name in idle)
+            phase.say(f"removed from the node, nothing uses them: {', '.join(names)}")
 
     def publish(self, phase: Phase, *, worktree: bool = False) -> str:
         """Publish the DAGs and wait until Airflow shows them. Returns the commit.

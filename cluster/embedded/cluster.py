@@ -132,7 +132,19 @@ class EmbeddedCluster:
         from images.load import load
 
         self._wait("the container runtime", phase, lambda: self._runs(phase, "containerd"))
-        load(["ctr", "--address", str(self.config.containerd_socket)], lock, phase)
+        load(self._ctr, lock, phase)
+
+    def images(self) -> set[str]:
+        """Return the full names of the project's images that containerd has."""
+        from images.load import project_images
+
+        return project_images(self._ctr)
+
+    def remove_images(self, names: set[str]) -> None:
+        """Remove images from containerd, and their layers that no other image has."""
+        from images.load import remove
+
+        remove(self._ctr, names)
 
     def values(self) -> dict[str, Any]:
         """Return where the DAGs are cloned from and where the training volume lives."""
@@ -147,6 +159,10 @@ class EmbeddedCluster:
         return dag_source.publish(self.config.git, ROOT, worktree=worktree)
 
     # Inside
+
+    @property
+    def _ctr(self) -> list[str]:
+        return ["ctr", "--address", str(self.config.containerd_socket)]
 
     def _prepare(self, pause_image: str) -> None:
         config = self.config
