@@ -69,7 +69,10 @@ def make_toolbox(directory: Path) -> None:
         raise UserError("no uv beside tools/python: is requirements/tools.txt installed?")
     settings = directory / "settings"
     settings.mkdir(parents=True)
-    shutil.copy2(uv, settings / "uv")
+    try:
+        os.link(uv, settings / "uv")
+    except OSError:  # On another file system.
+        shutil.copy2(uv, settings / "uv")
     pip = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True
     )
