@@ -15,6 +15,7 @@ import pytest
 
 # These files are not a package, and pytest runs them from wherever they are mounted.
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 from workload_helpers import (
     APP,

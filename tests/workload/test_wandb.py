@@ -1,6 +1,6 @@
-"""The W&B registry's failures: the real SDK against a local server that records what it is sent.
+"""W&B before the key is accepted: a local server that records what it is sent.
 
-No W&B server can run here, so what happens after the server has accepted the key is not covered.
+What comes after that is in test_wandb_models.py.
 """
 
 import base64

@@ -2,11 +2,13 @@
 
 import logging
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from classic_example.errors import WorkloadError, one_line, reason, scrub
 from classic_example.progress import heartbeat, within
@@ -20,17 +22,31 @@ from classic_example.registry.base import (
     unknown_model,
 )
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 ARTIFACT_TYPE = "model"
 PUBLIC_SERVER = "https://api.wandb.ai"
-# After the server has accepted the key; the SDK's own limit is 90 s.
+# After the server has accepted the key. The SDK's own limit comes later: it does not say what
+# was in the way.
 INIT_SECONDS = 12
 # Looking for an artifact takes several calls, each of which the SDK repeats for 20 s.
 FIND_SECONDS = 14
 TRANSFER_SECONDS = 900
+# While files are on their way the SDK repeats what fails, for days if need be, and waits for a
+# silent server without a limit. So the server is asked meanwhile whether it is still there.
+PULSE_SECONDS = 4
+SILENT_SECONDS = 12
+# A storage that stops in the middle of a file: the SDK sends the file again.
+STORAGE_SECONDS = 60
+# For the news that a run has failed.
+CLOSE_SECONDS = 5
 # In these modes the SDK reports success while nothing leaves the container.
 SILENT_MODES = ("offline", "disabled", "dryrun")
+
+
+class ServerSilentError(WorkloadError):
+    """The server has stopped answering: there is nobody to tell anything."""
 
 
 class WandbRegistry:
@@ -78,17 +94,8 @@ class WandbRegistry:
         import requests
 
         address = scrub(self.base_url)
-
-        def ask() -> requests.Response:
-            return requests.post(
-                f"{self.base_url}/graphql",
-                json={"query": "query Viewer { viewer { id entity } }"},
-                auth=("api", self.api_key),
-                timeout=PREFLIGHT_SECONDS,
-            )
-
         try:
-            answer = within(PREFLIGHT_SECONDS, f"W&B at {address}", ask)
+            answer = self.ask(PREFLIGHT_SECONDS)
         except requests.Timeout as error:
             raise WorkloadError(
                 f"W&B at {address} did not answer within {PREFLIGHT_SECONDS:.0f} s"
@@ -98,11 +105,7 @@ class WandbRegistry:
                 f"W&B at {address} cannot be reached ({reason(error)}); "
                 "check WANDB_BASE_URL and that traffic to it is allowed"
             ) from error
-        if answer.status_code in (401, 403):
-            raise WorkloadError(
-                f"W&B at {address} refuses the API key (HTTP {answer.status_code}); "
-                "put a valid key into the Secret"
-            )
+        self.check_key(answer)
         if answer.status_code != 200:
             raise WorkloadError(f"W&B at {address} answers with HTTP {answer.status_code}")
         try:
@@ -113,10 +116,95 @@ class WandbRegistry:
             raise WorkloadError(f"W&B at {address} does not know the API key")
         self.entity = self.entity or viewer.get("entity") or ""
 
+    def ask(self, seconds: float) -> Any:
+        """Return the server's answer to the question whose key this is, within `seconds`."""
+        import requests
+
+        def send() -> requests.Response:
+            return requests.post(
+                f"{self.base_url}/graphql",
+                json={"query": "query Viewer { viewer { id entity } }"},
+                auth=("api", self.api_key),
+                timeout=seconds,
+            )
+
+        return within(seconds, f"W&B at {scrub(self.base_url)}", send)
+
+    def check_key(self, answer: Any) -> None:
+        """Raise WorkloadError when an answer says that the key is not accepted."""
+        if answer.status_code in (401, 403):
+            raise self.refused_key(answer.status_code)
+
+    def refused_key(self, status: int) -> WorkloadError:
+        """Return the error for a key that the server does not accept."""
+        return WorkloadError(
+            f"W&B at {scrub(self.base_url)} refuses the API key (HTTP {status}); "
+            "put a valid key into the Secret"
+        )
+
+    @contextmanager
+    def failures(self, what: str) -> Iterator[None]:
+        """Turn the SDK's errors into one clear line."""
+        import requests
+        import wandb
+
+        try:
+            yield
+        except WorkloadError:
+            raise
+        except (wandb.errors.Error, requests.RequestException, ValueError, TimeoutError) as error:
+            # What the SDK says of a refusal is long and is about a person at a terminal.
+            text = one_line(error, 2000)
+            if "API key you provided" in text:
+                raise self.refused_key(401) from error
+            if "do not have permission" in text or "Permission denied" in text:
+                raise WorkloadError(
+                    f"W&B refuses the {what}: project {self.path} is not there for this key; "
+                    "check wandb.entity and wandb.project, and what the key's owner may do"
+                ) from error
+            raise WorkloadError(f"W&B failed during the {what}: {one_line(error, 300)}") from error
+
+    @property
+    def path(self) -> str:
+        """The project with its owner, as W&B writes it."""
+        return f"{self.entity}/{self.project}"
+
+    def pulse(self) -> Callable[[], None]:
+        """Return a check that raises WorkloadError once the server is silent or takes no key."""
+        import requests
+
+        heard = time.monotonic()
+
+        def check() -> None:
+            nonlocal heard
+            try:
+                answer = self.ask(PULSE_SECONDS)
+            except (requests.RequestException, WorkloadError):
+                silent = time.monotonic() - heard
+                if silent > SILENT_SECONDS:
+                    raise ServerSilentError(
+                        f"W&B at {scrub(self.base_url)} has stopped answering ({silent:.0f} s)"
+                    ) from None
+                return
+            self.check_key(answer)
+            heard = time.monotonic()
+            if answer.status_code != 200:
+                logger.info("W&B answers with HTTP %d; trying again", answer.status_code)
+
+        return check
+
+    def transfer(self, call: Callable[[], T]) -> T:
+        """Return `call()`, which moves files, while the server is there."""
+        what = f"W&B at {scrub(self.base_url)}: moving the files"
+        return within(TRANSFER_SECONDS, what, call, self.pulse())
+
     def sdk(self) -> Any:
         """Return the wandb module, set up to be quiet and to stay with this server."""
         os.environ.update(
             WANDB_BASE_URL=self.base_url,
+            # Without the line feed that a file made by an editor ends in: the SDK refuses it.
+            WANDB_API_KEY=self.api_key,
+            WANDB_FILE_PUSHER_TIMEOUT=str(STORAGE_SECONDS),
             WANDB_MODE="online",
             WANDB_SILENT="true",
             WANDB_ERROR_REPORTING="false",
@@ -129,6 +217,12 @@ class WandbRegistry:
         with heartbeat("loading the W&B client"):
             import wandb
         return wandb
+
+    def set_up(self, wandb: Any) -> None:
+        """Start the SDK's own process, which writes to stdout what it has to say."""
+        what = f"W&B at {scrub(self.base_url)}"
+        with stderr_to_stdout():
+            within(INIT_SECONDS, what, wandb.setup)
 
     def start_run(self, wandb: Any, job_type: str, config: dict[str, Any]) -> Any:
         """Return a new run."""
@@ -144,39 +238,31 @@ class WandbRegistry:
                     "console": "off",
                     "disable_code": True,
                     "disable_git": True,
-                    "init_timeout": INIT_SECONDS,
+                    "init_timeout": 2 * INIT_SECONDS,
                     "_disable_stats": True,
                 },
             )
 
         address = scrub(self.base_url)
-        return within(INIT_SECONDS + 3, f"W&B at {address}: starting a run", start)
+        return within(INIT_SECONDS, f"W&B at {address}: starting a run", start)
 
     def upload(self, model_name: str, package: Package) -> Uploaded:
         """Log a run with metrics and plots, and the model's files as a new artifact version."""
         self.check_access()
         wandb = self.sdk()
-        with failures("upload"):
+        with self.failures("upload"):
+            self.set_up(wandb)
             run = self.start_run(wandb, "upload-model", {**package.params, **package.tags})
-            log_numbers(wandb, run, package)
-            artifact = wandb.Artifact(
-                model_name,
-                type=ARTIFACT_TYPE,
-                metadata={"metrics": package.metrics, **package.tags},
-            )
-            for path in package.files:
-                artifact.add_file(str(path), name=path.name)
-            with heartbeat(f"sending {len(package.files)} files to W&B"):
-                run.log_artifact(artifact)
-                artifact.wait(timeout=TRANSFER_SECONDS)
-                version, run_url = artifact.version, run.url
-                within(TRANSFER_SECONDS, "W&B", run.finish)
+            with closed(run), heartbeat(f"sending {len(package.files)} files to W&B"):
+                artifact = self.transfer(lambda: send(wandb, run, model_name, package))
+                self.transfer(run.finish)
+            version, run_url = artifact.version, run.url
         logger.info("registered %s version %s", model_name, version)
         return Uploaded(
             registry=self.name,
             name=model_name,
             version=version,
-            uri=f"{self.entity}/{self.project}/{model_name}:{version}",
+            uri=f"{self.path}/{model_name}:{version}",
             run_url=run_url or "",
         )
 
@@ -184,23 +270,23 @@ class WandbRegistry:
         """Fetch the files of an artifact version, as a run that uses it."""
         self.check_access()
         wandb = self.sdk()
-        with failures("load"):
+        with self.failures("load"):
+            self.set_up(wandb)
             api = wandb.Api(timeout=FIND_SECONDS + 6)
             artifact = within(
                 FIND_SECONDS, f"W&B at {scrub(self.base_url)}", lambda: self.find(wandb, api, ref)
             )
             logger.info("%s is version %s", ref, artifact.version)
             run = self.start_run(wandb, "load-model", {"model": str(ref)})
-            with heartbeat(f"receiving {ref.name} version {artifact.version}"):
-                run.use_artifact(artifact)
-                artifact.download(root=str(directory))
-                within(TRANSFER_SECONDS, "W&B", run.finish)
+            with closed(run), heartbeat(f"receiving {ref.name} version {artifact.version}"):
+                self.transfer(lambda: receive(run, artifact, ref, directory))
+                self.transfer(run.finish)
             logged_by = artifact.logged_by()
         tags = {key: value for key, value in artifact.metadata.items() if isinstance(value, str)}
         return {
             "name": ref.name,
             "version": artifact.version,
-            "uri": f"{self.entity}/{self.project}/{ref.name}:{artifact.version}",
+            "uri": f"{self.path}/{ref.name}:{artifact.version}",
             "run_url": logged_by.url if logged_by else "",
             "tags": tags,
         }
@@ -211,7 +297,7 @@ class WandbRegistry:
         Raises:
             WorkloadError: there is none; the message lists what there is.
         """
-        project = f"{self.entity}/{self.project}"
+        project = self.path
         alias = ref.alias if ref.version is None else f"v{ref.version}"
         try:
             return api.artifact(f"{project}/{ref.name}:{alias}", type=ARTIFACT_TYPE)
@@ -220,7 +306,7 @@ class WandbRegistry:
                 raise
         models = collection_names(wandb, api, project)
         if ref.name not in models:
-            raise unknown_model("W&B", ref, models)
+            raise unknown_model(f"W&B project {project}", ref, models)
         known = [LATEST]
         for artifact in api.artifacts(ARTIFACT_TYPE, f"{project}/{ref.name}"):
             known += [artifact.version, *(one for one in artifact.aliases if one != LATEST)]
@@ -247,6 +333,66 @@ def says_not_found(error: Exception) -> bool:
     return isinstance(cause, ValueError) or getattr(response, "status_code", None) == 404
 
 
+def send(wandb: Any, run: Any, model_name: str, package: Package) -> Any:
+    """Log everything that belongs to a model and return the artifact, once it is a version."""
+    log_numbers(wandb, run, package)
+    artifact = wandb.Artifact(
+        model_name,
+        type=ARTIFACT_TYPE,
+        metadata={"metrics": package.metrics, **package.tags},
+    )
+    for path in package.files:
+        # Nobody changes the files meanwhile. Without these two, the SDK makes one copy before it
+        # sends them and one after.
+        artifact.add_file(str(path), name=path.name, policy="immutable", skip_cache=True)
+    run.log_artifact(artifact)
+    return artifact.wait()
+
+
+def receive(run: Any, artifact: Any, ref: ModelRef, directory: Path) -> None:
+    """Fetch an artifact's files as a run that uses it, and check them against the manifest.
+
+    Raises:
+        WorkloadError: a file is not what was uploaded.
+    """
+    from wandb.env import get_cache_dir
+
+    run.use_artifact(artifact)
+    artifact.download(root=str(directory))
+    try:
+        # The SDK checks what it sends, not what it receives.
+        artifact.verify(root=str(directory))
+    except ValueError as error:
+        # By now it is in the SDK's cache, from where the next attempt would take it.
+        shutil.rmtree(get_cache_dir() / "artifacts", ignore_errors=True)
+        raise WorkloadError(f"{ref} in wandb is damaged: {one_line(error)}") from None
+
+
+@contextmanager
+def stderr_to_stdout() -> Iterator[None]:
+    """Let processes that the block starts have stdout for both: stderr is for one line of ours."""
+    kept = os.dup(2)
+    os.dup2(1, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextmanager
+def closed(run: Any) -> Iterator[None]:
+    """Show a run as failed when the block fails, if the server still listens."""
+    try:
+        yield
+    except ServerSilentError:
+        raise
+    except BaseException:
+        with suppress(Exception):
+            within(CLOSE_SECONDS, "W&B", lambda: run.finish(exit_code=1))
+        raise
+
+
 def log_numbers(wandb: Any, run: Any, package: Package) -> None:
     """Log the training curve, the final metrics and the plots."""
     run.define_metric("curve/*", step_metric="curve/step")
@@ -254,17 +400,3 @@ def log_numbers(wandb: Any, run: Any, package: Package) -> None:
         run.log({f"curve/{name}": value for name, value in point.items() if name != "steps"})
     run.log({path.stem: wandb.Image(str(path)) for path in package.plots})
     run.summary.update(package.metrics)
-
-
-@contextmanager
-def failures(what: str) -> Iterator[None]:
-    """Turn the SDK's errors into one clear line."""
-    import requests
-    import wandb
-
-    try:
-        yield
-    except WorkloadError:
-        raise
-    except (wandb.errors.Error, requests.RequestException, ValueError, TimeoutError) as error:
-        raise WorkloadError(f"W&B failed during the {what}: {one_line(error, 300)}") from error
