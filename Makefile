@@ -5,7 +5,7 @@ PY := tools/python
 .DEFAULT_GOAL := help
 .PHONY: help run test up down status password ui logs train infer sync kubeconfig doctor lint chart images \
         lock bench package clean clean-cache test-tools test-chart test-dags test-images test-workload test-cluster \
-        test-e2e
+        test-e2e test-wandb
 
 help: ## Show the targets and variables (this text)
 	@awk -f tools/help.awk $(MAKEFILE_LIST)
@@ -66,6 +66,8 @@ test-cluster: ## Tests of the cluster providers
 	@$(PY) -m tools.test cluster
 test-e2e: ## Install and run everything on a cluster of its own
 	@$(PY) -m tools.test e2e
+test-wandb: ## Upload and load a small model at the real W&B service (needs WANDB_API_KEY)
+	@$(PY) -m images test-wandb
 
 #: ENV=local            values/$(ENV).yaml: local, staging, production
 #: CLUSTER=embedded     embedded, kind or existing (default: kind with a Docker engine, else embedded)

@@ -1,4 +1,4 @@
-"""Command line of the image builder: ``python -m images [build|list|lock|save|test] ...``."""
+"""Command line of the image builder: ``python -m images COMMAND ...``, see ``--help``."""
 
 import argparse
 import json
@@ -22,10 +22,13 @@ def main() -> int:
     tar = commands.add_parser("save", help="write a built image as a tar")
     tar.add_argument("name", metavar="NAME")
     tar.add_argument("file", metavar="FILE", type=Path)
-    for name in ("test", "test-workload"):
-        test = commands.add_parser(
-            name, help="run tests/workload inside the classic-example image", add_help=False
-        )
+    tests = {
+        "test": "run tests/workload inside the classic-example image",
+        "test-workload": "the same",
+        "test-wandb": "run its test against the real W&B service (needs WANDB_API_KEY)",
+    }
+    for name, text in tests.items():
+        test = commands.add_parser(name, help=text, add_help=False)
         test.add_argument("pytest", nargs=argparse.REMAINDER, metavar="PYTEST_ARGUMENT")
     arguments, rest = parser.parse_known_args()
     match arguments.command:
@@ -41,6 +44,10 @@ def main() -> int:
             from images.workload import test_workload
 
             return test_workload([*rest, *arguments.pytest])
+        case "test-wandb":
+            from images.workload import test_wandb
+
+            return test_wandb([*rest, *arguments.pytest])
         case _:
             report(build_all(Phases(), getattr(arguments, "names", None) or None))
     return 0

@@ -106,11 +106,16 @@ class Command:
     entrypoint: Sequence[str] | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the image's environment."""
+    secrets: Sequence[str] = ()
+    """Names of variables of this process that are handed on: their values are on no command line,
+    where every user of the machine could read them."""
     user: str | None = None
     """uid:gid"""
     workdir: str | None = None
     mounts: Mapping[Path, str] = field(default_factory=dict)
     """Directory of this machine -> ``/place`` or ``/place:ro`` in the container."""
+    resolves: bool = False
+    """Names resolve as on this machine; else only localhost does, as the tests expect."""
     read_only: bool = False
     """No file of the image can be written, as with readOnlyRootFilesystem."""
 
@@ -126,6 +131,8 @@ class Command:
             "layers": [str(layer) for layer in image.layers],
             "argv": [*entrypoint, *arguments],
             "env": env | dict(self.env),
+            "secrets": list(self.secrets),
+            "resolves": self.resolves,
             "uid": int(user),
             "gid": int(group or 0),
             "workdir": self.workdir or config.get("WorkingDir") or "/",

@@ -6,6 +6,7 @@ Argument: the specification as JSON. Standard library only; ends by becoming the
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +51,8 @@ def main() -> None:
     """Enter the image and become the command."""
     wanted: dict[str, Any] = json.loads(sys.argv[1])
     root = make_root(Path(wanted["memory"]), wanted["layers"])
+    if wanted["resolves"]:
+        shutil.copyfile("/etc/resolv.conf", root / "etc" / "resolv.conf")
     for path, target in wanted["mounts"].items():
         place, _, flag = target.partition(":")
         inside = root / place.lstrip("/")
@@ -73,7 +76,8 @@ def main() -> None:
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     # A change of user cancels the death with `unshare --kill-child`: ordered again.
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    argv, env = wanted["argv"], wanted["env"]
+    argv = wanted["argv"]
+    env = wanted["env"] | {name: os.environ[name] for name in wanted["secrets"]}
     try:
         os.execvpe(argv[0], argv, env)
     except OSError as error:

@@ -1,11 +1,14 @@
 """Run tests/workload inside the classic-example image: the Python that pods will run."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from images.build import build_all
 from images.container import Command, open_image
@@ -21,11 +24,54 @@ PYTEST = ("pytest", "iniconfig", "packaging", "pluggy", "pygments")
 
 TESTS, PYTEST_PLACE, REPORTS = "/src", "/opt/pytest", "/reports"
 
+WANDB_KEY = "WANDB_API_KEY"
+WANDB_VARIABLES = (
+    *("WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_PROJECT"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+)
+"""What `make test-wandb` hands on besides the key."""
+
 
 def test_workload(arguments: list[str]) -> int:
-    """Run pytest in the image with more arguments, and return its exit status.
+    """Run the workload's tests in the image and return pytest's exit status.
 
-    A ``--junitxml=FILE`` is written here, on this machine.
+    Raises UserError when the image or pytest cannot be had.
+    """
+    return run_pytest(arguments)
+
+
+def test_wandb(arguments: list[str]) -> int:
+    """Run the test against the W&B service that WANDB_API_KEY is for; return pytest's exit status.
+
+    Raises UserError without a key, or when the image or pytest cannot be had.
+    """
+    if not os.environ.get(WANDB_KEY, "").strip():
+        raise UserError(
+            f"{WANDB_KEY} is not set: this test uploads a model to the W&B service. Say "
+            f"`read -rs {WANDB_KEY} && export {WANDB_KEY}`, paste the key, then `make test-wandb` "
+            "(WANDB_BASE_URL for a server of your own; WANDB_ENTITY and WANDB_PROJECT choose the "
+            "place)"
+        )
+    env = {name: os.environ[name] for name in WANDB_VARIABLES if os.environ.get(name)}
+    return run_pytest(
+        ["-v", "--tb=short", *arguments],
+        "test_wandb_service.py",
+        env,
+        secrets=[WANDB_KEY],
+        resolves=True,
+    )
+
+
+def run_pytest(
+    arguments: Sequence[str],
+    file: str = "",
+    env: Mapping[str, str] | None = None,
+    **more: Any,
+) -> int:
+    """Run pytest in the image on one file of tests/workload, or on all.
+
+    ``more`` are fields of images.container.Command. A ``--junitxml=FILE`` is written here, on this
+    machine.
 
     Raises UserError when the image or pytest cannot be had.
     """
@@ -42,7 +88,7 @@ def test_workload(arguments: list[str]) -> int:
             "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
         )
         options = ["-p", "no:cacheprovider", f"--rootdir={TESTS}", "--import-mode=importlib"]
-        tests = f"{TESTS}/tests/workload"
+        tests = f"{TESTS}/tests/workload/{file}"
         command = Command(
             entrypoint=["/usr/bin/tini", "--"],
             arguments=["python", "-B", "-c", start, *options, *inside, tests],
@@ -51,12 +97,14 @@ def test_workload(arguments: list[str]) -> int:
                 "COLUMNS": "100",
                 "ML_PIPELINES_IN_IMAGE": IMAGE,
                 "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+                **(env or {}),
             },
             mounts={
                 ROOT / "tests": f"{TESTS}/tests:ro",
                 install_pytest(): f"{PYTEST_PLACE}:ro",
                 reports: REPORTS,
             },
+            **more,
         )
         status = subprocess.run(command.line(image), stdin=subprocess.DEVNULL, cwd=ROOT).returncode
         for name, target in wanted.items():
@@ -66,7 +114,7 @@ def test_workload(arguments: list[str]) -> int:
     return status
 
 
-def redirect_report(arguments: list[str]) -> tuple[list[str], dict[str, Path]]:
+def redirect_report(arguments: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
     """Return pytest's arguments for inside, and where its report belongs: name -> path here."""
     inside, wanted = [], {}
     for argument in arguments:
