@@ -45,7 +45,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-ORDER = ["install", "helm3", "ui", "dag_sync", "training", "inference", "failures"]
+ORDER = [
+    "install",
+    "helm3",
+    "ui",
+    "dag_sync",
+    "training",
+    "inference",
+    "failures",
+    "wandb",
+]
 """An upgrade right after the install, then what needs the release as it was installed."""
 
 
@@ -174,6 +183,27 @@ def mlflow(stack: Stack, release: Release) -> Iterator[Mlflow]:
         yield Mlflow(forward)
 
 
+WithValues = Callable[..., AbstractContextManager[None]]
+
+
+@pytest.fixture(scope="session")
+def with_values(release: Release, aloud: Aloud) -> WithValues:
+    """Change values of the release for one block, then set them back."""
+
+    @contextmanager
+    def change(*assignments: str) -> Iterator[None]:
+        words = [word for one in assignments for word in ("--set", one)]
+        with aloud(f"upgrade with {', '.join(assignments)}") as phase:
+            release.deploy(phase, extra=tuple(words))
+        try:
+            yield
+        finally:
+            with aloud("upgrade with the values of before") as phase:
+                release.deploy(phase)
+
+    return change
+
+
 # Runs of the pipelines, one each for all tests that look at a good run.
 
 
@@ -194,18 +224,23 @@ RunDag = Callable[..., Run]
 
 @pytest.fixture(scope="session")
 def run_dag(client: Airflow, aloud: Aloud) -> RunDag:
-    """Trigger a DAG, wait until the run has ended, and return all there is to know about it."""
+    """Trigger a DAG, wait until the run has ended, and return all there is to know about it.
 
-    def run(dag_id: str, timeout: float) -> Run:
+    `on_change` is called with each task that took on another state.
+    """
+
+    def run(dag_id: str, timeout: float, on_change: Callable[[Task], None] | None = None) -> Run:
         with aloud(dag_id) as phase:
+
+            def changed(_: str, task: Task) -> None:
+                tell_change(phase.say, task)
+                if on_change is not None:
+                    on_change(task)
+
             client.unpause(dag_id)
             run_id = client.trigger(dag_id)
             ended = client.wait_for_run(
-                dag_id,
-                run_id,
-                timeout=timeout,
-                on_change=lambda _, task: tell_change(phase.say, task),
-                note=phase.note,
+                dag_id, run_id, timeout=timeout, on_change=changed, note=phase.note
             )
         return look_at(client, dag_id, run_id, ended["state"])
 

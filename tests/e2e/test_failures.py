@@ -1,34 +1,12 @@
 """Runs that fail: the run says so, cleans up, and the log says why."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
 import pytest
 
 from tools.airflow_api import Airflow, container_lines
-from tools.release import Release
 from tools.run import explain_failure
 from tools.stack import Stack
 
 FAILING_SECONDS = 600
-
-
-@pytest.fixture
-def with_values(stack: Stack, release: Release, aloud) -> Iterator[Callable]:
-    """Change values of the release for one block, then set them back."""
-
-    @contextmanager
-    def change(*assignments: str) -> Iterator[None]:
-        words = [word for one in assignments for word in ("--set", one)]
-        with aloud(f"upgrade with {', '.join(assignments)}") as phase:
-            release.deploy(phase, extra=tuple(words))
-        try:
-            yield
-        finally:
-            with aloud("upgrade with the values of before") as phase:
-                release.deploy(phase)
-
-    return change
 
 
 def test_an_unknown_model_fails_the_run_with_one_clear_line(

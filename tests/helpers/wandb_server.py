@@ -7,10 +7,10 @@ file. A call that it does not know is refused and listed in `unknown`.
 
 In a test: `with serve() as server: ... server.address`. On its own, for a pod:
 
-    python wandb_server.py --port 8080 --key-file FILE
+    python wandb_server.py --address http://NAME:8080 --key-file FILE
 
-where `GET /stand-in/summary` tells what has arrived and `POST /stand-in/key` changes the key. It
-needs the standard library only.
+where `GET /stand-in/summary` tells what has arrived, `GET /stand-in/health` answers, and
+`POST /stand-in/key` changes the key. It needs the standard library only.
 """
 
 import argparse
@@ -107,6 +107,12 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
+def sha256_of(path: Path) -> str:
+    """Return the hex SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def plain(config: dict[str, Any]) -> dict[str, Any]:
     """Return a run's config without W&B's wrapping and its own entries."""
     values = {key: one.get("value") for key, one in config.items() if isinstance(one, dict)}
@@ -175,8 +181,7 @@ class Server:
                         "metadata": one.metadata,
                         "run": one.run,
                         "files": {
-                            name: hashlib.sha256(path.read_bytes()).hexdigest()
-                            for name, path in sorted(one.files.items())
+                            name: sha256_of(path) for name, path in sorted(one.files.items())
                         },
                     }
                     for one in self.artifacts.values()
@@ -643,6 +648,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Send a stored file, or what has arrived."""
         stored = re.fullmatch(r"/storage/(file-\d+)", self.path)
+        if self.path == "/stand-in/health":
+            return self.send_json(200, {})
         if self.path == "/stand-in/summary":
             return self.send_json(200, self.state.summary())
         if stored:
