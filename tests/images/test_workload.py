@@ -2,6 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from images import workload
+from images.container import Command, Image, run
 from images.workload import PYTEST, pytest_lock, redirect_report
 from tools.errors import UserError
 from tools.paths import ROOT
@@ -23,3 +25,32 @@ def test_report_is_written_inside_and_belongs_outside(tmp_path: Path):
     inside, wanted = redirect_report(["-q", f"--junitxml={tmp_path}/build/report.xml", "-k", "x"])
     assert inside == ["-q", "--junitxml=/reports/report.xml", "-k", "x"]
     assert wanted == {"report.xml": tmp_path / "build" / "report.xml"}
+
+
+@pytest.mark.parametrize("key", [None, "", " "])
+def test_the_test_of_the_service_asks_for_a_key(key: str | None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    with pytest.raises(UserError, match=r"WANDB_API_KEY is not set.*`make test-wandb`"):
+        workload.test_wandb([])
+
+
+def test_a_secret_reaches_the_command_and_no_command_line(
+    images: dict[str, Image], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PLANTED_KEY", "p1anted")
+    command = Command(
+        entrypoint=[], arguments=["sh", "-c", "echo $PLANTED_KEY"], secrets=["PLANTED_KEY"]
+    )
+    assert "p1anted" not in " ".join(command.line(images["git-sync"]))
+    assert run(images["git-sync"], command).stdout.strip() == "p1anted"
+
+
+@pytest.mark.parametrize("resolves", [True, False])
+def test_names_resolve_as_here_where_they_are_asked_for(images: dict[str, Image], resolves: bool):
+    command = Command(
+        entrypoint=[], arguments=["sh", "-c", "cat /etc/resolv.conf"], resolves=resolves
+    )
+    ended = run(images["git-sync"], command)
+    assert (ended.stdout == Path("/etc/resolv.conf").read_text()) is resolves
