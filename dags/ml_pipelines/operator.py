@@ -80,6 +80,10 @@ class PipelinePodManager(PodManager):
 class PipelinePodOperator(KubernetesPodOperator):
     """Runs one task of a pipeline as a pod; see the module for what it adds."""
 
+    def __init__(self, *, runtime_class_name: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.runtime_class_name = runtime_class_name
+
     @cached_property
     def pod_manager(self) -> PodManager:
         return PipelinePodManager(kube_client=self.client)
@@ -92,6 +96,7 @@ class PipelinePodOperator(KubernetesPodOperator):
         # Else seven variables per Service of the namespace, e.g. ML_PIPELINES_MLFLOW_PORT.
         pod.spec.enable_service_links = False
         pod.spec.termination_grace_period_seconds = self.termination_grace_period
+        pod.spec.runtime_class_name = self.runtime_class_name
         return pod
 
     def execute_sync(self, context: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 from kubernetes.client import models as k8s
 
@@ -30,21 +32,22 @@ def pod_task(
     Raises KeyError for a task id that the settings do not know.
     """
     task = settings.task(task_id)
-    variables = _lineage(settings) + (_registry(settings.registry) if registry else [])
-    variables += [k8s.V1EnvVar(name=name, value=value) for name, value in task.env.items()]
+    variables = _lineage(task.image) + (_registry(settings.registry) if registry else [])
+    variables += [_variable(name, value) for name, value in task.env.items()]
     # By name, once each: what the settings say comes last and wins.
     environment = list({variable.name: variable for variable in variables}.values())
     return PipelinePodOperator(
         task_id=task_id,
         name=task_id.replace("_", "-"),
         namespace=settings.namespace,
-        image=settings.image.reference,
+        image=task.image,
         image_pull_policy=settings.image.pull_policy,
         image_pull_secrets=[
             k8s.V1LocalObjectReference(name=name) for name in settings.image.pull_secrets
         ],
         cmds=command,
         env_vars=environment,
+        env_from=[_environment(source) for source in task.env_from],
         # Made anew for each task: rendering writes the run's path into the objects.
         volumes=[_volume(settings)],
         volume_mounts=[
@@ -58,6 +61,7 @@ def pod_task(
         tolerations=task.tolerations,
         affinity=task.affinity,
         priority_class_name=task.priority_class_name or None,
+        runtime_class_name=task.runtime_class_name or None,
         service_account_name=task.service_account_name or None,
         labels={
             "app.kubernetes.io/name": "ml-pipelines",
@@ -105,13 +109,27 @@ def _volume(settings: Settings) -> k8s.V1Volume:
     )
 
 
-def _lineage(settings: Settings) -> list[k8s.V1EnvVar]:
+def _variable(name: str, value: str | Mapping[str, Any]) -> k8s.V1EnvVar:
+    if isinstance(value, str):
+        return k8s.V1EnvVar(name=name, value=value)
+    return k8s.V1EnvVar(name=name, value_from=value["valueFrom"])
+
+
+def _environment(source: Mapping[str, Any]) -> k8s.V1EnvFromSource:
+    return k8s.V1EnvFromSource(
+        prefix=source.get("prefix"),
+        secret_ref=source.get("secretRef"),
+        config_map_ref=source.get("configMapRef"),
+    )
+
+
+def _lineage(image: str) -> list[k8s.V1EnvVar]:
     """What a model or a prediction file should carry about the run that made it."""
     return [
         k8s.V1EnvVar(name="ML_PIPELINES_DAG_ID", value="{{ dag.dag_id }}"),
         k8s.V1EnvVar(name="ML_PIPELINES_RUN_ID", value="{{ run_id }}"),
         k8s.V1EnvVar(name="ML_PIPELINES_RUN_DIRECTORY", value=RUN_DIRECTORY_TEMPLATE),
-        k8s.V1EnvVar(name="ML_PIPELINES_IMAGE", value=settings.image.reference),
+        k8s.V1EnvVar(name="ML_PIPELINES_IMAGE", value=image),
     ]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,10 +47,13 @@ DEFAULTS: dict[str, Any] = {
     "tolerations": [],
     "affinity": {},
     "env": {},
+    "envFrom": [],
     "labels": {},
     "annotations": {},
     "priorityClassName": "",
+    "runtimeClassName": "",
     "serviceAccountName": "",
+    "image": "",
 }
 
 # What differs per task; `pipelines.defaults` and `pipelines.tasks` both go over it.
@@ -73,7 +76,7 @@ _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _SUBDOMAIN = rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*"
 _SECRET_KEY = r"[-._a-zA-Z0-9]{1,253}"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
-_QUANTITY = r"[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?"
+_QUANTITY = r"[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?"
 _URL = r"https?://[^\s/]+\S*"
 _CRON = r"(\S+ +){4}\S+|@(once|hourly|daily|weekly|monthly|quarterly|yearly)"
 
@@ -82,6 +85,20 @@ _SUBDOMAIN_RULE = "a Kubernetes name (lower case letters, digits, '-' and '.')"
 _TOLERATION_KEYS = ("key", "operator", "value", "effect", "tolerationSeconds")
 _AFFINITY_KEYS = ("nodeAffinity", "podAffinity", "podAntiAffinity")
 
+_REFERENCE_KEYS = {
+    "name": (_SUBDOMAIN, _SUBDOMAIN_RULE),
+    "key": (_SECRET_KEY, "a key of a Secret or ConfigMap"),
+    "fieldPath": (r"\S+", "a field of the pod like metadata.name"),
+    "resource": (r"\S+", "a resource of the container like limits.cpu"),
+}
+_VALUE_SOURCES = {
+    "secretKeyRef": ("name", "key"),
+    "configMapKeyRef": ("name", "key"),
+    "fieldRef": ("fieldPath",),
+    "resourceFieldRef": ("resource",),
+}
+_ENV_SOURCES = {"secretRef": ("name",), "configMapRef": ("name",)}
+
 
 class SettingsError(ValueError):
     """The settings file is wrong: one line per fault, with file, key and what is allowed."""
@@ -89,7 +106,10 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class Image:
-    """The image of the task pods: `reference` is repository:tag or repository@digest."""
+    """The image of the task pods: `reference` is repository:tag or repository@digest.
+
+    A task may have another one; policy and pull secrets hold for that as well.
+    """
 
     reference: str
     pull_policy: Literal["Always", "IfNotPresent", "Never"]
@@ -137,11 +157,14 @@ class TaskSettings:
     node_selector: dict[str, str]
     tolerations: list[dict[str, Any]]
     affinity: dict[str, Any]
-    env: dict[str, str]
+    env: dict[str, str | dict[str, Any]]
+    env_from: list[dict[str, Any]]
     labels: dict[str, str]
     annotations: dict[str, str]
     priority_class_name: str
+    runtime_class_name: str
     service_account_name: str
+    image: str
 
 
 @dataclass(frozen=True)
@@ -177,10 +200,13 @@ class Settings:
             tolerations=merged["tolerations"],
             affinity=merged["affinity"],
             env=merged["env"],
+            env_from=merged["envFrom"],
             labels=merged["labels"],
             annotations=merged["annotations"],
             priority_class_name=merged["priorityClassName"],
+            runtime_class_name=merged["runtimeClassName"],
             service_account_name=merged["serviceAccountName"] or self.service_account_name,
+            image=merged["image"] or self.image.reference,
         )
 
 
@@ -298,13 +324,20 @@ def _task_values(section: _Section) -> dict[str, Any]:
         "tolerations": section.objects("tolerations", _TOLERATION_KEYS),
         "affinity": section.mapping("affinity", _AFFINITY_KEYS),
         "env": section.variables("env"),
+        "envFrom": section.sources("envFrom"),
         "labels": section.texts("labels"),
         "annotations": section.texts("annotations"),
         "priorityClassName": section.text(
             "priorityClassName", rf"({_SUBDOMAIN})?", f"{_SUBDOMAIN_RULE} or empty"
         ),
+        "runtimeClassName": section.text(
+            "runtimeClassName", rf"({_SUBDOMAIN})?", f"{_SUBDOMAIN_RULE} or empty"
+        ),
         "serviceAccountName": section.text(
             "serviceAccountName", rf"({_SUBDOMAIN})?", f"{_SUBDOMAIN_RULE} or empty"
+        ),
+        "image": section.text(
+            "image", r"\S*", "repository:tag or repository@digest, or empty (the pipelines' own)"
         ),
     }
     resources.refuse_unknown_keys()
@@ -313,10 +346,13 @@ def _task_values(section: _Section) -> dict[str, Any]:
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` over `below`; objects are merged key by key, everything else is replaced."""
+    """`above` over `below`; objects are merged key by key, everything else is replaced.
+
+    So is `valueFrom` of a variable, which names one source.
+    """
     merged = dict(below)
     for key, value in above.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+        if key != "valueFrom" and isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = _merge(merged[key], value)
         else:
             merged[key] = value
@@ -362,6 +398,12 @@ class _Section:
             return int(value)
         return self._fault(self._key(key), value, f"a whole number, {minimum} or more")
 
+    def boolean(self, key: str) -> bool | None:
+        value = self._get(key)
+        if value is None or isinstance(value, bool):
+            return value
+        return self._fault(self._key(key), value, "true or false")
+
     def cron(self, key: str, default: str | None) -> str | None:
         value = self._get(key)
         if key not in self._values:
@@ -370,13 +412,15 @@ class _Section:
         return self._text(value, self._key(key), _CRON, allowed)
 
     def texts(self, key: str) -> dict[str, str] | None:
-        return self._map(key, r"\S+", r"[\s\S]*", "text in quotes")
+        return self._map(
+            key, r"\S+", lambda item, path: self._some_text(item, path, allowed="text in quotes")
+        )
 
     def quantities(self, key: str) -> dict[str, str] | None:
-        return self._map(key, r"\S+", _QUANTITY, "a quantity like 500m, 2 or 4Gi")
+        return self._map(key, r"\S+", self._quantity)
 
-    def variables(self, key: str) -> dict[str, str] | None:
-        values = self._map(key, _VARIABLE, r"[\s\S]*", "text in quotes")
+    def variables(self, key: str) -> dict[str, str | dict[str, Any]] | None:
+        values = self._map(key, _VARIABLE, self._variable)
         if values and "WANDB_API_KEY" in values:
             # It would be readable in every pod spec, rendered field and serialized DAG.
             self._faults.append(
@@ -396,6 +440,19 @@ class _Section:
                 text := self._text(value, f"{self._key(key)}[{index}]", _SUBDOMAIN, _SUBDOMAIN_RULE)
             )
         ]
+
+    def sources(self, key: str) -> list[dict[str, Any]] | None:
+        """What whole environments come from: items of a container's `envFrom`."""
+        values = self._list(key)
+        if values is None:
+            return None
+        found = []
+        for index, value in enumerate(values):
+            section = _Section(value, f"{self._key(key)}[{index}]", self._faults)
+            prefix = section.text("prefix", rf"({_VARIABLE})?", "the start of a variable's name")
+            source = section._one_of(_ENV_SOURCES)
+            found.append(source | ({"prefix": prefix} if prefix else {}))
+        return found
 
     def objects(self, key: str, keys: tuple[str, ...]) -> list[dict[str, Any]] | None:
         values = self._list(key)
@@ -446,8 +503,9 @@ class _Section:
         return {key: value for key, value in found.items() if value is not None}
 
     def _map(
-        self, key: str, name_pattern: str, value_pattern: str, allowed: str
-    ) -> dict[str, str] | None:
+        self, key: str, name_pattern: str, read: Callable[[object, str], Any]
+    ) -> dict[str, Any] | None:
+        """An object whose values `read` takes; it gives None for one that is faulty."""
         value = self._get(key)
         if value is None:
             return None
@@ -456,15 +514,50 @@ class _Section:
         found = {}
         for name, item in value.items():
             path = f"{self._key(key)}.{name}"
-            # A quantity of 2 is a number in YAML and in JSON; Kubernetes takes it too.
-            if value_pattern == _QUANTITY and isinstance(item, int) and not isinstance(item, bool):
-                item = str(item)
             if not re.fullmatch(name_pattern, name):
                 self._faults.append(f"{path} is not a name that can be used; allowed: no spaces")
-            elif self._text(item, path, value_pattern, allowed) is not None:
-                found[name] = item
-            elif item is None:
-                self._fault(path, None, allowed)
+            elif (taken := read(item, path)) is not None:
+                found[name] = taken
+        return found
+
+    def _some_text(
+        self, value: object, path: str, pattern: str = r"[\s\S]*", allowed: str = "text"
+    ) -> str | None:
+        if value is None:
+            return self._fault(path, None, allowed)
+        return self._text(value, path, pattern, allowed)
+
+    def _quantity(self, value: object, path: str) -> str | None:
+        # A quantity of 2 or 0.5 is a number in YAML and in JSON; Kubernetes takes it too.
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = str(value)
+        return self._some_text(value, path, _QUANTITY, "a quantity like 500m, 2 or 4Gi")
+
+    def _variable(self, value: object, path: str) -> str | dict[str, Any] | None:
+        if isinstance(value, dict) and set(value) == {"valueFrom"}:
+            source = _Section(value["valueFrom"], f"{path}.valueFrom", self._faults)
+            return {"valueFrom": source._one_of(_VALUE_SOURCES)}
+        allowed = "text in quotes, or valueFrom with a secretKeyRef or the like"
+        return self._some_text(value, path, allowed=allowed)
+
+    def _one_of(self, kinds: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+        """The reference that is there, with its keys. There must be one, and no unknown key."""
+        found: dict[str, Any] = {}
+        for kind, keys in kinds.items():
+            section = self.section(kind)
+            if not section._values:
+                continue
+            found[kind] = {
+                key: section._some_text(section._get(key), section._key(key), *_REFERENCE_KEYS[key])
+                for key in keys
+            }
+            if "name" in keys and (optional := section.boolean("optional")) is not None:
+                found[kind]["optional"] = optional
+            section.refuse_unknown_keys()
+        self.refuse_unknown_keys()
+        if len(found) != 1 and set(self._values) <= set(self._asked):
+            there = " and ".join(found) or "no reference"
+            self._faults.append(f"{self._path} has {there}; allowed: one of {', '.join(kinds)}")
         return found
 
 

@@ -50,6 +50,14 @@ IMPOSSIBLE = {
     "pipelines": {
         "schedule": {"inference_dag": "daily"},
         "defaults": {"retries": -1, "env": {"WANDB_API_KEY": "x"}},
+        "tasks": {
+            "train_model": {
+                "resources": {"limits": {"nvidia.com/gpu": "one"}},
+                "env": {"NUMBER": 1, "TOKEN": {"valueFrom": {"secretKeyRef": {"name": "hub"}}}},
+                "envFrom": [{"secretRef": {"name": "a"}, "configMapRef": {"name": "b"}}],
+                "image": "an image",
+            }
+        },
     },
 }
 
@@ -78,6 +86,11 @@ def test_impossible_values_are_refused(major):
         "mlflow.trackingUri",
         "pipelines.schedule.inference_dag",
         "pipelines.defaults.retries",
+        "pipelines.tasks.train_model.resources.limits",
+        "pipelines.tasks.train_model.env.NUMBER",
+        "pipelines.tasks.train_model.env.TOKEN.valueFrom.secretKeyRef",
+        "pipelines.tasks.train_model.envFrom.0",
+        "pipelines.tasks.train_model.image",
         "WANDB_API_KEY",
     ):
         assert expected in text

@@ -91,13 +91,54 @@ def test_mlflow_elsewhere():
     assert registry["mlflow"]["trackingUri"] == "https://mlflow.example.com"
 
 
+TASK = {
+    "resources": {
+        "requests": {"cpu": 0.5},
+        "limits": {"memory": "16Gi", "nvidia.com/gpu": 1, "hugepages-2Mi": "512Mi"},
+    },
+    "nodeSelector": {"pool": "gpu"},
+    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    "runtimeClassName": "nvidia",
+    "image": "registry.example.com/classic-example-gpu@sha256:abc",
+    "retries": 0,
+    "env": {
+        "PLAIN": "text",
+        "TOKEN": {"valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},
+        "MODE": {"valueFrom": {"configMapKeyRef": {"name": "m", "key": "k", "optional": True}}},
+        "NODE": {"valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        "CPUS": {"valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},
+    },
+    "envFrom": [
+        {"secretRef": {"name": "hub"}, "prefix": "HUB_"},
+        {"configMapRef": {"name": "more", "optional": True}},
+    ],
+}
+
+
 def test_one_task_can_differ(reader):
-    gpu = {"requests": {"cpu": 4}, "limits": {"memory": "16Gi", "nvidia.com/gpu": 1}}
-    task = {"resources": gpu, "nodeSelector": {"pool": "gpu"}, "retries": 0}
-    found = settings(render({"pipelines": {"tasks": {"train_model": task}}}))
+    found = settings(render({"pipelines": {"tasks": {"train_model": TASK}}}))
+    train = reader.parse_settings(found, "test", {}).task("train_model")
+    assert train.resources["requests"]["cpu"] == "0.5"
+    assert train.resources["limits"] == {
+        "memory": "16Gi",
+        "nvidia.com/gpu": "1",
+        "hugepages-2Mi": "512Mi",
+    }
+    assert (train.node_selector, train.retries) == ({"pool": "gpu"}, 0)
+    assert (train.tolerations, train.runtime_class_name) == (TASK["tolerations"], "nvidia")
+    assert train.image == "registry.example.com/classic-example-gpu@sha256:abc"
+    assert (train.env, train.env_from) == (TASK["env"], TASK["envFrom"])
+
+
+def test_the_example_in_the_values_is_one(reader):
+    """Whoever takes the comment marks away gets what it says."""
+    text = (CHART / "values.yaml").read_text()
+    start = text.index("  #   train_model:\n")
+    example = text[start : text.index("  tasks:\n", start)].replace("  #   ", "")
+    found = settings(render({"pipelines": {"tasks": yaml.safe_load(example)}}))
     train = reader.parse_settings(found, "test", {}).task("train_model")
     assert train.resources["limits"] == {"memory": "16Gi", "nvidia.com/gpu": "1"}
-    assert (train.node_selector, train.retries) == ({"pool": "gpu"}, 0)
+    assert (train.node_selector, train.execution_timeout_seconds) == ({"pool": "gpu"}, 14400)
 
 
 @pytest.mark.parametrize("release", ["ml-pipelines", "team-a"])

@@ -74,11 +74,21 @@ OVERRIDES = {
             }
         }
     },
-    "env": {"BATCH_SIZE": "16", "ML_PIPELINES_IMAGE": "from the settings"},
+    "env": {
+        "BATCH_SIZE": "16",
+        "ML_PIPELINES_RUN_ID": "from the settings",
+        "TOKEN": {"valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},
+    },
+    "envFrom": [
+        {"configMapRef": {"name": "more", "optional": True}},
+        {"secretRef": {"name": "hub"}, "prefix": "HUB_"},
+    ],
     "labels": {"team": "nlp"},
     "annotations": {"note": "x"},
     "priorityClassName": "high",
+    "runtimeClassName": "nvidia",
     "serviceAccountName": "trainer",
+    "image": "registry.example/gpu@sha256:abc",
 }
 
 
@@ -97,11 +107,17 @@ def changed(task, render_pod) -> dict[str, object]:
         "nodeSelector": spec.get("nodeSelector") or {},
         "tolerations": spec.get("tolerations") or [],
         "affinity": spec.get("affinity") or {},
-        "env": {variable["name"]: variable.get("value") for variable in container["env"]},
+        "env": {
+            variable["name"]: variable.get("value", variable.get("valueFrom"))
+            for variable in container["env"]
+        },
+        "envFrom": container.get("envFrom") or [],
         "team": pod["metadata"]["labels"].get("team"),
         "annotations": pod["metadata"].get("annotations") or {},
         "priorityClassName": spec.get("priorityClassName"),
+        "runtimeClassName": spec.get("runtimeClassName"),
         "serviceAccountName": spec.get("serviceAccountName"),
+        "image": container["image"],
     }
 
 
@@ -124,11 +140,17 @@ def test_override_reaches_its_task_whole(load_dag, settings_file, render_pod) ->
         "affinity": OVERRIDES["affinity"],
         "team": "nlp",
         "annotations": {"note": "x"},
+        "envFrom": OVERRIDES["envFrom"],
         "priorityClassName": "high",
+        "runtimeClassName": "nvidia",
         "serviceAccountName": "trainer",
+        "image": "registry.example/gpu@sha256:abc",
     }
     assert env["BATCH_SIZE"] == "16"
-    assert env["ML_PIPELINES_IMAGE"] == "from the settings"
+    assert env["ML_PIPELINES_RUN_ID"] == "from the settings"
+    assert env["TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
+    # What a model says of its origin is the image that trains it.
+    assert env["ML_PIPELINES_IMAGE"] == "registry.example/gpu@sha256:abc"
 
 
 @pytest.mark.parametrize(("dag_id", "task_id"), EVERY_TASK)
@@ -152,3 +174,4 @@ def test_defaults_reach_every_task(
     assert found["nodeSelector"] == {"pool": "gpu"}
     assert found["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert found["serviceAccountName"] == "trainer"
+    assert found["image"] == "registry.example/gpu@sha256:abc"

@@ -46,10 +46,13 @@ COMPLETE = {
         "tolerations": [],
         "affinity": {},
         "env": {},
+        "envFrom": [],
         "labels": {},
         "annotations": {},
         "priorityClassName": "",
+        "runtimeClassName": "",
         "serviceAccountName": "",
+        "image": "",
     },
     "tasks": {
         "train_model": {
@@ -76,6 +79,7 @@ def test_complete_file_is_read() -> None:
     assert settings.registry.type == "mlflow"
     assert settings.registry.mlflow.tracking_uri == "http://ml-pipelines-mlflow:5000"
     assert settings.schedules == {"training_dag": None, "inference_dag": "0 9 * * *"}
+    assert settings.task("train_model").image == "r.example/i@sha256:abc"
 
 
 def test_without_a_file_the_settings_are_the_documents(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +140,28 @@ def test_task_goes_over_the_defaults_key_by_key() -> None:
     assert train.tolerations == [{"key": "b", "operator": "Exists"}]
     assert load.tolerations == [{"key": "a", "operator": "Exists"}]
     assert (train.service_account_name, load.service_account_name) == ("trainer", "everybody")
+
+
+def test_a_variable_has_one_source_whatever_the_defaults_say() -> None:
+    from_secret = {"valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}
+    from_map = {"valueFrom": {"configMapKeyRef": {"name": "m", "key": "k", "optional": True}}}
+    settings = parse(
+        {
+            "defaults": {"env": {"A": from_secret, "B": "text", "C": from_secret}},
+            "tasks": {"train_model": {"env": {"A": from_map, "B": from_secret, "C": "text"}}},
+        }
+    )
+    assert settings.task("train_model").env == {"A": from_map, "B": from_secret, "C": "text"}
+    assert settings.task("load_data").env == {"A": from_secret, "B": "text", "C": from_secret}
+
+
+@pytest.mark.parametrize(
+    ("quantity", "text"), [(2, "2"), (0.5, "0.5"), ("1", "1"), ("250m", "250m"), ("1Pi", "1Pi")]
+)
+def test_quantities_are_what_kubernetes_takes(quantity: object, text: str) -> None:
+    limits = {"nvidia.com/gpu": quantity, "ephemeral-storage": quantity}
+    task = parse({"tasks": {"train_model": {"resources": {"limits": limits}}}}).task("train_model")
+    assert task.resources["limits"] == dict.fromkeys(limits, text) | {"memory": "4Gi"}
 
 
 @pytest.mark.parametrize("task_id", TASK_IDS)
@@ -249,6 +275,44 @@ FAULTS = [
         "defaults.resources.memory is not a setting; allowed: requests, limits",
     ),
     ({"defaults": {"env": {"A": 1}}}, "defaults.env.A is 1; allowed: text in quotes"),
+    (
+        {"defaults": {"env": {"A": None}}},
+        "defaults.env.A is null; allowed: text in quotes, or valueFrom with a secretKeyRef or the ",
+    ),
+    (
+        {"defaults": {"env": {"A": {"secretKeyRef": {"name": "s", "key": "k"}}}}},
+        'defaults.env.A is {"secretKeyRef": {"name": "s", "key": "k"}}; allowed: text in ',
+    ),
+    (
+        {"defaults": {"env": {"A": {"valueFrom": {}}}}},
+        "defaults.env.A.valueFrom has no reference; allowed: one of secretKeyRef, configMapKeyRef, "
+        "fieldRef, resourceFieldRef",
+    ),
+    (
+        {"defaults": {"env": {"A": {"valueFrom": {"secretKeyRef": {"name": "s"}}}}}},
+        "defaults.env.A.valueFrom.secretKeyRef.key is null; allowed: a key of a Secret or ",
+    ),
+    (
+        {"defaults": {"env": {"A": {"valueFrom": {"secretRef": {"name": "s"}}}}}},
+        "defaults.env.A.valueFrom.secretRef is not a setting; allowed: secretKeyRef, ",
+    ),
+    (
+        {"defaults": {"envFrom": [{"secretRef": {"name": "s"}, "configMapRef": {"name": "m"}}]}},
+        "defaults.envFrom[0] has secretRef and configMapRef; allowed: one of secretRef, ",
+    ),
+    (
+        {"defaults": {"envFrom": [{"secretRef": {"name": "s", "optional": "yes"}}]}},
+        'defaults.envFrom[0].secretRef.optional is "yes"; allowed: true or false',
+    ),
+    ({"defaults": {"envFrom": {}}}, "defaults.envFrom is {}; allowed: a list"),
+    (
+        {"defaults": {"runtimeClassName": "N"}},
+        'defaults.runtimeClassName is "N"; allowed: a Kubernetes name',
+    ),
+    (
+        {"tasks": {"train_model": {"image": "an image"}}},
+        'tasks.train_model.image is "an image"; allowed: repository:tag or repository@digest',
+    ),
     ({"defaults": {"env": {"1A": "x"}}}, "defaults.env.1A is not a name that can be used"),
     (
         {"defaults": {"env": {"WANDB_API_KEY": "x"}}},
