@@ -2,8 +2,8 @@
 ### Inference
 
 Cleans the run's directory, loads the data and, at the same time, the latest model from the
-registry, predicts, and removes the data and the model. Every day at 09:00 UTC, or by hand:
-`airflow dags trigger inference_dag`.
+registry, predicts, and removes the data and the model. Every day at 09:00 UTC, by hand
+(`airflow dags trigger inference_dag`), and with `pipelines.inferenceOnNewModel` for each new model.
 
 * The predictions stay on the claim: `inference_dag/<run>/pred.csv`, with what made them (model
   version, number of rows ...) in `pred.json` beside it. The log of `clean_up` has the whole path.
@@ -22,6 +22,7 @@ from airflow import DAG
 from ml_pipelines.commands import EMPTY_RUN_DIRECTORY, KEEP_PREDICTIONS, cli
 from ml_pipelines.pods import pod_task
 from ml_pipelines.runs import MACROS
+from ml_pipelines.schedules import inference_schedule
 from ml_pipelines.settings import load_settings
 
 SETTINGS = load_settings()
@@ -30,7 +31,7 @@ with DAG(
     dag_id="inference_dag",
     description="Predict with the latest model",
     doc_md=__doc__,
-    schedule=SETTINGS.schedules["inference_dag"],
+    schedule=inference_schedule(SETTINGS),
     start_date=datetime(2021, 1, 1, tzinfo=UTC),
     catchup=False,
     # As for training: five at once, further ones wait for their turn.

@@ -23,6 +23,7 @@ from airflow import DAG
 from ml_pipelines.commands import EMPTY_RUN_DIRECTORY, cli
 from ml_pipelines.pods import pod_task
 from ml_pipelines.runs import MACROS
+from ml_pipelines.schedules import model_dataset
 from ml_pipelines.settings import load_settings
 
 SETTINGS = load_settings()
@@ -50,6 +51,7 @@ with DAG(
         cli("upload-to-registry", SETTINGS.registry.model_name, "/tmp/results"),
         SETTINGS,
         registry=True,
+        outlets=[model_dataset(SETTINGS.registry)],
     )
     clean_up = pod_task("clean_up", EMPTY_RUN_DIRECTORY, SETTINGS)
 

@@ -23,12 +23,18 @@ DEADLINE_MARGIN_SECONDS = 60
 
 
 def pod_task(
-    task_id: str, command: list[str], settings: Settings, *, registry: bool = False
+    task_id: str,
+    command: list[str],
+    settings: Settings,
+    *,
+    registry: bool = False,
+    **arguments: Any,
 ) -> PipelinePodOperator:
     """The task that runs `command` in the workload's image, in the run's own directory at /tmp.
 
     With `registry` it gets the model registry's address and, for W&B, the key: a reference to the
     Secret, so that no key is in a pod specification, a rendered field or the serialized DAG.
+    `arguments` are the operator's own.
     Raises KeyError for a task id that the settings do not know.
     """
     task = settings.task(task_id)
@@ -97,6 +103,7 @@ def pod_task(
         log_pod_spec_on_failure=False,
         do_xcom_push=False,
         deferrable=False,
+        **arguments,
     )
 
 

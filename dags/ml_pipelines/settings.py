@@ -177,6 +177,7 @@ class Settings:
     service_account_name: str
     registry: Registry
     schedules: dict[str, str | None]
+    inference_on_new_model: bool
     defaults: dict[str, Any]
     tasks: dict[str, dict[str, Any]]
 
@@ -268,6 +269,7 @@ def parse_settings(
         },
         defaults=_task_values(root.section("defaults")),
         tasks={task_id: _task_values(tasks.section(task_id)) for task_id in TASK_IDS},
+        inference_on_new_model=root.boolean("inferenceOnNewModel") or False,
     )
     for section in (image, storage, schedule, tasks, root):
         section.refuse_unknown_keys()

@@ -49,6 +49,7 @@ IMPOSSIBLE = {
     "mlflow": {"trackingUri": "mlflow:5000"},
     "pipelines": {
         "schedule": {"inference_dag": "daily"},
+        "inferenceOnNewModel": "yes",
         "defaults": {"retries": -1, "env": {"WANDB_API_KEY": "x"}},
         "tasks": {
             "train_model": {
@@ -85,6 +86,7 @@ def test_impossible_values_are_refused(major):
         "images.postgres.digest",
         "mlflow.trackingUri",
         "pipelines.schedule.inference_dag",
+        "pipelines.inferenceOnNewModel",
         "pipelines.defaults.retries",
         "pipelines.tasks.train_model.resources.limits",
         "pipelines.tasks.train_model.env.NUMBER",

@@ -58,6 +58,7 @@ def test_settings_are_the_values():
             },
         },
         "schedule": {"training_dag": None, "inference_dag": "0 9 * * *"},
+        "inferenceOnNewModel": False,
         "defaults": DEFAULTS["pipelines"]["defaults"],
         "tasks": DEFAULTS["pipelines"]["tasks"],
     }
@@ -89,6 +90,12 @@ def test_mlflow_elsewhere():
     registry = settings(render(values))["registry"]
     assert registry["type"] == "mlflow"
     assert registry["mlflow"]["trackingUri"] == "https://mlflow.example.com"
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_inference_on_new_models_is_a_switch(reader, wanted):
+    found = settings(render({"pipelines": {"inferenceOnNewModel": wanted}}))
+    assert reader.parse_settings(found, "test", {}).inference_on_new_model is wanted
 
 
 TASK = {

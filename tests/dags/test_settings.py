@@ -36,6 +36,7 @@ COMPLETE = {
         },
     },
     "schedule": {"training_dag": None, "inference_dag": "0 9 * * *"},
+    "inferenceOnNewModel": True,
     "defaults": {
         "retries": 2,
         "retryDelaySeconds": 10,
@@ -79,6 +80,7 @@ def test_complete_file_is_read() -> None:
     assert settings.registry.type == "mlflow"
     assert settings.registry.mlflow.tracking_uri == "http://ml-pipelines-mlflow:5000"
     assert settings.schedules == {"training_dag": None, "inference_dag": "0 9 * * *"}
+    assert settings.inference_on_new_model is True
     assert settings.task("train_model").image == "r.example/i@sha256:abc"
 
 
@@ -93,6 +95,7 @@ def test_without_a_file_the_settings_are_the_documents(monkeypatch: pytest.Monke
     assert settings.registry.model_name == "airflow-pipeline"
     assert settings.registry.wandb.project == "your-project"
     assert settings.schedules == {"training_dag": None, "inference_dag": "0 9 * * *"}
+    assert settings.inference_on_new_model is False
     assert settings.task("load_data").startup_timeout_seconds == 600
     assert "your-key" not in repr(settings)
 
@@ -312,6 +315,10 @@ FAULTS = [
     (
         {"tasks": {"train_model": {"image": "an image"}}},
         'tasks.train_model.image is "an image"; allowed: repository:tag or repository@digest',
+    ),
+    (
+        {"inferenceOnNewModel": "yes"},
+        'inferenceOnNewModel is "yes"; allowed: true or false',
     ),
     ({"defaults": {"env": {"1A": "x"}}}, "defaults.env.1A is not a name that can be used"),
     (

@@ -52,6 +52,7 @@ ORDER = [
     "dag_sync",
     "training",
     "inference",
+    "new_model",
     "failures",
     "wandb",
 ]
@@ -222,31 +223,6 @@ class Run:
 RunDag = Callable[..., Run]
 
 
-@pytest.fixture(scope="session")
-def run_dag(client: Airflow, aloud: Aloud) -> RunDag:
-    """Trigger a DAG, wait until the run has ended, and return all there is to know about it.
-
-    `on_change` is called with each task that took on another state.
-    """
-
-    def run(dag_id: str, timeout: float, on_change: Callable[[Task], None] | None = None) -> Run:
-        with aloud(dag_id) as phase:
-
-            def changed(_: str, task: Task) -> None:
-                tell_change(phase.say, task)
-                if on_change is not None:
-                    on_change(task)
-
-            client.unpause(dag_id)
-            run_id = client.trigger(dag_id)
-            ended = client.wait_for_run(
-                dag_id, run_id, timeout=timeout, on_change=changed, note=phase.note
-            )
-        return look_at(client, dag_id, run_id, ended["state"])
-
-    return run
-
-
 def look_at(airflow: Airflow, dag_id: str, run_id: str, state: str) -> Run:
     tasks = {task.task_id: task for task in airflow.tasks(dag_id, run_id)}
     return Run(
@@ -261,6 +237,44 @@ def look_at(airflow: Airflow, dag_id: str, run_id: str, state: str) -> Run:
             if task.try_number > 0
         },
     )
+
+
+@pytest.fixture(scope="session")
+def follow_run(client: Airflow, aloud: Aloud) -> RunDag:
+    """Wait until a run that something else has started has ended, as run_dag does."""
+
+    def follow(
+        dag_id: str,
+        run_id: str,
+        timeout: float,
+        on_change: Callable[[Task], None] = lambda task: None,
+    ) -> Run:
+        with aloud(f"{dag_id}, {run_id}") as phase:
+
+            def changed(_: str, task: Task) -> None:
+                tell_change(phase.say, task)
+                on_change(task)
+
+            ended = client.wait_for_run(
+                dag_id, run_id, timeout=timeout, on_change=changed, note=phase.note
+            )
+        return look_at(client, dag_id, run_id, ended["state"])
+
+    return follow
+
+
+@pytest.fixture(scope="session")
+def run_dag(client: Airflow, follow_run: RunDag) -> RunDag:
+    """Trigger a DAG, wait until the run has ended, and return all there is to know about it.
+
+    `on_change` is called with each task that took on another state.
+    """
+
+    def run(dag_id: str, timeout: float, **options: Any) -> Run:
+        client.unpause(dag_id)
+        return follow_run(dag_id, client.trigger(dag_id), timeout, **options)
+
+    return run
 
 
 @pytest.fixture(scope="session")

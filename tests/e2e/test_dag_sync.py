@@ -5,13 +5,13 @@ The cluster is told to serve a clone, so that the checkout under test is left al
 
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cluster.embedded import dag_source
+from tests.helpers.waiting import until
 from tools.airflow_api import Airflow
 from tools.paths import ROOT
 from tools.progress import Phase
@@ -25,15 +25,6 @@ def git(at: Path, *words: str) -> str:
     identity = ["-c", "user.name=Test", "-c", "user.email=test@example.com"]
     command = ["git", "-c", "safe.directory=*", *identity, "-C", str(at), *words]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def until(probe: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait for a condition, for so many seconds."""
-    started = time.monotonic()
-    while not probe():
-        passed = time.monotonic() - started
-        assert passed < seconds, f"after {passed:.0f} s: {what}"
-        time.sleep(0.2)
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ there are.
       "serviceAccountName" (include "ml-pipelines.tasks.name" .)
       "registry" $registry
       "schedule" $schedule
+      "inferenceOnNewModel" .Values.pipelines.inferenceOnNewModel
       "defaults" .Values.pipelines.defaults
       "tasks" .Values.pipelines.tasks
     | toPrettyJson -}}
