@@ -6,7 +6,8 @@ registry, predicts, and removes the data and the model. Every day at 09:00 UTC, 
 (`airflow dags trigger inference_dag`), and with `pipelines.inferenceOnNewModel` for each new model.
 
 * The predictions stay on the claim: `inference_dag/<run>/pred.csv`, with what made them (model
-  version, number of rows ...) in `pred.json` beside it. The log of `clean_up` has the whole path.
+  version and its origin, this run, image ...) in `pred.json` beside it. The log of `clean_up` has
+  the whole path.
 * Each run works in a directory of its own; runs at the same time do not meet.
 * A failing step fails the run. `clean_up` runs in any case, after every other task has stopped.
 * To repeat a run, clear all of its tasks: the files of a finished run are gone.
@@ -20,6 +21,7 @@ from datetime import UTC, datetime
 from airflow import DAG
 
 from ml_pipelines.commands import EMPTY_RUN_DIRECTORY, KEEP_PREDICTIONS, cli
+from ml_pipelines.lineage import image_digest_of
 from ml_pipelines.pods import pod_task
 from ml_pipelines.runs import MACROS
 from ml_pipelines.schedules import inference_schedule
@@ -55,7 +57,13 @@ with DAG(
         cli("run-inference-on-dataframe", "/tmp/data/test.csv", "/tmp/results/", "/tmp/pred.csv"),
         SETTINGS,
     )
-    clean_up = pod_task("clean_up", KEEP_PREDICTIONS, SETTINGS)
+    clean_up = pod_task(
+        "clean_up",
+        KEEP_PREDICTIONS,
+        SETTINGS,
+        # Known when the pod has started, so that the pod itself could not write it.
+        env={"ML_PIPELINES_INFERENCE_IMAGE_DIGEST": image_digest_of("run_inference")},
+    )
 
     work = [clean_storage_before_start, load_data, load_model, run_inference]
     clean_storage_before_start >> [load_data, load_model] >> run_inference

@@ -10,6 +10,7 @@ registry (Weights & Biases or MLflow) and removes the run's files. Started by ha
   own failure is shown on the task but does not fail a run whose model is in the registry.
 * To repeat a run, clear all of its tasks: the files of a finished run are gone.
 * The figures of a step (accuracy, model version ...) are its XCom `return_value`.
+* The registered version says what made it: run, commit of the DAGs, image digest, data, metrics.
 * The W&B key is read from a Secret:
   `kubectl create secret generic ml-pipelines-wandb --from-literal=api-key=...`
 """
@@ -21,6 +22,7 @@ from datetime import UTC, datetime
 from airflow import DAG
 
 from ml_pipelines.commands import EMPTY_RUN_DIRECTORY, cli
+from ml_pipelines.lineage import image_digest_of
 from ml_pipelines.pods import pod_task
 from ml_pipelines.runs import MACROS
 from ml_pipelines.schedules import model_dataset
@@ -51,6 +53,8 @@ with DAG(
         cli("upload-to-registry", SETTINGS.registry.model_name, "/tmp/results"),
         SETTINGS,
         registry=True,
+        # The version carries the image that has trained it.
+        env={"ML_PIPELINES_TRAINING_IMAGE_DIGEST": image_digest_of("train_model")},
         outlets=[model_dataset(SETTINGS.registry)],
     )
     clean_up = pod_task("clean_up", EMPTY_RUN_DIRECTORY, SETTINGS)

@@ -19,11 +19,17 @@ def shell(script: str) -> list[str]:
 # in an empty directory. The mount point itself stays. The log lists what was removed.
 EMPTY_RUN_DIRECTORY = shell(f"find {MOUNT_PATH} -mindepth 1 -print -delete")
 
-# The predictions are what an inference run is for: they stay, the data and the model go.
+# The predictions are what an inference run is for: they stay, the data and the model go. Into the
+# space that run_inference leaves for it in pred.json comes the digest of the image it has run.
 KEEP_PREDICTIONS = shell(
-    f"find {MOUNT_PATH} -mindepth 1 -maxdepth 1 ! -name pred.csv ! -name pred.json"
-    " -print -exec rm -rf {} +\n"
-    f"if [ -e {MOUNT_PATH}/pred.csv ]; then\n"
-    '  echo "predictions kept on the training storage: $ML_PIPELINES_RUN_DIRECTORY/pred.csv"\n'
-    "fi"
+    f"""\
+find {MOUNT_PATH} -mindepth 1 -maxdepth 1 ! -name pred.csv ! -name pred.json \\
+  -print -exec rm -rf {{}} +
+if [ -e {MOUNT_PATH}/pred.csv ]; then
+  echo "predictions kept on the training storage: $ML_PIPELINES_RUN_DIRECTORY/pred.csv"
+fi
+if [ -e {MOUNT_PATH}/pred.json ]; then
+  sed -i 's/^  "image_digest": ""/  "image_digest": "'"$ML_PIPELINES_INFERENCE_IMAGE_DIGEST"'"/' \\
+    {MOUNT_PATH}/pred.json
+fi"""
 )

@@ -3,7 +3,8 @@
 Written against cncf-kubernetes 8.3.3 (Airflow 2.9.3) and 10.25.0 (Airflow 3.3.2), tests/dags runs
 on both; it overrides only methods that exist with the same meaning in the two.
 
-* The last message of the container (its termination message) becomes the task's XCom.
+* The last message of the container (its termination message) becomes the task's XCom, with the
+  image that the container ran.
 * A pod that does not start, or fails, is explained in one line, not by a dump of its specification.
 * It notices the end of a container within 0.2 s; the provider sleeps 1 s and 2 s (kubelet and API
   server agree on the end a moment after the log stream stops, so both sleeps are often taken).
@@ -26,6 +27,7 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from ml_pipelines.failures import HOPELESS_WAITS, explain_failure, explain_wait, waiting_for
+from ml_pipelines.lineage import digest_in
 
 # Long enough for a restart of the API server, short enough that a cluster which is gone is noticed.
 API_OUTAGE_SECONDS = 120
@@ -102,13 +104,13 @@ class PipelinePodOperator(KubernetesPodOperator):
     def execute_sync(self, context: Any) -> None:
         """Run the pod to its end; its result becomes the XCom `return_value`.
 
+        With `image` and `image_digest` added: what it ran, which a tag that moves does not say.
         Not `execute`: Airflow 2.9 takes the call of the parent's for a misuse and warns.
         """
         super().execute_sync(context)
-        result = self._result()
-        if result is not None:
-            # Pushed here: `do_xcom_push` of this operator means a second container in the pod.
-            context["ti"].xcom_push(key="return_value", value=result)
+        result = {**(self._result() or {}), **self._image()}
+        # Pushed here: `do_xcom_push` of this operator means a second container in the pod.
+        context["ti"].xcom_push(key="return_value", value=result)
 
     def find_pod(
         self, namespace: str, context: Any, *, exclude_checked: bool = True
@@ -187,12 +189,16 @@ class PipelinePodOperator(KubernetesPodOperator):
         if pod is not None:
             self._await_deletion(pod)
 
+    def _base_statuses(self) -> list[k8s.V1ContainerStatus]:
+        """The status of the container that works; empty when the pod is not known."""
+        statuses = self.remote_pod.status.container_statuses if self.remote_pod else None
+        return [status for status in statuses or [] if status.name == self.base_container_name]
+
     def _result(self) -> dict[str, Any] | None:
         """The JSON object that the container left as its termination message, if it did."""
-        statuses = self.remote_pod.status.container_statuses if self.remote_pod else None
-        for status in statuses or []:
+        for status in self._base_statuses():
             ended = status.state.terminated if status.state else None
-            if status.name == self.base_container_name and ended is not None and ended.message:
+            if ended is not None and ended.message:
                 try:
                     result = json.loads(ended.message)
                 except json.JSONDecodeError:
@@ -201,6 +207,17 @@ class PipelinePodOperator(KubernetesPodOperator):
                     return result
                 self.log.warning("Not a result: the termination message %r", ended.message)
         return None
+
+    def _image(self) -> dict[str, str]:
+        """The image that the pod asked for, and the digest of the one that its node ran."""
+        found = {}
+        for container in self.remote_pod.spec.containers if self.remote_pod else []:
+            if container.name == self.base_container_name:
+                found["image"] = container.image
+        for status in self._base_statuses():
+            if digest := digest_in(status.image_id):
+                found["image_digest"] = digest
+        return found
 
     def _latest(self, pod: k8s.V1Pod) -> k8s.V1Pod | None:
         """The pod as it is now; None when it is gone; as it was when the API does not answer."""

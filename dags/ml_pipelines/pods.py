@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 
 from kubernetes.client import models as k8s
@@ -28,18 +29,19 @@ def pod_task(
     settings: Settings,
     *,
     registry: bool = False,
+    env: Mapping[str, str] = MappingProxyType({}),
     **arguments: Any,
 ) -> PipelinePodOperator:
     """The task that runs `command` in the workload's image, in the run's own directory at /tmp.
 
     With `registry` it gets the model registry's address and, for W&B, the key: a reference to the
     Secret, so that no key is in a pod specification, a rendered field or the serialized DAG.
-    `arguments` are the operator's own.
+    `env` is what else the command is told, as templates; `arguments` are the operator's own.
     Raises KeyError for a task id that the settings do not know.
     """
     task = settings.task(task_id)
     variables = _lineage(task.image) + (_registry(settings.registry) if registry else [])
-    variables += [_variable(name, value) for name, value in task.env.items()]
+    variables += [_variable(name, value) for name, value in [*env.items(), *task.env.items()]]
     # By name, once each: what the settings say comes last and wins.
     environment = list({variable.name: variable for variable in variables}.values())
     return PipelinePodOperator(
@@ -137,6 +139,8 @@ def _lineage(image: str) -> list[k8s.V1EnvVar]:
         k8s.V1EnvVar(name="ML_PIPELINES_RUN_ID", value="{{ run_id }}"),
         k8s.V1EnvVar(name="ML_PIPELINES_RUN_DIRECTORY", value=RUN_DIRECTORY_TEMPLATE),
         k8s.V1EnvVar(name="ML_PIPELINES_IMAGE", value=image),
+        # A template, filled in by the worker: the commit that it runs from.
+        k8s.V1EnvVar(name="ML_PIPELINES_DAGS_COMMIT", value="{{ dags_commit() }}"),
     ]
 
 

@@ -10,6 +10,9 @@ import hashlib
 import re
 from collections.abc import Callable
 
+# Relative: tools/ reads this file too, as dags.ml_pipelines.runs.
+from .lineage import dags_commit
+
 # The mount path of the source document: its command lines name /tmp/data/, /tmp/results/ ...
 MOUNT_PATH = "/tmp"
 
@@ -30,5 +33,9 @@ def run_directory(run_id: str) -> str:
     return f"{slug}-{digest}"
 
 
-# For `user_defined_macros` of a DAG: RUN_DIRECTORY_TEMPLATE needs it.
-MACROS: dict[str, Callable[[str], str]] = {"run_directory": run_directory}
+# For `user_defined_macros` of a DAG: the templates of its pods need them. Both are called by the
+# worker that runs the task, so that a DAG is stored alike whatever commit it comes from.
+MACROS: dict[str, Callable[..., str]] = {
+    "run_directory": run_directory,
+    "dags_commit": dags_commit,
+}

@@ -84,15 +84,22 @@ def load_dag(load_module: Callable[[str], ModuleType]) -> Callable[[str], Any]:
 
 
 class FakeTaskInstance:
-    """What the operator uses of a task instance; `xcoms` holds what was pushed."""
+    """What operator and templates use of a task instance; `xcoms` holds what was pushed.
 
-    def __init__(self, task: Any, try_number: int = 1) -> None:
+    `results` are those of the tasks before it, by task id.
+    """
+
+    def __init__(self, task: Any, results: dict[str, dict[str, Any]], try_number: int = 1) -> None:
         self.task = task
         self.task_id = task.task_id
         self.dag_id = task.dag_id
         self.map_index = -1
         self.try_number = try_number
         self.xcoms: dict[str, Any] = {}
+        self.results = results
+
+    def xcom_pull(self, *, task_ids: str) -> dict[str, Any] | None:
+        return self.results.get(task_ids)
 
     def xcom_push(self, key: str, value: Any, **_: Any) -> None:
         self.xcoms[key] = value
@@ -102,8 +109,10 @@ class FakeTaskInstance:
 def context_of() -> Callable[..., dict[str, Any]]:
     """The part of a task's context that templates and the operator read."""
 
-    def context(task: Any, run_id: str) -> dict[str, Any]:
-        ti = FakeTaskInstance(task)
+    def context(
+        task: Any, run_id: str, results: dict[str, dict[str, Any]] | None = None
+    ) -> dict[str, Any]:
+        ti = FakeTaskInstance(task, results or {})
         return {"dag": task.dag, "task": task, "ti": ti, "task_instance": ti, "run_id": run_id}
 
     return context
@@ -111,11 +120,16 @@ def context_of() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def render_pod(context_of: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """The pod that a task asks the API server for, as JSON, in a given run."""
+    """The pod that a task asks the API server for, as JSON, in a given run.
+
+    `results` are those of the tasks before it, by task id.
+    """
     from kubernetes.client import ApiClient
 
-    def render(task: Any, run_id: str) -> dict[str, Any]:
-        context = context_of(task, run_id)
+    def render(
+        task: Any, run_id: str, results: dict[str, dict[str, Any]] | None = None
+    ) -> dict[str, Any]:
+        context = context_of(task, run_id, results)
         task.render_template_fields(context)
         # The hook would look for a kubeconfig; the pod only says whether it ran in the cluster.
         task.__dict__["hook"] = SimpleNamespace(is_in_cluster=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
+
+DIGEST = f"sha256:{'1a' * 32}"
 
 
 @pytest.fixture
@@ -19,7 +22,11 @@ def run_command(load_dag, tmp_path: Path):
         assert "/tmp" in script
         return subprocess.run(
             [shell, options, script.replace("/tmp", str(tmp_path / "run"))],
-            env={"PATH": os.environ["PATH"], "ML_PIPELINES_RUN_DIRECTORY": "inference_dag/run-1"},
+            env={
+                "PATH": os.environ["PATH"],
+                "ML_PIPELINES_RUN_DIRECTORY": "inference_dag/run-1",
+                "ML_PIPELINES_INFERENCE_IMAGE_DIGEST": DIGEST,
+            },
             capture_output=True,
             text=True,
             timeout=30,
@@ -84,6 +91,24 @@ def test_predictions_outlive_the_cleaning_after_inference(run_command, tmp_path:
     assert kept == {"pred.csv": "pred.csv", "pred.json": "pred.json"}
     assert (tmp_path / "neighbour").read_text() == "another run's"
     assert "inference_dag/run-1/pred.csv" in done.stdout
+
+
+def test_the_predictions_get_the_digest_of_their_image_and_nothing_else_changes(
+    run_command, tmp_path: Path
+) -> None:
+    described = {
+        "image_digest": "",
+        "made_by": {"image": "registry.example/i:1"},
+        "model": {"tags": {"image_digest": ""}},
+    }
+    path = tmp_path / "run" / "pred.json"
+    # As the workload writes it.
+    path.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+    for _ in range(2):  # A cleared clean_up runs again.
+        done = run_command("inference_dag", "clean_up")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(path.read_text()) == described | {"image_digest": DIGEST}
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["pred.json"]
 
 
 @pytest.mark.parametrize(

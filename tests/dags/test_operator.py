@@ -18,6 +18,9 @@ from urllib3.exceptions import ProtocolError
 
 RUN_ID = "manual__1"
 RESULT = {"accuracy": 0.82, "baseline_accuracy": 0.78, "steps": 200}
+DIGEST = f"sha256:{'1a' * 32}"
+# What the operator adds to a result.
+RAN = {"image": "ghcr.io/kyryl-opens-ml/classic-example:main", "image_digest": DIGEST}
 
 State = Callable[[k8s.V1Pod], None] | BaseException
 
@@ -111,7 +114,12 @@ class Cluster:
         return SimpleNamespace(items=items, metadata=SimpleNamespace(resource_version="1"))
 
 
-def status(phase: str, container: dict[str, Any] | None = None, **pod_status: Any) -> State:
+def status(
+    phase: str,
+    container: dict[str, Any] | None = None,
+    image_id: str = f"ghcr.io/kyryl-opens-ml/classic-example@{DIGEST}",
+    **pod_status: Any,
+) -> State:
     """A state of the pod: its phase and that of its container."""
 
     def apply(pod: k8s.V1Pod) -> None:
@@ -121,7 +129,7 @@ def status(phase: str, container: dict[str, Any] | None = None, **pod_status: An
                 k8s.V1ContainerStatus(
                     name="base",
                     image="i",
-                    image_id="i",
+                    image_id=image_id,
                     ready=False,
                     restart_count=0,
                     state=k8s.V1ContainerState(**container),
@@ -214,7 +222,7 @@ def train(load_dag, context_of, clock, monkeypatch: pytest.MonkeyPatch):
 def test_result_of_the_container_becomes_the_xcom(train) -> None:
     run = train(status("Pending"), RUNNING, RUNNING, SUCCEEDED)
     assert run.error is None
-    assert run.xcoms["return_value"] == RESULT
+    assert run.xcoms["return_value"] == RESULT | RAN
     assert run.cluster.deleted == run.cluster.created
     assert len(run.cluster.created) == 1
     assert "epoch 1" in run.log.text
@@ -224,8 +232,37 @@ def test_result_of_the_container_becomes_the_xcom(train) -> None:
 def test_success_without_a_result_is_a_success(train, message: str) -> None:
     run = train(RUNNING, ended(0, "Completed", message))
     assert run.error is None
-    assert "return_value" not in run.xcoms
+    assert run.xcoms["return_value"] == RAN
     assert ("Not a result" in run.log.text) is bool(message)
+
+
+@pytest.mark.parametrize(
+    ("image_id", "digest"),
+    [
+        (f"docker.io/library/classic-example@{DIGEST}", DIGEST),
+        # An image that was imported and not pulled has no name with a digest.
+        (DIGEST, DIGEST),
+        (f"docker-pullable://classic-example@{DIGEST}", DIGEST),
+        ("", None),
+        ("classic-example:main", None),
+    ],
+)
+def test_result_says_which_image_has_run(train, image_id: str, digest: str | None) -> None:
+    run = train(RUNNING, ended(0, "Completed", json.dumps(RESULT), image_id=image_id))
+    assert run.xcoms["return_value"].get("image_digest") == digest
+    assert run.xcoms["return_value"]["image"] == RAN["image"]
+
+
+def test_result_says_what_ran_and_not_what_the_settings_say_now(train) -> None:
+    """The next try follows a pod that was made before the settings changed."""
+    first = train(RUNNING, RUNNING, ApiException(status=403, reason="Forbidden"))
+    cluster = first.cluster
+    (name,) = cluster.created
+    cluster.pods[name].metadata.labels.pop("already_checked", None)
+    cluster.pods[name].spec.containers[0].image = "registry.example/classic-example:before"
+    cluster.states = [RUNNING, RUNNING, SUCCEEDED]
+    second = train(cluster=cluster)
+    assert second.xcoms["return_value"]["image"] == "registry.example/classic-example:before"
 
 
 def test_end_of_the_container_is_noticed_at_once(train, clock) -> None:
@@ -349,7 +386,7 @@ def test_pod_that_can_never_start_fails_at_once(train, clock, reason: str) -> No
 def test_api_server_that_is_away_for_a_while_costs_no_try(train, clock, outage) -> None:
     run = train(RUNNING, RUNNING, *([outage] * 5), RUNNING, SUCCEEDED)
     assert run.error is None
-    assert run.xcoms["return_value"] == RESULT
+    assert run.xcoms["return_value"] == RESULT | RAN
     assert 10 <= clock.now - 1000 < 20
     assert "trying again" in run.log.text
 
@@ -381,7 +418,7 @@ def test_next_try_follows_the_pod_that_still_runs(train) -> None:
     cluster.states = [RUNNING, RUNNING, SUCCEEDED]
     second = train(cluster=cluster)
     assert second.error is None
-    assert second.xcoms["return_value"] == RESULT
+    assert second.xcoms["return_value"] == RESULT | RAN
     assert cluster.created == [name]
     assert cluster.deleted == [name]
 

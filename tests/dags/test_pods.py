@@ -6,6 +6,8 @@ import copy
 
 import pytest
 
+from ml_pipelines.lineage import dags_commit
+
 RUN_ID = "manual__2026-11-23T09:00:00+00:00"
 RUN_DIRECTORY = "manual__2026-11-23T09-00-00-00-00-476cf0ba3706"
 
@@ -92,6 +94,11 @@ RESOURCES = {
 }
 DEADLINES = {"clean_storage_before_start": 960, "train_model": 7260, "clean_up": 960}
 REGISTRY_TASKS = {"upload_model", "load_model"}
+# What a task is told of one before it; nothing here, as nothing has run.
+OF_BEFORE = {
+    ("training_dag", "upload_model"): "ML_PIPELINES_TRAINING_IMAGE_DIGEST",
+    ("inference_dag", "clean_up"): "ML_PIPELINES_INFERENCE_IMAGE_DIGEST",
+}
 
 EVERY_TASK = [
     (dag_id, task_id)
@@ -104,6 +111,7 @@ EVERY_TASK = [
 
 
 def expected_spec(dag_id: str, task_id: str, registry_env: list[dict]) -> dict:
+    of_before = OF_BEFORE.get((dag_id, task_id))
     directory = f"{dag_id}/{RUN_DIRECTORY}"
     return {
         "activeDeadlineSeconds": DEADLINES.get(task_id, 3660),
@@ -119,7 +127,9 @@ def expected_spec(dag_id: str, task_id: str, registry_env: list[dict]) -> dict:
                     {"name": "ML_PIPELINES_RUN_ID", "value": RUN_ID},
                     {"name": "ML_PIPELINES_RUN_DIRECTORY", "value": directory},
                     {"name": "ML_PIPELINES_IMAGE", "value": "registry.example/classic-example:1"},
+                    {"name": "ML_PIPELINES_DAGS_COMMIT", "value": dags_commit()},
                     *(registry_env if task_id in REGISTRY_TASKS else []),
+                    *([{"name": of_before, "value": ""}] if of_before else []),
                 ],
                 "resources": RESOURCES[task_id],
                 "securityContext": {

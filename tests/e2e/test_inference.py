@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 
 from tools.airflow_api import Airflow
 from tools.run import tell_change
@@ -62,8 +63,34 @@ def test_only_the_predictions_stay(inference_run, stack: Stack) -> None:
 def test_the_predictions_say_what_made_them(training_run, inference_run, stack: Stack) -> None:
     path = stack.run_path("inference_dag", inference_run.run_id)
     made = json.loads(stack.read_volume(f"{path}/pred.json"))
-    assert made["model"]["version"] == training_run.results["upload_model"]["version"]
-    assert made["rows"] == inference_run.results["run_inference"]["rows"]
+    uploaded, trained = (training_run.results[task] for task in ("upload_model", "train_model"))
+    ran = inference_run.results["run_inference"]
+    image = stack.settings["image"]["reference"]
+    commit = stack.served_commit()[0]
+    assert (made["model"]["version"], made["model"]["uri"]) == (
+        uploaded["version"],
+        uploaded["uri"],
+    )
+    weights = made["model"]["tags"].pop("model_sha256")
+    assert re.fullmatch(r"[0-9a-f]{64}", weights)
+    assert made["model"]["tags"] == {
+        "dag_id": "training_dag",
+        "run_id": training_run.run_id,
+        "dags_commit": commit,
+        "image": image,
+        "image_digest": trained["image_digest"],
+        "data_source": training_run.results["load_data"]["source"],
+        "data_sha256": training_run.results["load_data"]["sha256"],
+    }
+    assert made["made_by"] == {
+        "dag_id": "inference_dag",
+        "run_id": inference_run.run_id,
+        "dags_commit": commit,
+        "image": image,
+    }
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}", ran["image_digest"])
+    assert made["image_digest"] == ran["image_digest"]
+    assert made["rows"] == ran["rows"]
     content = stack.read_volume(f"{path}/pred.csv").encode()
     assert made["predictions"]["sha256"] == hashlib.sha256(content).hexdigest()
 

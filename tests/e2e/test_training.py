@@ -42,6 +42,38 @@ def test_the_model_is_registered_with_its_metrics(training_run, mlflow) -> None:
     assert abs(metrics["baseline_accuracy"] - trained["baseline_accuracy"]) < 1e-5
 
 
+def test_the_version_says_what_made_it(training_run, mlflow, stack: Stack) -> None:
+    version = registered(mlflow, training_run.results["upload_model"])
+    loaded, trained = (training_run.results[task] for task in ("load_data", "train_model"))
+    made = tags(version)
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}", trained["image_digest"])
+    assert re.fullmatch(r"[0-9a-f]{64}", made.pop("model_sha256"))
+    assert made == {
+        "dag_id": "training_dag",
+        "run_id": training_run.run_id,
+        "dags_commit": stack.served_commit()[0],
+        "image": stack.settings["image"]["reference"],
+        "image_digest": trained["image_digest"],
+        "data_source": loaded["source"],
+        "data_sha256": loaded["sha256"],
+    }
+    # First on the page of the version; the run's page has the same tags.
+    assert f"held-out accuracy {trained['accuracy']:.4f}" in version["description"]
+    assert loaded["source"] in version["description"]
+    run = mlflow.get("api/2.0/mlflow/runs/get", run_id=version["run_id"]).json()["run"]
+    assert made.items() <= tags(run["data"]).items()
+
+
+def test_every_task_says_which_image_it_ran(training_run, stack: Stack) -> None:
+    ran = {
+        (result.get("image"), result.get("image_digest"))
+        for result in training_run.results.values()
+    }
+    assert len(training_run.results) == len(ORDER)
+    digest = training_run.results["train_model"]["image_digest"]
+    assert ran == {(stack.settings["image"]["reference"], digest)}
+
+
 def test_the_plots_are_in_the_registry(training_run, mlflow) -> None:
     version = registered(mlflow, training_run.results["upload_model"])
     files = list(artifacts(mlflow, version["run_id"]))
@@ -58,6 +90,10 @@ def registered(mlflow, uploaded):
     number = uploaded["version"].removeprefix("v")
     answer = mlflow.get("api/2.0/mlflow/model-versions/get", name=uploaded["name"], version=number)
     return answer.json()["model_version"]
+
+
+def tags(entry) -> dict[str, str]:
+    return {tag["key"]: tag["value"] for tag in entry["tags"]}
 
 
 def artifacts(mlflow, run_id: str, path: str = ""):

@@ -123,7 +123,12 @@ def trained(
     ended = cli(
         "train",
         make_config(directory / "config.json"),
-        env={"ML_PIPELINES_DAG_ID": "training_dag", "ML_PIPELINES_RUN_ID": "manual__1"},
+        env={
+            "ML_PIPELINES_DAG_ID": "training_dag",
+            "ML_PIPELINES_RUN_ID": "manual__1",
+            "ML_PIPELINES_DAGS_COMMIT": "c0ffee",
+            "ML_PIPELINES_IMAGE": "registry.example/trainer:1",
+        },
     )
     assert ended.status == 0, ended.output
     return ended, directory / "results"

@@ -15,14 +15,27 @@ from workload_helpers import HEADER, Cli, Ended, everything_below, read_csv, sen
 def model(trained: tuple[Ended, Path], tmp_path: Path) -> Path:
     """Return the trained model as load-from-registry would leave it."""
     directory = shutil.copytree(trained[1], tmp_path / "model")
-    registered = {"registry": "mlflow", "name": "m", "version": "v7", "metrics": {"accuracy": 0.9}}
+    registered = {
+        "registry": "mlflow",
+        "name": "m",
+        "version": "v7",
+        "tags": {"run_id": "training 1", "image_digest": "sha256:1a"},
+        "metrics": {"accuracy": 0.9},
+    }
     (directory / "registry.json").write_text(json.dumps(registered))
     return directory
 
 
 def test_predictions_keep_the_contract(cli: Cli, model: Path, data_directory: Path, tmp_path: Path):
     source, target = data_directory / "test.csv", tmp_path / "out" / "pred.csv"
-    ended = cli("run-inference-on-dataframe", source, model, target)
+    made_by = {
+        "dag_id": "inference_dag",
+        "run_id": "daily 1",
+        "dags_commit": "c0ffee",
+        "image": "i",
+    }
+    variables = {f"ML_PIPELINES_{name.upper()}": value for name, value in made_by.items()}
+    ended = cli("run-inference-on-dataframe", source, model, target, env=variables)
     assert ended.status == 0, ended.output
     given, predicted = read_csv(source), read_csv(target)
     assert list(predicted[0]) == [*HEADER, "correct_sentence_conf"]
@@ -36,9 +49,12 @@ def test_predictions_keep_the_contract(cli: Cli, model: Path, data_directory: Pa
         "model_version": "v7",
         "positive": positive,
     }
-    description = json.loads((tmp_path / "out" / "pred.json").read_text())
-    assert description["model"]["version"] == "v7"
-    assert description["model"]["metrics"] == {"accuracy": 0.9}
+    written = (tmp_path / "out" / "pred.json").read_text()
+    description = json.loads(written)
+    assert description["model"] == json.loads((model / "registry.json").read_text())
+    assert description["made_by"] == made_by
+    # What clean_up of the pipeline looks for, to fill it in.
+    assert written.count('\n  "image_digest": "",\n') == 1
     assert description["rows"] == 33
     assert description["positive"] == positive
     content = target.read_bytes()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -86,7 +87,12 @@ def uploaded(cli: Cli, server: str, trained: tuple[Ended, Path]) -> list[Ended]:
             "upload-to-registry",
             "airflow-pipeline",
             trained[1],
-            env=variables(server, MLFLOW_EXPERIMENT_NAME="tests", ML_PIPELINES_RUN_ID=f"run{n}"),
+            env=variables(
+                server,
+                MLFLOW_EXPERIMENT_NAME="tests",
+                ML_PIPELINES_RUN_ID=f"run{n}",
+                ML_PIPELINES_TRAINING_IMAGE_DIGEST="sha256:1a",
+            ),
         )
         for n in (1, 2)
     ]
@@ -122,12 +128,21 @@ def test_run_holds_metrics_curve_params_plots_and_files(
     assert plots == {"plots/confusion_matrix.png", "plots/training_curve.png"}
 
 
-def test_version_names_run_data_and_weights(uploaded: list[Ended], client):
+def test_version_and_run_say_what_made_the_model(uploaded: list[Ended], client):
     version = client.get_model_version("airflow-pipeline", "2")
     # The upload's own run counts, not the one that an older lineage file names.
     assert version.tags["run_id"] == "run2"
     assert version.tags["dag_id"] == "training_dag"
+    assert version.tags["dags_commit"] == "c0ffee"
+    assert version.tags["image"] == "registry.example/trainer:1"
+    assert version.tags["image_digest"] == "sha256:1a"
     assert len(version.tags["data_sha256"]) == len(version.tags["model_sha256"]) == 64
+    assert re.fullmatch(
+        r"held-out accuracy [01]\.\d{4} \(baseline [01]\.\d{4}\), trained on files .*val\.csv",
+        version.description,
+    )
+    run = client.get_run(version.run_id)
+    assert version.tags.items() <= run.data.tags.items()
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_package_holds_everything_but_the_mark_of_an_earlier_load(
 ):
     model = shutil.copytree(trained[1], tmp_path / "model")
     (model / "registry.json").write_text("{}")
-    monkeypatch.setenv("ML_PIPELINES_IMAGE", "repo@sha256:1")
+    monkeypatch.setenv("ML_PIPELINES_RUN_ID", "manual__2")
     packed = package(model)
     assert {path.name for path in packed.files} == {p.name for p in trained[1].iterdir()}
     assert {path.name for path in packed.plots} == {"confusion_matrix.png", "training_curve.png"}
@@ -120,9 +120,35 @@ def test_package_holds_everything_but_the_mark_of_an_earlier_load(
     assert packed.history[0]["step"] == 5
     weights = (model / "model.safetensors").read_bytes()
     assert packed.tags["model_sha256"] == hashlib.sha256(weights).hexdigest()
-    assert packed.tags["image"] == "repo@sha256:1"
-    assert packed.tags["run_id"] == "manual__1"
     assert len(packed.tags["data_sha256"]) == 64
+
+
+def test_package_says_what_made_the_model_and_not_what_uploads_it(
+    trained: tuple[Ended, Path], monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in {
+        "ML_PIPELINES_DAG_ID": "training_dag",
+        "ML_PIPELINES_RUN_ID": "manual__2",
+        "ML_PIPELINES_DAGS_COMMIT": "another",
+        "ML_PIPELINES_IMAGE": "registry.example/uploader:1",
+        "ML_PIPELINES_TRAINING_IMAGE_DIGEST": "sha256:1a",
+    }.items():
+        monkeypatch.setenv(name, value)
+    tags = package(trained[1]).tags
+    assert (tags["dag_id"], tags["run_id"]) == ("training_dag", "manual__2")
+    assert (tags["dags_commit"], tags["image"]) == ("c0ffee", "registry.example/trainer:1")
+    assert tags["image_digest"] == "sha256:1a"
+
+
+def test_package_of_a_model_that_was_trained_by_hand(
+    trained: tuple[Ended, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = shutil.copytree(trained[1], tmp_path / "model")
+    (model / "lineage.json").write_text(json.dumps({"data_source": "files", "data_sha256": "0"}))
+    monkeypatch.setenv("ML_PIPELINES_TRAINING_IMAGE_DIGEST", "")
+    tags = package(model).tags
+    assert tags.pop("model_sha256")
+    assert tags == {"data_source": "files", "data_sha256": "0"}
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "README.md", "special_tokens_map.json"])

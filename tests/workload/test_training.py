@@ -84,9 +84,14 @@ def test_lineage_names_run_and_data(trained: tuple[Ended, Path], data_directory:
     origin = json.loads((trained[1] / "lineage.json").read_text())
     assert origin["dag_id"] == "training_dag"
     assert origin["run_id"] == "manual__1"
+    assert origin["dags_commit"] == "c0ffee"
+    assert origin["image"] == "registry.example/trainer:1"
     assert origin["data_source"].startswith(f"files {data_directory}")
     assert len(origin["data_sha256"]) == 64
-    assert "run_id `manual__1`" in (trained[1] / "README.md").read_text()
+    assert (
+        "Made by dag_id `training_dag`, run_id `manual__1`, dags_commit `c0ffee`, "
+        "image `registry.example/trainer:1`." in (trained[1] / "README.md").read_text()
+    )
 
 
 def test_same_seed_gives_the_same_model_to_the_last_bit(

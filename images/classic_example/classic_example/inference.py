@@ -31,7 +31,8 @@ def run_inference_on_dataframe(source: Path, model_directory: Path, target: Path
     """Add the probability of label 1 to each row of a CSV file with a `sentence` column.
 
     Writes `target` with the input's columns, unchanged and in order, and `correct_sentence_conf`;
-    beside it a JSON file of the same name that says which model predicted what.
+    beside it a JSON file of the same name that says which model predicted what: the version as
+    `load-from-registry` has found it, with the tags that say how it was made.
 
     Raises:
         WorkloadError: the CSV, the model directory or the output.
@@ -72,6 +73,8 @@ def run_inference_on_dataframe(source: Path, model_directory: Path, target: Path
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": seconds,
             "made_by": lineage.of_this_run(),
+            # Of the image that predicts: its own container cannot know it, clean_up fills it in.
+            "image_digest": "",
         },
     )
     logger.info("%d of %d rows are positive; %.0f s; %s", positive, len(table), seconds, target)

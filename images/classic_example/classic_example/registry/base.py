@@ -122,7 +122,7 @@ def package(directory: Path) -> Package:
     if missing:
         raise WorkloadError(f"{directory} is not a trained model: it has no {names(missing)}")
     plots = [directory / name for name in (CONFUSION_MATRIX, TRAINING_CURVE)]
-    origin = {**read_json(directory / LINEAGE_FILE), **lineage.of_this_run()}
+    origin = lineage.of_model(read_json(directory / LINEAGE_FILE))
     return Package(
         directory=directory,
         metrics=read_json(directory / METRICS_FILE),

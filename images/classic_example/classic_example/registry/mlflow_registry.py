@@ -126,7 +126,7 @@ class MlflowRegistry:
                     source=f"{run.info.artifact_uri}/{MODEL_PATH}",
                     run_id=run_id,
                     tags=package.tags,
-                    description=f"held-out accuracy {package.metrics.get('accuracy', 0):.4f}",
+                    description=description(package),
                 )
             except BaseException:
                 self.mark_failed(client, run_id)
@@ -217,6 +217,13 @@ def failures(what: str) -> Iterator[None]:
         yield
     except (MlflowException, requests.RequestException) as error:
         raise WorkloadError(f"MLflow failed during the {what}: {one_line(error, 300)}") from error
+
+
+def description(package: Package) -> str:
+    """Return what the page of a version says first: how good the model is, and on what data."""
+    accuracy, baseline = (package.metrics.get(f"{of}accuracy", 0) for of in ("", "baseline_"))
+    data = package.tags.get("data_source", "unknown data")
+    return f"held-out accuracy {accuracy:.4f} (baseline {baseline:.4f}), trained on {data}"
 
 
 def log_numbers(client: Any, run_id: str, package: Package) -> None:
