@@ -167,9 +167,10 @@ class Release:
             raise UserError(f"helm {words[0]}: {result.stderr.strip()}")
         return result.stdout
 
-    def inputs(self, files: list[Path]) -> str:
+    def inputs(self, files: list[Path], extra: tuple[str, ...] = ()) -> str:
         """Return the hash over everything that decides what is installed."""
-        return digest(CHART, *files, json.dumps(self.values, sort_keys=True), Path(program()).name)
+        values = json.dumps(self.values, sort_keys=True)
+        return digest(CHART, *files, values, Path(program()).name, *extra)
 
     def deploy(self, phase: Phase, *, extra: tuple[str, ...] = ()) -> bool:
         """Install or upgrade, and wait until all of it is ready.
@@ -180,7 +181,7 @@ class Release:
         """
         dependency(os.environ.get("CHART_REPOSITORY") or "package")
         files = values_files()
-        inputs = self.inputs(files)
+        inputs = self.inputs(files, extra)
         self.overlay.parent.mkdir(parents=True, exist_ok=True)
         self.overlay.write_text(yaml.safe_dump(dict(self.values), sort_keys=True))
         with lock(f"release-{digest(str(self.kube.kubeconfig), self.kube.namespace)}"):

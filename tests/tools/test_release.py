@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from tools.errors import UserError
+from tools.kube import Kube
 from tools.paths import VALUES
-from tools.release import image_values, merge, project_images, values_files
+from tools.release import Release, image_values, merge, project_images, values_files
 
 IMAGES = {
     name: {"repository": f"localhost/ml-pipelines/{name}", "tag": f"1-{name}", "digest": "sha256:0"}
@@ -66,3 +67,12 @@ def test_images_of_the_project_are_found_in_manifests() -> None:
         "localhost/ml-pipelines/git-sync:1-def",
         "localhost/ml-pipelines/classic-example:1.0.0-123",
     }
+
+
+def test_other_arguments_are_another_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else setting them back would find the release up to date, and change nothing."""
+    monkeypatch.setenv("HELM", "/bin/helm")
+    release = Release(Kube("config", "namespace"), {"a": 1}, "test")
+    files = values_files({})
+    assert release.inputs(files) == release.inputs(files)
+    assert release.inputs(files, ("--set", "a=2")) != release.inputs(files)
