@@ -37,6 +37,7 @@ def test_overrides_reach_every_container_and_the_tasks():
         "mirror.test/git-sync:1",
         f"mirror.test/mlflow@{DIGEST}",
         "mirror.test/postgres:1",
+        "mirror.test/classic-example:1",
     }
     assert settings(manifests)["image"]["reference"] == "mirror.test/classic-example:1"
 

@@ -19,7 +19,9 @@ AIRFLOW = {
     ("ServiceAccount", "ml-pipelines-airflow-worker"),
 }
 ALWAYS = AIRFLOW | {
+    ("ConfigMap", "ml-pipelines-janitor"),
     ("ConfigMap", "ml-pipelines-settings"),
+    ("CronJob", "ml-pipelines-janitor"),
     ("Job", "ml-pipelines-setup"),
     ("PersistentVolumeClaim", "ml-pipelines-logs"),
     ("PersistentVolumeClaim", "training-storage"),
@@ -78,6 +80,7 @@ def test_switched_off_parts_leave_nothing():
             "storage": {"create": False},
             "logs": {"create": False},
             "admin": {"enabled": False},
+            "janitor": {"enabled": False},
             "wandb": {"enabled": True, "existingSecret": "key"},
             "mlflow": {"enabled": False},
             "postgres": {"enabled": False},
@@ -87,7 +90,8 @@ def test_switched_off_parts_leave_nothing():
         }
     )
     claims = {name for name in ALWAYS if name[0] == "PersistentVolumeClaim"}
-    assert names(off) == ALWAYS - claims
+    janitor = {name for name in ALWAYS if name[1] == "ml-pipelines-janitor"}
+    assert names(off) == ALWAYS - claims - janitor
 
 
 def test_another_release_name_goes_before_every_own_object():

@@ -42,11 +42,13 @@ UNKNOWN = {
     "pipelines": {"tasks": {"train_modell": {}, "load_data": {"retrys": 1}}},
     "postgres": {"resources": {"request": {}}},
     "images": {"mlflow": {"name": "x"}},
+    "janitor": {"predictions": {"maxAgeHours": 1}},
 }
 IMPOSSIBLE = {
     "storage": {"size": "5GB", "accessModes": ["ReadWriteSometimes"]},
     "images": {"postgres": {"pullPolicy": "Sometimes", "digest": "sha256:abc"}},
     "mlflow": {"trackingUri": "mlflow:5000"},
+    "janitor": {"schedule": "daily", "leftovers": {"maxAgeHours": 0}},
     "pipelines": {
         "schedule": {"inference_dag": "daily"},
         "inferenceOnNewModel": "yes",
@@ -70,7 +72,8 @@ def test_unknown_keys_are_refused_by_name(major):
     # As Helm 3 says it, and as Helm 4 does.
     named = re.findall(r"property (\w+) is not|properties '(\w+)' not", str(error.value))
     assert {three or four for three, four in named} == {
-        *("storrage", "sise", "apikey", "train_modell", "retrys", "request", "name")
+        *("storrage", "sise", "apikey", "train_modell", "retrys", "request", "name"),
+        "maxAgeHours",
     }
 
 
@@ -85,6 +88,8 @@ def test_impossible_values_are_refused(major):
         "images.postgres.pullPolicy",
         "images.postgres.digest",
         "mlflow.trackingUri",
+        "janitor.schedule",
+        "janitor.leftovers.maxAgeHours",
         "pipelines.schedule.inference_dag",
         "pipelines.inferenceOnNewModel",
         "pipelines.defaults.retries",

@@ -10,7 +10,7 @@ from tests.helpers.helm import ENVIRONMENTS, render, rendered
 from tools.paths import CHART, VALUES
 
 # Our own containers have a read-only root; Airflow and git-sync write below their homes.
-READ_ONLY = ("mlflow", "postgres", "upgrade-database", "test")
+READ_ONLY = ("janitor", "mlflow", "postgres", "upgrade-database", "test")
 
 
 def faults(container):

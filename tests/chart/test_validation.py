@@ -118,6 +118,17 @@ REFUSED = {
         {"mlflow": {"trackingUri": "http://elsewhere"}},
         "mlflow.trackingUri: names a server elsewhere",
     ),
+    "leftovers of a run at work": (
+        {"janitor": {"leftovers": {"maxAgeHours": 1}}},
+        "janitor.leftovers.maxAgeHours: 1 hours are less than",
+    ),
+    "models that W&B keeps": (
+        {
+            "wandb": {"enabled": True, "existingSecret": "x"},
+            "janitor": {"models": {"keepVersions": 3}},
+        },
+        "janitor.models.keepVersions: Weights & Biases keeps the models",
+    ),
     "no registry": ({"mlflow": {"enabled": False}}, "no model registry"),
 }
 

@@ -85,6 +85,8 @@ class Manifests:
             name = found["metadata"]["name"]
             if found["kind"] in POD_OWNERS:
                 yield f"{found['kind']}/{name}", found["spec"]["template"]
+            elif found["kind"] == "CronJob":
+                yield f"CronJob/{name}", found["spec"]["jobTemplate"]["spec"]["template"]
             elif found["kind"] == "Pod":
                 yield f"Pod/{name}", found
         yield "Pod/worker", self.worker()

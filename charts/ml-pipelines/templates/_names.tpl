@@ -35,6 +35,10 @@ values that the official chart evaluates (airflow.scheduler.extraVolumes, ...), 
 {{ include "ml-pipelines.fullname" . }}-setup
 {{- end }}
 
+{{- define "ml-pipelines.janitor.name" -}}
+{{ include "ml-pipelines.fullname" . }}-janitor
+{{- end }}
+
 {{- define "ml-pipelines.test.name" -}}
 {{ include "ml-pipelines.fullname" . }}-test
 {{- end }}

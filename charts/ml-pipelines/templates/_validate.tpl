@@ -128,6 +128,28 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- $problems = append $problems "no model registry: enable mlflow, give mlflow.trackingUri, or enable wandb" -}}
 {{- end -}}
 
+{{- /* Janitor */ -}}
+{{- $janitor := $v.janitor -}}
+{{- if and $janitor.enabled $v.wandb.enabled (gt (int $janitor.models.keepVersions) 0) -}}
+{{- $problems = append $problems "janitor.models.keepVersions: Weights & Biases keeps the models and removes them by its own rules; set 0 here and a TTL policy there" -}}
+{{- end -}}
+{{- $longest := 0 -}}
+{{- $slowest := "" -}}
+{{- range $name, $own := $v.pipelines.tasks -}}
+{{- $task := dict -}}
+{{- range $key := list "retries" "retryDelaySeconds" "startupTimeoutSeconds" "executionTimeoutSeconds" -}}
+{{- $_ := set $task $key (int (ternary (index $own $key) (index $v.pipelines.defaults $key) (hasKey $own $key))) -}}
+{{- end -}}
+{{- $seconds := mul (add1 $task.retries) (add $task.retryDelaySeconds $task.startupTimeoutSeconds $task.executionTimeoutSeconds) -}}
+{{- if gt $seconds $longest -}}
+{{- $longest = $seconds -}}
+{{- $slowest = $name -}}
+{{- end -}}
+{{- end -}}
+{{- if and $janitor.enabled (lt (mul 3600 (int $janitor.leftovers.maxAgeHours)) $longest) -}}
+{{- $problems = append $problems (printf "janitor.leftovers.maxAgeHours: %v hours are less than %s may take with all its tries; a run at work would lose its files, set %d or more" $janitor.leftovers.maxAgeHours $slowest (div (add $longest 3599) 3600)) -}}
+{{- end -}}
+
 {{- join "\n" $problems -}}
 {{- end }}
 

@@ -10,3 +10,12 @@ cannot reach it by a DNS name of its own. localhost is for port-forwarding.
 {{- end -}}
 {{- concat $hosts .Values.mlflow.allowedHosts | join "," -}}
 {{- end }}
+
+{{/* Address of the MLflow server: the release's own, else the one elsewhere, else nothing. */}}
+{{- define "ml-pipelines.mlflow.uri" -}}
+{{- if .Values.mlflow.enabled -}}
+http://{{ include "ml-pipelines.mlflow.name" . }}:5000
+{{- else -}}
+{{ .Values.mlflow.trackingUri }}
+{{- end -}}
+{{- end }}

@@ -8,10 +8,7 @@ there are.
 {{- range .Values.imagePullSecrets -}}
 {{- $pullSecrets = append $pullSecrets .name -}}
 {{- end -}}
-{{- $trackingUri := .Values.mlflow.trackingUri -}}
-{{- if .Values.mlflow.enabled -}}
-{{- $trackingUri = printf "http://%s:5000" (include "ml-pipelines.mlflow.name" .) -}}
-{{- end -}}
+{{- $trackingUri := include "ml-pipelines.mlflow.uri" . -}}
 {{- $image := dict
       "reference" (include "ml-pipelines.image" .Values.images.classicExample)
       "pullPolicy" .Values.images.classicExample.pullPolicy

@@ -1,0 +1,437 @@
+"""Removes by age what runs have left behind, and by number the models that are too many.
+
+What the chart's CronJob runs; only the standard library. Three kinds of things go:
+
+- Leftovers: everything in the directory of a run but its predictions, once nothing in there has
+  changed for so many hours; and files that an upload left in MLflow without a finished version.
+- Predictions that are older than so many days.
+- The files of model versions beyond the newest so many. Their runs stay, with metrics and plots.
+
+What is removed is printed with its bytes. A thing that cannot be removed is printed too and makes
+the status 1, after all the others had their turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import shutil
+import stat
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Whose runs have a directory below the volume's root. Nothing else is looked at.
+DAGS = ("training_dag", "inference_dag")
+# What an inference run is for. pred.csv is renamed into place whole; pred.json may be missing.
+PREDICTIONS, DESCRIPTION = "pred.csv", "pred.json"
+
+HOUR, DAY = 3600, 86400
+# MLflow may be restarting: asked again for a minute and a half.
+TRIES, PAUSE_SECONDS, ANSWER_SECONDS = 7, 15, 60
+# An upload's files, below its run's artifacts; plots beside them stay with the metrics.
+MODEL_PATH = "model"
+# Tag of an MLflow run whose files go or have gone: what was begun is ended by the next janitor.
+TAG, DELETING, DELETED = "ml_pipelines.model_files", "deleting", "deleted by the janitor"
+
+
+class Failed(Exception):
+    """Something could not be done; the text says what and why."""
+
+
+class Report:
+    """Says what is removed and adds it up. In a dry run nothing is removed, only said."""
+
+    def __init__(self, dry_run: bool) -> None:
+        self.dry_run = dry_run
+        self.things = self.bytes = self.failures = 0
+
+    def removed(self, what: str, size: int, why: str) -> None:
+        """Tell of one thing that is gone; ``size`` in bytes."""
+        self.things += 1
+        self.bytes += size
+        verb = "would remove" if self.dry_run else "removed"
+        print(f"{verb} {what} ({size:,} bytes): {why}", flush=True)
+
+    def failed(self, what: str, error: Exception) -> None:
+        """Tell of one thing that stays although it should go."""
+        self.failures += 1
+        print(f"ERROR: {what}: {error}", flush=True)
+
+
+# The training storage
+
+
+@dataclass(frozen=True)
+class Content:
+    """Size in bytes and time of the newest change of a path with everything below it."""
+
+    bytes: int
+    newest: float
+
+
+def content(path: Path) -> Content:
+    """Return what there is. Links count as themselves, and what vanishes meanwhile as nothing."""
+    size, newest, waiting = 0, 0.0, [path]
+    while waiting:
+        current = waiting.pop()
+        try:
+            status = current.lstat()
+            newest = max(newest, status.st_mtime)
+            if stat.S_ISDIR(status.st_mode):
+                waiting += current.iterdir()
+            else:
+                size += status.st_size
+        except FileNotFoundError:
+            continue
+    return Content(size, newest)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a directory with its content. Links are not followed."""
+    while True:
+        try:
+            if stat.S_ISDIR(path.lstat().st_mode):
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            return
+        except FileNotFoundError:
+            # Something below was removed by somebody else: the rest is still ours to remove.
+            if not os.path.lexists(path):
+                return
+
+
+def directories(path: Path) -> Iterator[Path]:
+    """Yield the directories in a directory, links to directories left out."""
+    try:
+        with os.scandir(path) as entries:
+            found = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+    except FileNotFoundError:
+        return
+    yield from (path / name for name in found)
+
+
+def clean_storage(
+    storage: Path, leftovers_hours: float, predictions_days: float, report: Report
+) -> None:
+    """Remove leftovers and old predictions (0 days: none) below the volume's root."""
+    now = time.time()
+    old_predictions = now - predictions_days * DAY if predictions_days else None
+    for dag in directories(storage):
+        if dag.name not in DAGS:
+            continue
+        for run in directories(dag):
+            try:
+                clean_run(run, now - leftovers_hours * HOUR, old_predictions, report)
+            except OSError as error:
+                if error.errno == errno.ENOTEMPTY:
+                    print(f"{run}: somebody writes there again, left alone", flush=True)
+                else:
+                    report.failed(str(run), error)
+
+
+def clean_run(
+    run: Path, old_leftovers: float, old_predictions: float | None, report: Report
+) -> None:
+    """Remove what has not changed since the given times from the directory of one run.
+
+    A directory with any newer change is left alone altogether: its run may be at work.
+
+    Raises OSError when something cannot be removed.
+    """
+    newest = content(run).newest
+    if newest >= old_leftovers:
+        return
+    try:
+        names = {path.name for path in run.iterdir()}
+    except FileNotFoundError:
+        return
+    predictions = run / PREDICTIONS
+    kept = {PREDICTIONS, DESCRIPTION} & names if is_file(predictions) else set()
+
+    def discard(names: set[str], why: str) -> None:
+        for path in (run / name for name in sorted(names)):
+            size = content(path).bytes
+            if not report.dry_run:
+                remove(path)
+            report.removed(str(path), size, why)
+
+    age = f"unchanged for {(time.time() - newest) / HOUR:.0f} hours"
+    discard(names - kept, f"left behind by a run, {age}")
+    if kept:
+        made = content(predictions).newest
+        if old_predictions is None or made >= old_predictions:
+            return
+        discard(kept, f"predictions of {(time.time() - made) / DAY:.0f} days ago")
+    if not report.dry_run:
+        try:
+            # Never with content: what a new pod has written by now stays.
+            run.rmdir()
+        except FileNotFoundError:
+            return
+    report.removed(str(run), 0, f"empty, {age}" if not names else "empty now")
+
+
+def is_file(path: Path) -> bool:
+    """Say whether there is a regular file, not a link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+# The model registry
+
+
+class Mlflow:
+    """The REST API of an MLflow server."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, /, **query: Any
+    ) -> dict[str, Any] | None:
+        """Return the answer, None when what is asked for does not exist.
+
+        Raises Failed when the server refuses, or does not answer for TRIES times.
+        """
+        address = f"{self.url}/api/2.0/{path}"
+        if query:
+            address += "?" + urllib.parse.urlencode(query)
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(address, data, method=method)
+        request.add_header("Content-Type", "application/json")
+        for left in reversed(range(TRIES)):
+            try:
+                with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
+                    return json.loads(answer.read() or b"{}")
+            except urllib.error.HTTPError as error:
+                text = error.read().decode(errors="replace")
+                if error.code == 404 and "RESOURCE_DOES_NOT_EXIST" in text:
+                    return None
+                problem = f"HTTP {error.code}: {' '.join(text.split())[:300]}"
+                if error.code < 500 and error.code != 429:
+                    break
+            except (OSError, ValueError) as error:
+                problem = str(getattr(error, "reason", error))
+            if left:
+                time.sleep(PAUSE_SECONDS)
+        raise Failed(f"MLflow, {method} {address}: {problem}")
+
+    def pages(self, method: str, path: str, key: str, /, **fields: Any) -> list[dict[str, Any]]:
+        """Return the entries of all pages of a search."""
+        found: list[dict[str, Any]] = []
+        token = ""
+        while True:
+            asked = {**fields, **({"page_token": token} if token else {})}
+            if method == "GET":
+                answer = self.call(method, path, **asked) or {}
+            else:
+                answer = self.call(method, path, asked) or {}
+            found += answer.get(key, [])
+            token = answer.get("next_page_token", "")
+            if not token:
+                return found
+
+    def tag(self, run_id: str, value: str) -> None:
+        """Write on a run what became of its files."""
+        self.call("POST", "mlflow/runs/set-tag", {"run_id": run_id, "key": TAG, "value": value})
+
+    def size(self, run_id: str, path: str) -> int:
+        """Return the bytes of a directory of a run's artifacts, 0 when there is none."""
+        answer = self.call("GET", "mlflow/artifacts/list", run_id=run_id, path=path) or {}
+        return sum(
+            self.size(run_id, one["path"]) if one.get("is_dir") else int(one.get("file_size", 0))
+            for one in answer.get("files", [])
+        )
+
+    def delete_files(self, path: str) -> None:
+        """Delete a directory from where the server keeps artifacts; it need not be there.
+
+        The call that `mlflow gc` makes: deleting a version or a run through the API only marks it,
+        and frees nothing.
+        """
+        self.call("DELETE", f"mlflow-artifacts/artifacts/{urllib.parse.quote(path)}")
+
+
+def files_path(run: dict[str, Any]) -> str:
+    """Return the path of a run's model files among the artifacts that the server serves.
+
+    Raises Failed when they are elsewhere.
+    """
+    uri = urllib.parse.urlsplit(run["info"]["artifact_uri"])
+    if uri.scheme != "mlflow-artifacts":
+        raise Failed(
+            f"the files of MLflow run {run['info']['run_id']} are at {uri.scheme}://..., which the "
+            "server does not serve and cannot delete: set janitor.models.keepVersions to 0 and "
+            "remove models where they are kept"
+        )
+    return f"{uri.path.strip('/')}/{MODEL_PATH}"
+
+
+def tags(run: dict[str, Any]) -> dict[str, str]:
+    """Return the tags of an MLflow run."""
+    return {tag["key"]: tag["value"] for tag in run["data"].get("tags", [])}
+
+
+def clean_registry(
+    mlflow: Mlflow,
+    model: str,
+    experiment: str,
+    keep_versions: int,
+    leftovers_hours: float,
+    report: Report,
+) -> None:
+    """Remove versions beyond the newest ``keep_versions`` (0: none) and files of broken uploads.
+
+    Raises Failed.
+    """
+    versions = mlflow.pages(
+        "GET", "mlflow/model-versions/search", "model_versions", filter=f"name='{model}'"
+    )
+    surplus = surplus_versions(mlflow, model, versions, keep_versions) if keep_versions else []
+    for version in surplus:
+        versions.remove(version)
+        remove_version(mlflow, version, {one.get("run_id") for one in versions}, report)
+
+    found = mlflow.call("GET", "mlflow/experiments/get-by-name", experiment_name=experiment)
+    if found is None:
+        return
+    used = {version.get("run_id") for version in versions}
+    before = (time.time() - leftovers_hours * HOUR) * 1000
+    for condition in ("attributes.status != 'FINISHED'", f"tags.`{TAG}` = '{DELETING}'"):
+        runs = mlflow.pages(
+            "POST",
+            "mlflow/runs/search",
+            "runs",
+            experiment_ids=[found["experiment"]["experiment_id"]],
+            filter=f"tags.model_name = '{model}' and {condition}",
+            max_results=1000,
+        )
+        for run in runs:
+            info, tag = run["info"], tags(run).get(TAG)
+            changed = max(int(info.get("start_time", 0)), int(info.get("end_time", 0)))
+            begun = tag == DELETING or (tag is None and changed < before)
+            if begun and info["run_id"] not in used:
+                remove_files(mlflow, run, "left behind by an upload that broke off", report)
+
+
+def surplus_versions(
+    mlflow: Mlflow, model: str, versions: list[dict[str, Any]], keep: int
+) -> list[dict[str, Any]]:
+    """Return the versions beyond the newest ``keep``, oldest first.
+
+    Never one that somebody has named with an alias or a stage, and never one that no run of a
+    pipeline has made.
+    """
+    registered = mlflow.call("GET", "mlflow/registered-models/get", name=model) or {}
+    aliases = registered.get("registered_model", {}).get("aliases", [])
+    named = {str(alias["version"]) for alias in aliases}
+    newest_first = sorted(versions, key=lambda one: int(one["version"]), reverse=True)
+    return [
+        one
+        for one in reversed(newest_first[keep:])
+        if str(one["version"]) not in named
+        and one.get("current_stage", "None") in ("", "None")
+        and one.get("run_id")
+    ]
+
+
+def remove_version(
+    mlflow: Mlflow, version: dict[str, Any], used: set[str | None], report: Report
+) -> None:
+    """Delete a version, and its run's files unless a run in ``used`` is the same.
+
+    The version goes before the files: one that exists is complete. The run is marked before
+    either, so that files without a version are found by the next janitor.
+    """
+    name = f"{version['name']} version {version['version']}"
+    answer = mlflow.call("GET", "mlflow/runs/get", run_id=version["run_id"])
+    run = answer["run"] if answer and version["run_id"] not in used else None
+    # The files of a run that somebody has deleted are for `mlflow gc`; it takes no tag either.
+    if run is not None and run["info"].get("lifecycle_stage") == "deleted":
+        run = None
+    if run is not None:
+        files_path(run)
+    if not report.dry_run:
+        if run is not None:
+            mlflow.tag(version["run_id"], DELETING)
+        body = {"name": version["name"], "version": str(version["version"])}
+        mlflow.call("DELETE", "mlflow/model-versions/delete", body)
+    report.removed(name, 0, "beyond the number of versions to keep")
+    if run is not None:
+        remove_files(mlflow, run, f"files of {name}", report)
+
+
+def remove_files(mlflow: Mlflow, run: dict[str, Any], why: str, report: Report) -> None:
+    """Delete the model files of a run and write that on it; metrics and plots stay."""
+    run_id = run["info"]["run_id"]
+    path, size = files_path(run), mlflow.size(run_id, MODEL_PATH)
+    if not report.dry_run:
+        mlflow.tag(run_id, DELETING)
+        mlflow.delete_files(path)
+        if run["info"].get("status") == "RUNNING":
+            # Its pod has been gone for hours, nobody else will say so.
+            now = int(time.time() * 1000)
+            body = {"run_id": run_id, "status": "KILLED", "end_time": now}
+            mlflow.call("POST", "mlflow/runs/update", body)
+        mlflow.tag(run_id, DELETED)
+    report.removed(f"{MODEL_PATH}/ of MLflow run {run_id}", size, why)
+
+
+# The command line
+
+
+def free(path: Path) -> str:
+    """Return how much of a volume is free."""
+    space = shutil.disk_usage(path)
+    return f"{space.free:,} of {space.total:,} bytes are free"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Clean up as the arguments say and return the exit status."""
+    parser = argparse.ArgumentParser(description="Remove what runs have left behind.")
+    parser.add_argument("--storage", type=Path, required=True, help="root of the training storage")
+    parser.add_argument("--leftovers-max-age-hours", type=float, required=True)
+    parser.add_argument("--predictions-max-age-days", type=float, default=0, help="0: keep all")
+    parser.add_argument("--mlflow-url", help="without it no registry is looked at")
+    parser.add_argument("--model", help="name of the model in the registry")
+    parser.add_argument("--experiment", help="MLflow experiment of the training runs")
+    parser.add_argument("--keep-versions", type=int, default=0, help="0: keep all")
+    parser.add_argument("--dry-run", action="store_true", help="say what would go, remove nothing")
+    wanted = parser.parse_args(argv)
+    if wanted.leftovers_max_age_hours <= 0:
+        parser.error("--leftovers-max-age-hours must be above 0: runs at work would lose files")
+    if wanted.mlflow_url and not (wanted.model and wanted.experiment):
+        parser.error("--mlflow-url needs --model and --experiment")
+
+    report = Report(wanted.dry_run)
+    hours = wanted.leftovers_max_age_hours
+    try:
+        clean_storage(wanted.storage, hours, wanted.predictions_max_age_days, report)
+    except OSError as error:
+        report.failed(str(wanted.storage), error)
+    if wanted.mlflow_url:
+        mlflow = Mlflow(wanted.mlflow_url)
+        keep = wanted.keep_versions
+        try:
+            clean_registry(mlflow, wanted.model, wanted.experiment, keep, hours, report)
+        except Failed as error:
+            report.failed("model registry", error)
+    verb = "to remove" if report.dry_run else "removed"
+    print(f"{report.things} {verb}, {report.bytes:,} bytes; {free(wanted.storage)}", flush=True)
+    return 1 if report.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
