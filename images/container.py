@@ -116,6 +116,8 @@ class Command:
     """Directory of this machine -> ``/place`` or ``/place:ro`` in the container."""
     resolves: bool = False
     """Names resolve as on this machine; else only localhost does, as the tests expect."""
+    memory: Mapping[str, int] = field(default_factory=dict)
+    """Place in the container -> bytes: a file system of that size, empty, which anyone may use."""
     read_only: bool = False
     """No file of the image can be written, as with readOnlyRootFilesystem."""
 
@@ -137,6 +139,7 @@ class Command:
             "gid": int(group or 0),
             "workdir": self.workdir or config.get("WorkingDir") or "/",
             "mounts": {str(path): place for path, place in self.mounts.items()},
+            "sizes": dict(self.memory),
             "read_only": self.read_only,
         }
         enter = [sys.executable, str(Path(__file__).with_name("enter.py"))]

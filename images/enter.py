@@ -63,6 +63,10 @@ def main() -> None:
         mount("--bind", path, str(inside))
         if flag == "ro":
             mount("-o", "remount,bind,ro", str(inside))
+    for place, size in wanted["sizes"].items():
+        (root / place.lstrip("/")).mkdir(parents=True, exist_ok=True)
+        options = f"size={size},mode=1777"
+        mount("-t", "tmpfs", "-o", options, "tmpfs", str(root / place.lstrip("/")))
     if wanted["read_only"]:
         # This mount alone: the volumes below it stay as they are.
         mount("-o", "remount,ro", str(root))

@@ -23,6 +23,9 @@ PYTEST = ("pytest", "iniconfig", "packaging", "pluggy", "pygments")
 """pytest and all that it needs, by their names in requirements/tools.txt."""
 
 TESTS, PYTEST_PLACE, REPORTS = "/src", "/opt/pytest", "/reports"
+JANITOR = "charts/ml-pipelines/files"
+SMALL_VOLUME, SMALL_BYTES = "/small", 64 * 1024 * 1024
+"""A volume that tests can fill."""
 
 WANDB_KEY = "WANDB_API_KEY"
 WANDB_VARIABLES = (
@@ -96,14 +99,18 @@ def run_pytest(
             env={
                 "COLUMNS": "100",
                 "ML_PIPELINES_IN_IMAGE": IMAGE,
+                "SMALL_VOLUME": SMALL_VOLUME,
                 "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
                 **(env or {}),
             },
             mounts={
                 ROOT / "tests": f"{TESTS}/tests:ro",
+                # Runs against the MLflow of this image.
+                ROOT / JANITOR: f"{TESTS}/{JANITOR}:ro",
                 install_pytest(): f"{PYTEST_PLACE}:ro",
                 reports: REPORTS,
             },
+            memory={SMALL_VOLUME: SMALL_BYTES},
             **more,
         )
         status = subprocess.run(command.line(image), stdin=subprocess.DEVNULL, cwd=ROOT).returncode

@@ -6,10 +6,11 @@ and these files.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from workload_helpers import (
     APP,
     BASE_MODEL,
     HEADER,
+    SMALL_VOLUME,
     Cli,
     Ended,
     environment,
@@ -65,6 +67,18 @@ def data_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     unlabelled = [[text, -1, idx] for text, _, idx in sentences(33, offset=300)]
     write_csv(directory / "test.csv", HEADER, unlabelled)
     return directory
+
+
+@pytest.fixture
+def small_volume() -> Iterator[Path]:
+    """Return a volume of 64 MiB with nothing on it."""
+    assert list(SMALL_VOLUME.iterdir()) == []
+    yield SMALL_VOLUME
+    for path in SMALL_VOLUME.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -13,9 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from workload_helpers import Cli, Ended, environment, everything_below
+from workload_helpers import SMALL_VOLUME, Cli, Ended, environment, everything_below, fill
 
 LIMIT = 30
+# On a volume of its own: what is freed there, and what happens when it is full, can be seen.
+ARTIFACTS = SMALL_VOLUME / "artifacts"
+JANITOR = Path(__file__).parents[2] / "charts" / "ml-pipelines" / "files" / "janitor.py"
 
 
 def free_port() -> int:
@@ -40,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [
         *("mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{directory}/mlflow.db"),
-        *("--artifacts-destination", str(directory / "artifacts")),
+        *("--artifacts-destination", str(ARTIFACTS)),
         *("--allowed-hosts", f"127.0.0.1:{port}"),
     ]
     with (directory / "log").open("w") as log:
@@ -66,6 +71,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        shutil.rmtree(ARTIFACTS, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +264,129 @@ def test_upload_that_breaks_off_registers_nothing(
     assert [run.info.status for run in runs] == ["FAILED"]
     versions = client.search_model_versions("name='airflow-pipeline'")
     assert {version.version for version in versions} == {"1", "2"}
+
+
+# What the chart's janitor removes, and a volume of the server that is full
+
+
+def used() -> int:
+    """Return the bytes that are taken on the server's volume."""
+    found = os.statvfs(SMALL_VOLUME)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+def janitor(server: str, storage: Path, *, keep: int = 0, hours: float = 48) -> str:
+    """Run the janitor on an empty storage and the model `kept`; return what it printed."""
+    registry = [f"--mlflow-url={server}", "--model=kept", "--experiment=retention"]
+    words = [
+        f"--storage={storage}",
+        f"--leftovers-max-age-hours={hours}",
+        f"--keep-versions={keep}",
+    ]
+    command = [sys.executable, str(JANITOR), *registry, *words]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment({}))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def kept(cli: Cli, server: str, client, trained: tuple[Ended, Path]) -> list[str]:
+    """Upload a model three times, name the first version, and return the runs."""
+    runs = []
+    for _ in range(3):
+        variable = variables(server, MLFLOW_EXPERIMENT_NAME="retention")
+        ended = cli("upload-to-registry", "kept", trained[1], env=variable)
+        assert ended.status == 0, ended.output
+        runs.append(ended.result["run_url"].rpartition("/")[2])
+    client.set_registered_model_alias("kept", "champion", "1")
+    return runs
+
+
+def test_janitor_frees_the_space_of_versions_that_are_too_many(
+    kept: list[str], cli: Cli, server: str, client, trained: tuple[Ended, Path], tmp_path: Path
+):
+    before = used()
+    assert "0 removed, 0 bytes" in janitor(server, tmp_path)
+    assert used() == before
+    printed = janitor(server, tmp_path, keep=1)
+    size = sum(path.stat().st_size for path in trained[1].iterdir())
+    assert "removed kept version 2 (0 bytes)" in printed
+    assert f"removed model/ of MLflow run {kept[1]} ({size:,} bytes)" in printed
+    assert before - used() >= size
+    assert {one.version for one in client.search_model_versions("name='kept'")} == {"1", "3"}
+    for reference in ("kept:latest", "kept:champion"):
+        ended = cli("load-from-registry", reference, tmp_path / "m", env=variables(server))
+        assert ended.status == 0, ended.output
+    # What compares it with others stays.
+    run = client.get_run(kept[1])
+    assert run.data.metrics["accuracy"] == trained[0].result["accuracy"]
+    assert run.data.tags["ml_pipelines.model_files"] == "deleted by the janitor"
+    assert [one.path for one in client.list_artifacts(kept[1])] == ["plots"]
+    assert "0 removed, 0 bytes" in janitor(server, tmp_path, keep=1)
+
+
+def test_janitor_removes_what_a_broken_upload_has_left(
+    kept: list[str], server: str, client, trained: tuple[Ended, Path], tmp_path: Path
+):
+    experiment = client.get_experiment_by_name("retention").experiment_id
+    run_id = client.create_run(experiment, tags={"model_name": "kept"}).info.run_id
+    client.log_artifact(run_id, str(trained[1] / "model.safetensors"), "model")
+    before = used()
+    assert "0 removed, 0 bytes" in janitor(server, tmp_path)
+    printed = janitor(server, tmp_path, hours=1e-6)
+    assert f"model/ of MLflow run {run_id}" in printed
+    assert "1 removed" in printed
+    assert before - used() >= (trained[1] / "model.safetensors").stat().st_size
+    assert client.get_run(run_id).info.status == "KILLED"
+    assert "0 removed, 0 bytes" in janitor(server, tmp_path, hours=1e-6)
+
+
+def test_full_volume_of_the_server_fails_the_upload_and_no_version(
+    kept: list[str], cli: Cli, server: str, client, trained: tuple[Ended, Path], tmp_path: Path
+):
+    versions = {one.version for one in client.search_model_versions("name='kept'")}
+    fill(SMALL_VOLUME, free=1_000_000)
+    try:
+        variable = variables(server, MLFLOW_EXPERIMENT_NAME="retention")
+        ended = cli("upload-to-registry", "kept", trained[1], env=variable)
+    finally:
+        (SMALL_VOLUME / "filler").unlink()
+    assert "MLflow failed during the upload" in ended.error
+    assert "is the volume of the server full?" in ended.error
+    assert {one.version for one in client.search_model_versions("name='kept'")} == versions
+    ended = cli("load-from-registry", "kept:latest", tmp_path / "m", env=variables(server))
+    assert ended.status == 0, ended.output
+
+
+def test_model_that_does_not_fit_is_not_fetched(
+    kept: list[str], cli: Cli, server: str, trained: tuple[Ended, Path]
+):
+    fill(SMALL_VOLUME, free=2_000_000)
+    try:
+        environment = variables(server, MIN_FREE_BYTES="0")
+        ended = cli("load-from-registry", "kept:latest", SMALL_VOLUME / "m", env=environment)
+    finally:
+        (SMALL_VOLUME / "filler").unlink()
+    size = sum(path.stat().st_size for path in trained[1].iterdir())
+    assert f"not enough space on the volume of {SMALL_VOLUME}: " in ended.error
+    assert f" {size:,} are needed" in ended.error
+    assert [path.name for path in SMALL_VOLUME.iterdir()] == ["artifacts"]
+
+
+def test_volume_that_fills_up_while_a_model_is_fetched_is_named(
+    kept: list[str], server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from classic_example.errors import WorkloadError
+    from classic_example.registry import base, mlflow_registry
+
+    for module in (base, mlflow_registry):
+        monkeypatch.setattr(module, "require_space", lambda sizes: None)
+    target = SMALL_VOLUME / "m"
+    fill(SMALL_VOLUME, free=2_000_000)
+    try:
+        with pytest.raises(WorkloadError, match=f"cannot write {target}: .*No space left") as error:
+            base.load_from_registry(mlflow_registry.MlflowRegistry(server, "x"), "kept", target)
+    finally:
+        (SMALL_VOLUME / "filler").unlink()
+    assert "(storage.size)" in str(error.value)
+    assert [path.name for path in SMALL_VOLUME.iterdir()] == ["artifacts"]

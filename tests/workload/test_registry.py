@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from classic_example.errors import WorkloadError
@@ -15,7 +14,7 @@ from classic_example.registry.base import (
     package,
     upload_to_registry,
 )
-from workload_helpers import Cli, Ended
+from workload_helpers import Cli, DirectoryRegistry, Ended
 
 VARIABLES = ("REGISTRY", "MLFLOW_TRACKING_URI", "WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL")
 
@@ -24,23 +23,6 @@ VARIABLES = ("REGISTRY", "MLFLOW_TRACKING_URI", "WANDB_API_KEY", "WANDB_MODE", "
 def nothing_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-
-
-class DirectoryRegistry:
-    """A registry with one model in a directory; stands in for a server."""
-
-    name = "directory"
-
-    def __init__(self, source: Path, tags: dict[str, str]) -> None:
-        self.source = source
-        self.tags = tags
-
-    def upload(self, *_: object) -> Any:
-        raise AssertionError("nothing is uploaded here")
-
-    def download(self, ref: ModelRef, directory: Path) -> dict[str, Any]:
-        shutil.copytree(self.source, directory, dirs_exist_ok=True)
-        return {"name": ref.name, "version": "v1", "uri": "", "run_url": "", "tags": self.tags}
 
 
 @pytest.mark.parametrize(

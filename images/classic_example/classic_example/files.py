@@ -11,19 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from classic_example.errors import WorkloadError
+from classic_example.space import full_number, full_volume
 
 
-def cannot_write(path: Path, error: OSError) -> Exception:
-    """Return the error to raise for an OSError met while `path` was written.
+def cannot_write(path: Path, error: BaseException) -> BaseException:
+    """Return the error to raise for one met while `path` was written.
 
-    Network clients derive their errors from OSError too: those are given back as they are.
+    Errors that are not about the file are given back as they are. Network clients derive theirs
+    from OSError too.
     """
-    if error.errno is None or isinstance(error, ConnectionError):
+    full = full_number(error)
+    if full is not None:
+        return full_volume(path, full)
+    if not isinstance(error, OSError) or error.errno is None or isinstance(error, ConnectionError):
         return error
     reason = error.strerror or str(error)
     return WorkloadError(
         f"cannot write {path}: {reason} (running as uid {os.getuid()}); "
-        "check the volume's permissions and free space"
+        "check the volume's permissions"
     )
 
 
@@ -60,12 +65,49 @@ def new_directory(target: Path) -> Iterator[Path]:
             target.rename(previous)
         partial.rename(target)
         remove(previous)
-    except OSError as error:
+    except BaseException as error:
+        wrong = cannot_write(target, error)
         shutil.rmtree(partial, ignore_errors=True)
-        raise cannot_write(target, error) from None
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        if wrong is error:
+            raise
+        raise wrong from None
+
+
+@contextmanager
+def new_files(*targets: Path) -> Iterator[list[Path]]:
+    """Yield a path to write to for each target, in this order; all take their places at the end.
+
+    A full volume, or any error in the block, leaves all targets as they were. Old and new ones are
+    never seen side by side: the old ones behind the first go before the first new one comes.
+
+    Raises:
+        WorkloadError: a place cannot be written.
+    """
+    partials = [partial_name(target) for target in targets]
+    at: Path | None = None
+    try:
+        for target, partial in zip(targets, partials, strict=True):
+            at = target
+            target.parent.mkdir(parents=True, exist_ok=True)
+            remove(partial)
+        at = None
+        yield partials
+        for target, partial in zip(targets, partials, strict=True):
+            at = target
+            flush(partial)
+        for at in targets[1:]:
+            at.unlink(missing_ok=True)
+        for target, partial in zip(targets, partials, strict=True):
+            at = target
+            partial.replace(target)
+    except BaseException as error:
+        begun = [one for one, partial in zip(targets, partials, strict=True) if partial.exists()]
+        wrong = cannot_write(at or (begun or targets)[-1], error)
+        for partial in partials:
+            discard(partial)
+        if wrong is error:
+            raise
+        raise wrong from None
 
 
 @contextmanager
@@ -75,19 +117,8 @@ def new_file(target: Path) -> Iterator[Path]:
     Raises:
         WorkloadError: the place cannot be written.
     """
-    partial = partial_name(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remove(partial)
+    with new_files(target) as (partial,):
         yield partial
-        flush(partial)
-        partial.replace(target)
-    except OSError as error:
-        discard(partial)
-        raise cannot_write(target, error) from None
-    except BaseException:
-        discard(partial)
-        raise
 
 
 def remove(path: Path) -> None:
@@ -110,18 +141,52 @@ def flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def write_csv(target: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def fill_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV file as pandas would: comma, minimal quotes, line feed, UTF-8."""
-    with new_file(target) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        put_csv(file, header, rows)
+
+
+def put_csv(file: Any, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write the lines of a CSV file to something with a method `write`."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+
+
+class Counter:
+    """Counts the bytes that a text file would have."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def write(self, text: str) -> None:
+        """Count a text."""
+        self.bytes += len(text.encode())
+
+
+def size_of_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
+    """Return the bytes of the file that fill_csv would write."""
+    counter = Counter()
+    put_csv(counter, header, rows)
+    return counter.bytes
+
+
+def write_csv(target: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file, whole or not at all."""
+    with new_file(target) as partial:
+        fill_csv(partial, header, rows)
+
+
+def fill_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_json(target: Path, content: Any) -> None:
-    """Write `content` as indented JSON."""
+    """Write `content` as indented JSON, whole or not at all."""
     with new_file(target) as partial:
-        partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        fill_json(partial, content)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from classic_example import lineage
 from classic_example.data import read_table
 from classic_example.errors import WorkloadError
-from classic_example.files import cannot_write, read_json, remove, sha256_of, write_csv, write_json
+from classic_example.files import fill_csv, fill_json, new_files, read_json, sha256_of
 from classic_example.model_files import MODEL_FILES, REGISTRY_FILE
 from classic_example.text_model import (
     encode,
@@ -53,30 +53,26 @@ def run_inference_on_dataframe(source: Path, model_directory: Path, target: Path
         [*(fields[at] for at in kept), f"{confidence:.6f}"]
         for (_, fields), confidence in zip(table, confidences, strict=True)
     )
-    description = target.with_suffix(".json")
-    try:
-        # One from an earlier attempt would describe the wrong predictions for a moment.
-        remove(description)
-    except OSError as error:
-        raise cannot_write(description, error) from None
-    write_csv(target, [*(header[at] for at in kept), CONFIDENCE], rows)
     positive = sum(confidence >= 0.5 for confidence in confidences)
     seconds = round(time.monotonic() - start, 1)
-    write_json(
-        description,
-        {
-            "model": registered,
-            "input": {"path": str(source), "sha256": sha256_of(source)},
-            "predictions": {"path": str(target), "sha256": sha256_of(target)},
-            "rows": len(table),
-            "positive": positive,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": seconds,
-            "made_by": lineage.of_this_run(),
-            # Of the image that predicts: its own container cannot know it, clean_up fills it in.
-            "image_digest": "",
-        },
-    )
+    with new_files(target, target.with_suffix(".json")) as (predictions, description):
+        fill_csv(predictions, [*(header[at] for at in kept), CONFIDENCE], rows)
+        fill_json(
+            description,
+            {
+                "model": registered,
+                "input": {"path": str(source), "sha256": sha256_of(source)},
+                "predictions": {"path": str(target), "sha256": sha256_of(predictions)},
+                "rows": len(table),
+                "positive": positive,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": seconds,
+                "made_by": lineage.of_this_run(),
+                # Of the image that predicts: its own container cannot know it, clean_up fills it
+                # in.
+                "image_digest": "",
+            },
+        )
     logger.info("%d of %d rows are positive; %.0f s; %s", positive, len(table), seconds, target)
     return {
         "rows": len(table),

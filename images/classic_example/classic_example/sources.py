@@ -7,10 +7,18 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from classic_example.data import COLUMNS, Row, digest, names, read_table, write_rows
+from classic_example.data import COLUMNS, Row, digest, fields_of, names, read_table
 from classic_example.errors import WorkloadError, one_line
-from classic_example.files import read_json, sha256_of, write_json
+from classic_example.files import (
+    fill_csv,
+    fill_json,
+    new_files,
+    read_json,
+    sha256_of,
+    size_of_csv,
+)
 from classic_example.progress import heartbeat, within
+from classic_example.space import require_space
 
 logger = logging.getLogger(__name__)
 
@@ -161,18 +169,27 @@ def read_split(path: Path) -> list[Row]:
 
 
 def save(sentences: Sentences, train: Path, val: Path, test: Path) -> dict:
-    """Write the three files and, beside the first, what they are; return the step's result."""
+    """Write the three files and, beside the first, what they are; return the step's result.
+
+    All of them appear, or none.
+    """
     paths = {"train": train, "val": val, "test": test}
+    rows = {split: getattr(sentences, split) for split in SPLITS}
+    require_space({paths[split]: size_of_csv(COLUMNS, fields_of(rows[split])) for split in SPLITS})
+    with new_files(*paths.values(), train.parent / DATASET_FILE) as (*tables, description):
+        for split, table in zip(SPLITS, tables, strict=True):
+            fill_csv(table, COLUMNS, fields_of(rows[split]))
+        result = {
+            "source": sentences.source,
+            "rows": {split: len(rows[split]) for split in SPLITS},
+            "sha256": digest(tables),
+        }
+        files = {
+            path.name: sha256_of(table) for path, table in zip(paths.values(), tables, strict=True)
+        }
+        fill_json(description, {**result, "files": files})
     for split, path in paths.items():
-        write_rows(path, getattr(sentences, split))
-        logger.info("%s: %d rows", path, len(getattr(sentences, split)))
-    result = {
-        "source": sentences.source,
-        "rows": {split: len(getattr(sentences, split)) for split in SPLITS},
-        "sha256": digest(list(paths.values())),
-    }
-    files = {path.name: sha256_of(path) for path in paths.values()}
-    write_json(train.parent / DATASET_FILE, {**result, "files": files})
+        logger.info("%s: %d rows", path, len(rows[split]))
     return result
 
 
@@ -192,6 +209,8 @@ def load_and_save(train: Path, val: Path, test: Path) -> dict:
     """Load by DATA_SOURCE, write the three files, and return the step's result."""
     mode = mode_from_environment()
     logger.info("DATA_SOURCE=%s", mode)
+    # Before the download: a full volume is not worth two minutes of it.
+    require_space(dict.fromkeys((train, val, test), 0))
     sentences = load(mode)
     logger.info("data: %s", sentences.source)
     return save(sentences, train, val, test)

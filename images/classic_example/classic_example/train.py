@@ -33,6 +33,7 @@ from classic_example.model_files import (
 )
 from classic_example.plots import draw_confusion_matrix, draw_training_curve
 from classic_example.progress import Ticker, heartbeat
+from classic_example.space import require_space
 from classic_example.text_model import (
     batches_by_length,
     encode,
@@ -88,6 +89,8 @@ def train(config_path: Path) -> dict[str, Any]:
         logger.info("baseline: held-out accuracy %.4f", baseline["accuracy"])
         config = replace(config, precision=resolve_precision(config.precision))
         model = load_model(config)
+        # Now, not after an hour of training.
+        require_space({output: size_of(model)})
         history, steps = fit(model, config, train_rows, held_out)
         labels = [row.label for row in held_out]
         logits = predict(model, config, held_out)
@@ -134,6 +137,11 @@ def load_model(config: TrainingConfig) -> Model:
     )
     freeze(model.classifier, config)
     return model
+
+
+def size_of(model: Model) -> int:
+    """Return the bytes of a model's weights."""
+    return sum(one.numel() * one.element_size() for one in model.classifier.parameters())
 
 
 def freeze(classifier: Any, config: TrainingConfig) -> None:

@@ -21,6 +21,7 @@ from classic_example.model_files import (
     TRAINING_CURVE,
     WEIGHTS_FILE,
 )
+from classic_example.space import require_space
 
 LATEST = "latest"
 # Tag of a version: SHA-256 of its weights, checked at each load.
@@ -151,6 +152,8 @@ def upload_to_registry(registry: Registry, model_name: str, directory: Path) -> 
 def load_from_registry(registry: Registry, reference: str, directory: Path) -> dict[str, Any]:
     """Fetch a version into a directory, which appears whole or not at all; return the result."""
     ref = ModelRef.parse(reference)
+    # The size is known to the registry, which asks again; a full volume need not wait for it.
+    require_space({directory: 0})
     with new_directory(directory.absolute()) as partial:
         known = registry.download(ref, partial)
         missing = [name for name in MODEL_FILES if not (partial / name).is_file()]

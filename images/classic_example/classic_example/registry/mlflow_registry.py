@@ -19,6 +19,7 @@ from classic_example.registry.base import (
     unknown_alias,
     unknown_model,
 )
+from classic_example.space import require_space
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +147,7 @@ class MlflowRegistry:
         with failures("load"):
             version = find_version(client, ref)
             logger.info("%s is version %s", ref, version.version)
+            require_space({directory.parent: size_of(self.tracking_uri, version.source)})
             with heartbeat(f"receiving {ref.name} version {version.version}"), slow_answers():
                 fetch_files(self.tracking_uri, version.source, directory)
             run_url = ""
@@ -213,10 +215,13 @@ def failures(what: str) -> Iterator[None]:
     import requests
     from mlflow.exceptions import MlflowException
 
+    # It says no more when it cannot store a file.
+    hint = "; is the volume of the server full?" if what == "upload" else ""
     try:
         yield
     except (MlflowException, requests.RequestException) as error:
-        raise WorkloadError(f"MLflow failed during the {what}: {one_line(error, 300)}") from error
+        text = one_line(error, 300)
+        raise WorkloadError(f"MLflow failed during the {what}: {text}{hint}") from error
 
 
 def description(package: Package) -> str:
@@ -286,6 +291,14 @@ def find_version(client: Any, ref: ModelRef) -> Any:
         there = [f"v{one}" for one in sorted(versions, reverse=True)]
         raise unknown_alias("MLflow", ref, [*sorted(aliases), *([LATEST] if there else []), *there])
     return versions[number]
+
+
+def size_of(tracking_uri: str, source: str) -> int:
+    """Return the bytes of an artifact directory's files."""
+    from mlflow.artifacts import list_artifacts
+
+    files = list_artifacts(artifact_uri=source, tracking_uri=tracking_uri)
+    return sum(file.file_size or 0 for file in files)
 
 
 def fetch_files(tracking_uri: str, source: str, directory: Path) -> None:

@@ -21,6 +21,7 @@ from classic_example.registry.base import (
     unknown_alias,
     unknown_model,
 )
+from classic_example.space import require_space
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -277,6 +278,7 @@ class WandbRegistry:
                 FIND_SECONDS, f"W&B at {scrub(self.base_url)}", lambda: self.find(wandb, api, ref)
             )
             logger.info("%s is version %s", ref, artifact.version)
+            require_space({directory.parent: artifact.size})
             run = self.start_run(wandb, "load-model", {"model": str(ref)})
             with closed(run), heartbeat(f"receiving {ref.name} version {artifact.version}"):
                 self.transfer(lambda: receive(run, artifact, ref, directory))
