@@ -23,8 +23,10 @@ def list_files(kube: Kube, claim: str, image: str) -> list[str]:
     return sorted(run_pod(kube, claim, image, script).splitlines())
 
 
-def run_pod(kube: Kube, claim: str, image: str, command: list[str]) -> str:
-    """Run a command in a pod with the claim at /volume, read only, and return its output.
+def run_pod(
+    kube: Kube, claim: str, image: str, command: list[str], *, read_only: bool = True
+) -> str:
+    """Run a command in a pod with the claim at /volume and return its output.
 
     Raises UserError when the command fails or the pod does not end within SECONDS.
     """
@@ -53,7 +55,9 @@ def run_pod(kube: Kube, claim: str, image: str, command: list[str]) -> str:
                         "allowPrivilegeEscalation": False,
                         "capabilities": {"drop": ["ALL"]},
                     },
-                    "volumeMounts": [{"name": "storage", "mountPath": "/volume", "readOnly": True}],
+                    "volumeMounts": [
+                        {"name": "storage", "mountPath": "/volume", "readOnly": read_only}
+                    ],
                 }
             ],
             "volumes": [{"name": "storage", "persistentVolumeClaim": {"claimName": claim}}],

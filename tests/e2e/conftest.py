@@ -55,6 +55,7 @@ ORDER = [
     "new_model",
     "failures",
     "wandb",
+    "storage",
 ]
 """An upgrade right after the install, then what needs the release as it was installed."""
 

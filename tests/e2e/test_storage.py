@@ -1,0 +1,150 @@
+"""The janitor: a Job of the CronJob, on a volume and a registry with something old on them."""
+
+import secrets
+import time
+
+import pytest
+import requests
+
+from tools.kube import Kube
+from tools.release import RELEASE
+from tools.stack import Stack
+from tools.volume import run_pod
+
+JOB_SECONDS = 300
+MODEL = EXPERIMENT = f"janitor-test-{secrets.token_hex(3)}"
+WEIGHTS = 1_000_000
+"""Bytes of the planted models."""
+
+# Path below the volume's root -> days since its last change. The names are those of runs.
+OLD = "planted-old-0123456789ab"
+GONE = {
+    f"training_dag/{OLD}/data/train.csv": 3,
+    f"training_dag/{OLD}/.results.partial/model.safetensors": 3,
+    f"inference_dag/{OLD}/pred.csv": 31,
+    f"inference_dag/{OLD}/pred.json": 31,
+    f"inference_dag/{OLD}-b/results/model.safetensors": 9,
+}
+STAYS = {
+    # One recent file is enough: somebody is at work there.
+    "training_dag/planted-recent-0123456789ab/data/train.csv": 90,
+    "training_dag/planted-recent-0123456789ab/data/val.csv": 1,
+    f"inference_dag/{OLD}-b/pred.csv": 9,
+    f"inference_dag/{OLD}-b/pred.json": 9,
+    "janitor-test/file": 90,
+}
+
+
+def volume(stack: Stack, script: str) -> list[str]:
+    """Run a script of `sh` at the root of the training storage and return its lines."""
+    claim, image = stack.settings["storage"]["claimName"], stack.settings["image"]["reference"]
+    command = ["sh", "-ceu", f"cd /volume\n{script}"]
+    return run_pod(stack.kube, claim, image, command, read_only=False).splitlines()
+
+
+def plant(stack: Stack) -> set[str]:
+    """Put the files on the volume, and an empty directory; return all paths that are there."""
+    lines = []
+    for path, days in {**GONE, **STAYS}.items():
+        lines += [f"mkdir -p {path.rpartition('/')[0]}", f"echo planted > {path}"]
+        lines.append(f"touch -d '{days} days ago' {path}")
+    lines.append(f"mkdir -p training_dag/{OLD}-c")
+    # Directories last: each new file is a change of theirs. None is newer than 3 days.
+    planted = f"training_dag/{OLD}* inference_dag/{OLD}* training_dag/planted-recent-*"
+    lines.append(f"find {planted} -type d -exec touch -d '3 days ago' {{}} +")
+    return set(volume(stack, "\n".join([*lines, "find . -mindepth 1 -printf '%P\\n'"])))
+
+
+def run_janitor(kube: Kube) -> str:
+    """Start a Job of the CronJob, wait for its end and return its log."""
+    name = f"janitor-test-{secrets.token_hex(3)}"
+    kube.run("create", "job", name, f"--from=cronjob/{RELEASE}-janitor")
+    try:
+        deadline = time.monotonic() + JOB_SECONDS
+        while not (ended := conditions(kube, name) & {"Complete", "Failed"}):
+            assert time.monotonic() < deadline, f"{name} did not end in {JOB_SECONDS} s"
+            time.sleep(0.5)
+        log = kube.run("logs", f"job/{name}").stdout
+        assert ended == {"Complete"}, log
+        return log
+    finally:
+        kube.run("delete", "job", name, "--wait=false")
+
+
+def conditions(kube: Kube, name: str) -> set[str]:
+    job = kube.get("job", name) or {}
+    found = job.get("status", {}).get("conditions", [])
+    return {one["type"] for one in found if one["status"] == "True"}
+
+
+@pytest.fixture
+def models(mlflow) -> list[str]:
+    """Register three versions, the first with an alias; return their runs."""
+    url = mlflow.forward.url
+
+    def post(path: str, **body: object) -> dict:
+        answer = requests.post(f"{url}/api/2.0/mlflow/{path}", json=body, timeout=60)
+        answer.raise_for_status()
+        return answer.json()
+
+    experiment = post("experiments/create", name=EXPERIMENT)["experiment_id"]
+    post("registered-models/create", name=MODEL)
+    runs = []
+    for _ in range(3):
+        tags = [{"key": "model_name", "value": MODEL}]
+        run = post("runs/create", experiment_id=experiment, tags=tags)["run"]["info"]
+        root = run["artifact_uri"].removeprefix("mlflow-artifacts:/")
+        for path in ("model/model.safetensors", "plots/curve.png"):
+            address = f"{url}/api/2.0/mlflow-artifacts/artifacts/{root}/{path}"
+            requests.put(address, data=bytes(WEIGHTS), timeout=60).raise_for_status()
+        post("runs/update", run_id=run["run_id"], status="FINISHED")
+        source = f"{run['artifact_uri']}/model"
+        post("model-versions/create", name=MODEL, source=source, run_id=run["run_id"])
+        runs.append(run["run_id"])
+    answer = requests.post(
+        f"{url}/api/2.0/mlflow/registered-models/alias",
+        json={"name": MODEL, "alias": "champion", "version": "1"},
+        timeout=60,
+    )
+    answer.raise_for_status()
+    return runs
+
+
+def kept_bytes(kube: Kube) -> int:
+    """Return the bytes of all models on MLflow's volume."""
+    out = kube.run("exec", f"deployment/{RELEASE}-mlflow", "--", "du", "-sb", "/mlflow/artifacts")
+    return int(out.stdout.split()[0])
+
+
+def test_the_janitor_removes_what_is_old_and_nothing_else(
+    with_values, stack: Stack, mlflow, models: list[str]
+) -> None:
+    before = plant(stack)
+    bytes_before = kept_bytes(stack.kube)
+    try:
+        with with_values(
+            "janitor.predictions.maxAgeDays=30",
+            "janitor.models.keepVersions=1",
+            f"pipelines.modelName={MODEL}",
+            f"mlflow.experiment={EXPERIMENT}",
+        ):
+            log = run_janitor(stack.kube)
+        after = set(volume(stack, "find . -mindepth 1 -printf '%P\\n'"))
+        directories = {
+            *(f"training_dag/{OLD}", f"training_dag/{OLD}/data", f"training_dag/{OLD}-c"),
+            *(f"training_dag/{OLD}/.results.partial", f"inference_dag/{OLD}"),
+            f"inference_dag/{OLD}-b/results",
+        }
+        assert before - after == {*GONE, *directories}
+        assert after - before == set()
+        assert {*STAYS} <= after
+        assert f"removed /storage/training_dag/{OLD}/data (8 bytes): left behind by a run" in log
+
+        found = mlflow.get("api/2.0/mlflow/model-versions/search", filter=f"name='{MODEL}'").json()
+        assert {one["version"] for one in found["model_versions"]} == {"1", "3"}
+        # Not only marked: the room is there again, and no more than that of the one version.
+        assert bytes_before - kept_bytes(stack.kube) in range(WEIGHTS, WEIGHTS + 20_000)
+        run = mlflow.get("api/2.0/mlflow/artifacts/list", run_id=models[1]).json()
+        assert [one["path"] for one in run["files"]] == ["plots"]
+    finally:
+        volume(stack, f"rm -rf janitor-test */planted-recent-* */{OLD}*")
