@@ -1,0 +1,34 @@
+"""Which run ids Airflow takes."""
+
+import configparser
+import re
+
+import pytest
+
+from tests.helpers.helm import rendered
+
+
+@pytest.fixture(scope="module")
+def pattern():
+    """Airflow's setting, as it reads it from its file."""
+    text = rendered("local").one("ConfigMap", "ml-pipelines-config")["data"]["airflow.cfg"]
+    config = configparser.RawConfigParser()
+    config.read_string(text)
+    return config["scheduler"]["allowed_run_id_pattern"]
+
+
+@pytest.mark.parametrize(
+    "run_id",
+    ["manual__2026-11-23T09:00:00.123456+00:00", "..", "a+b", "a:b", "+", "a~b", "x" * 250],
+)
+def test_an_odd_id_is_taken(pattern, run_id):
+    assert re.match(pattern, run_id)
+
+
+@pytest.mark.parametrize(
+    "run_id",
+    # An option of `airflow tasks run`, "all runs" of the API, longer than the database's column.
+    ["-x", "~", "x" * 251, "", "a/b", "a b", "für", "a\nb", "$(reboot)", "a'b"],
+)
+def test_an_id_that_cannot_work_is_refused(pattern, run_id):
+    assert not re.match(pattern, run_id)
