@@ -174,6 +174,26 @@ def test_a_repeated_trigger_is_no_second_run(server: Server, airflow: Airflow) -
     assert airflow.trigger("x").startswith("manual__")
 
 
+def test_a_run_id_can_be_chosen(server: Server, airflow: Airflow) -> None:
+    server.answers["dags/x/dagRuns"] = [(200, {})]
+    assert airflow.trigger("x", run_id="a+b") == "a+b"
+
+
+def test_many_runs_are_one_request_and_older_ones_one_each(
+    server: Server, airflow: Airflow
+) -> None:
+    newest = [{"dag_run_id": name, "state": "running"} for name in ("c", "b", "other")]
+    server.answers["dags/x/dagRuns"] = [(200, {"dag_runs": newest})]
+    server.answers["dags/x/dagRuns/a"] = [(200, {"dag_run_id": "a", "state": "success"})]
+    found = airflow.runs("x", ["a", "b", "c"])
+    assert [(one["dag_run_id"], one["state"]) for one in found] == [
+        ("a", "success"),
+        ("b", "running"),
+        ("c", "running"),
+    ]
+    assert len(server.asked) == 2
+
+
 def test_a_result_is_the_value_and_not_its_text(server: Server, airflow: Airflow) -> None:
     path = "dags/x/dagRuns/a%2Fb/taskInstances/t/xcomEntries/return_value"
     server.answers[path] = [(200, {"value": "{'accuracy': 0.9, 'note': None}"})]
