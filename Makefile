@@ -4,8 +4,8 @@ PY := tools/python
 
 .DEFAULT_GOAL := help
 .PHONY: help run test up down status password ui logs train infer sync kubeconfig doctor lint chart images \
-        lock bench package clean clean-cache test-tools test-chart test-dags test-images test-workload test-cluster \
-        test-e2e test-wandb
+        lock bench soak drill package clean clean-cache test-tools test-chart test-dags test-images \
+        test-workload test-cluster test-e2e test-wandb
 
 help: ## Show the targets and variables (this text)
 	@awk -f tools/help.awk $(MAKEFILE_LIST)
@@ -46,6 +46,8 @@ lock: ## Resolve requirements/*.in anew
 	@$(PY) -m tools.lock
 bench: ## What a task costs, against the same pod without Airflow
 	@$(PY) -m tools.bench
+soak: ## 20 runs of both DAGs at once (N=5: five), each checked by what it left
+	@$(PY) -m tools.soak
 package: ## Package the chart into build/
 	@$(PY) -m tools.release package
 clean: ## Delete the cluster and its data
@@ -73,7 +75,7 @@ test-wandb: ## Upload and load a small model at the real W&B service (needs WAND
 #: CLUSTER=embedded     embedded, kind or existing (default: kind with a Docker engine, else embedded)
 #: CLUSTER_NAME=name    several clusters beside each other (default: ml-pipelines)
 #: VALUES=file.yaml     a values file of your own, on top of values/$(ENV).yaml
-#: N=1                  runs that `make train` and `make infer` start
+#: N=1                  runs that `make train` and `make infer` start (20 for `make soak`)
 #: C=name               the part of the cluster whose log `make logs` shows
 #: K=expression         what pytest's -k takes, for the test targets
 #: YES=1                install missing Debian packages without asking

@@ -251,7 +251,7 @@ def trigger(stack: Stack, dag_id: str) -> int:
     return 1 if failed else 0
 
 
-def run_count() -> int:
+def run_count(default: int = 1) -> int:
     """Return the variable N. Raises UserError when it is no number from 1 to 100."""
     text = os.environ.get("N") or "1"
     if not text.isdecimal() or not 1 <= int(text) <= 100:

@@ -57,6 +57,11 @@ def test_number_of_runs(monkeypatch: pytest.MonkeyPatch, text: str, count: int) 
     assert run_count() == count
 
 
+def test_number_of_runs_that_nobody_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("N", raising=False)
+    assert run_count(20) == 20
+
+
 @pytest.mark.parametrize("text", ["0", "-1", "five", "101", "1.5"])
 def test_a_wrong_number_of_runs_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("N", text)
