@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.__main__ import show_logs, show_status
+from dags.ml_pipelines.runs import run_directory
 from tools.airflow_api import Airflow, Task, container_lines, run_seconds, telling_lines
 from tools.cache import lock
 from tools.errors import UserError, run_main
@@ -68,6 +69,7 @@ def run(stack: Stack) -> int:
                 if report[dag_id]["state"] != "success":
                     explain_failure(airflow, dag_id, report[dag_id]["run_id"])
                     return 1
+                tell_failed_cleaning(airflow, dag_id, report[dag_id]["run_id"])
         with phases.phase("fetch the predictions") as phase:
             fetch_predictions(stack, report["inference_dag"], phase)
     finally:
@@ -198,6 +200,17 @@ def explain_failure(airflow: Airflow, dag_id: str, run_id: str) -> None:
     say(f"    {command:<14} the run again, when the cause is mended (`make run` works too)")
 
 
+def tell_failed_cleaning(airflow: Airflow, dag_id: str, run_id: str) -> None:
+    """Say what a successful run has left behind when its clean_up, a teardown, has failed."""
+    for task in airflow.tasks(dag_id, run_id):
+        if task.state == "failed":
+            say(
+                f"{dag_id}: the run succeeded, but {task.task_id} failed: files are left in "
+                f"{dag_id}/{run_directory(run_id)} on the training storage. Its log says why; "
+                f"clear {task.task_id} of {run_id} in the page to try again"
+            )
+
+
 def summary(stack: Stack, report: dict[str, Any]) -> None:
     """Print what `make run` did."""
     trained, predicted = report["training_dag"], report["inference_dag"]
@@ -246,14 +259,15 @@ def trigger(stack: Stack, dag_id: str) -> int:
                     f"{stack.run_path(dag_id, one['dag_run_id'])}/pred.csv"
                 )
             say(" ".join(f"{key}={value}" for key, value in report.items()))
-        for one in failed:
-            explain_failure(airflow, dag_id, one["dag_run_id"])
+        for one in ended:
+            tell = explain_failure if one in failed else tell_failed_cleaning
+            tell(airflow, dag_id, one["dag_run_id"])
     return 1 if failed else 0
 
 
 def run_count(default: int = 1) -> int:
     """Return the variable N. Raises UserError when it is no number from 1 to 100."""
-    text = os.environ.get("N") or "1"
+    text = os.environ.get("N") or str(default)
     if not text.isdecimal() or not 1 <= int(text) <= 100:
         raise UserError(f"N={text} is not a number from 1 to 100")
     return int(text)

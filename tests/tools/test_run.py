@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from dags.ml_pipelines.runs import run_directory
 from tools.airflow_api import Task
 from tools.errors import UserError
-from tools.run import dag_report, run_count, tell_change
+from tools.run import dag_report, run_count, tell_change, tell_failed_cleaning
 from tools.stack import _first_error
 
 ENDED = {
@@ -91,6 +92,33 @@ def test_changes_of_a_task_in_words() -> None:
         "b succeeded in 2.0 s",
         "c not started: a task before it failed",
     ]
+
+
+class TasksOnly:
+    """Stands in for Airflow where only the states of a run's tasks are asked for."""
+
+    def __init__(self, **states: str) -> None:
+        self.states = states
+
+    def tasks(self, dag_id: str, run_id: str) -> list[Task]:
+        return [Task(name, state, 1, 1.0) for name, state in self.states.items()]
+
+
+def test_a_failed_cleaning_is_told_with_the_place_and_the_way_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    airflow: Any = TasksOnly(run_inference="success", clean_up="failed")
+    tell_failed_cleaning(airflow, "inference_dag", "a+b")
+    told = capsys.readouterr().out
+    assert "the run succeeded, but clean_up failed" in told
+    assert f"inference_dag/{run_directory('a+b')}" in told
+    assert "clear clean_up of a+b" in told
+
+
+def test_a_good_run_is_not_spoken_of(capsys: pytest.CaptureFixture[str]) -> None:
+    airflow: Any = TasksOnly(run_inference="success", clean_up="success")
+    tell_failed_cleaning(airflow, "inference_dag", "a+b")
+    assert capsys.readouterr().out == ""
 
 
 def test_the_first_error_of_two_parts_is_told_while_the_other_goes_on(
