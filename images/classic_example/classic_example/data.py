@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from classic_example.errors import WorkloadError
+from classic_example.errors import WorkloadError, not_there
 from classic_example.files import sha256_of, write_csv
 
 COLUMNS = ("sentence", "label", "idx")
@@ -54,7 +54,7 @@ def read_table(path: Path, required: tuple[str, ...]) -> tuple[list[str], list[t
                 )
             rows = list(numbered(path, reader, len(header)))
     except FileNotFoundError:
-        raise WorkloadError(f"{path} does not exist; load-sst2-data makes it") from None
+        raise not_there(path, "load-sst2-data") from None
     except IsADirectoryError:
         raise WorkloadError(f"{path} is a directory; a CSV file is needed") from None
     except PermissionError:

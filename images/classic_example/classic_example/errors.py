@@ -3,6 +3,7 @@
 import base64
 import os
 import re
+from pathlib import Path
 
 # Environment variables whose values must never reach a log.
 SECRET_VARIABLES = (
@@ -15,6 +16,20 @@ SECRET_VARIABLES = (
 
 class WorkloadError(Exception):
     """An expected fault; its text is one line that names the thing and the way out."""
+
+
+def not_there(path: Path, maker: str) -> WorkloadError:
+    """Return the error for an input that is missing; `maker` names what makes it.
+
+    In a run of a pipeline that step has succeeded before this one was started. The input is gone
+    since then, as happens when a single task of a run that has ended is cleared.
+    """
+    if os.environ.get("ML_PIPELINES_RUN_ID"):
+        return WorkloadError(
+            f"{path} is gone: clean_up removes the files of a run when it ends; clear all tasks of "
+            "this run, or start a new one"
+        )
+    return WorkloadError(f"{path} does not exist; {maker} makes it")
 
 
 def scrub(text: str) -> str:

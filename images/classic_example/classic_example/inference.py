@@ -8,7 +8,7 @@ from typing import Any
 
 from classic_example import lineage
 from classic_example.data import read_table
-from classic_example.errors import WorkloadError
+from classic_example.errors import WorkloadError, not_there
 from classic_example.files import fill_csv, fill_json, new_files, read_json, sha256_of
 from classic_example.model_files import MODEL_FILES, REGISTRY_FILE
 from classic_example.text_model import (
@@ -92,7 +92,7 @@ def described(registered: dict[str, Any]) -> str:
 def require_model(directory: Path) -> None:
     """Raise WorkloadError unless the directory holds a model with its tokenizer."""
     if not directory.is_dir():
-        raise WorkloadError(f"{directory} does not exist; load-from-registry or train makes it")
+        raise not_there(directory, "load-from-registry or train")
     missing = [name for name in MODEL_FILES if not (directory / name).is_file()]
     if missing:
         raise WorkloadError(f"{directory} is not a model: it has no {', '.join(missing)}")

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from classic_example import lineage
 from classic_example.data import names
-from classic_example.errors import WorkloadError
+from classic_example.errors import WorkloadError, not_there
 from classic_example.files import new_directory, read_json, sha256_of, write_json
 from classic_example.model_files import (
     ARGUMENTS_FILE,
@@ -118,7 +118,7 @@ def package(directory: Path) -> Package:
         WorkloadError: the directory is missing or is not a whole model.
     """
     if not directory.is_dir():
-        raise WorkloadError(f"{directory} does not exist; train makes it")
+        raise not_there(directory, "train")
     missing = [name for name in MODEL_FILES if not (directory / name).is_file()]
     if missing:
         raise WorkloadError(f"{directory} is not a trained model: it has no {names(missing)}")

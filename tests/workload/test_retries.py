@@ -1,0 +1,172 @@
+"""A try that was killed, and the next one in the same directory.
+
+Each command is killed (SIGKILL) at every moment at which it flushes, renames or replaces a file,
+one after the other over the same leftovers, until it comes to its end. After each kill, what
+another step would read is whole or absent; at the end nothing is left but the outputs.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from classic_example.inference import run_inference_on_dataframe
+from classic_example.registry.base import load_from_registry
+from classic_example.sources import load_and_save
+from classic_example.train import train
+from workload_helpers import Cli, DirectoryRegistry, Ended, everything_below
+
+MOMENTS = ("fsync", "rename", "replace")
+
+
+def killed(number: int, work: Callable[[], Any]) -> bool:
+    """Run `work` in a child that is killed at its moment `number`; False when it had fewer."""
+    child = os.fork()
+    if child == 0:
+        left = itertools.count(number, -1)
+
+        def deadly(real: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any, **options: Any) -> Any:
+                if next(left) == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*arguments, **options)
+
+            return call
+
+        for name in MOMENTS:
+            setattr(os, name, deadly(getattr(os, name)))
+        try:
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or status == 0, "the command failed of itself"
+    return os.WIFSIGNALED(status)
+
+
+def try_until_done(work: Callable[[], Any], check: Callable[[], None]) -> int:
+    """Kill one try after the other, a moment later each, and return how many that were."""
+    for number in itertools.count():
+        if not killed(number, work):
+            return number
+        check()
+    raise AssertionError("unreachable")
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {name: (directory / name).read_bytes() for name in everything_below(directory)}
+
+
+def test_killed_loading_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DATA_SOURCE", "bundled")
+    undisturbed, directory = tmp_path / "undisturbed", tmp_path / "data"
+
+    def load(into: Path) -> None:
+        load_and_save(into / "train.csv", into / "val.csv", into / "test.csv")
+
+    load(undisturbed)
+    expected = contents(undisturbed)
+
+    def check() -> None:
+        visible = {k: v for k, v in contents(directory).items() if not k.startswith(".")}
+        assert visible.items() <= expected.items()
+
+    assert try_until_done(lambda: load(directory), check) >= 2 * len(expected)
+    assert contents(directory) == expected
+
+
+def test_killed_training(make_config: Callable[..., Path], tmp_path: Path):
+    undisturbed = make_config(
+        tmp_path / "a.json", max_steps=1, output_dir=str(tmp_path / "undisturbed")
+    )
+    train(undisturbed)
+    config, results = make_config(tmp_path / "b.json", max_steps=1), tmp_path / "results"
+    # Of an earlier try that had come to its end.
+    results.mkdir()
+    (results / "stale").write_text("x")
+
+    def check() -> None:
+        assert not results.exists()
+
+    assert try_until_done(lambda: train(config), check) > 2
+    weights = "model.safetensors"
+    assert (results / weights).read_bytes() == (tmp_path / "undisturbed" / weights).read_bytes()
+    assert everything_below(results) == everything_below(tmp_path / "undisturbed")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "a.json",
+        "b.json",
+        "results",
+        "undisturbed",
+    }
+
+
+def test_killed_loading_of_a_model(trained: tuple[Ended, Path], tmp_path: Path):
+    target = tmp_path / "results"
+    shutil.copytree(trained[1], target)
+    (target / "registry.json").write_text("{}")
+    whole = everything_below(target)
+    registry = DirectoryRegistry(trained[1], {})
+
+    def check() -> None:
+        assert not target.exists() or everything_below(target) == whole
+
+    assert try_until_done(lambda: load_from_registry(registry, "m", target), check) > 2
+    assert json.loads((target / "registry.json").read_text())["version"] == "v1"
+    assert everything_below(target) == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+def test_killed_inference(trained: tuple[Ended, Path], data_directory: Path, tmp_path: Path):
+    source, out = data_directory / "test.csv", tmp_path / "out"
+    run_inference_on_dataframe(source, trained[1], tmp_path / "undisturbed" / "pred.csv")
+    expected = (tmp_path / "undisturbed" / "pred.csv").read_bytes()
+    out.mkdir()
+    (out / "pred.csv").write_text("of an earlier try")
+    (out / "pred.json").write_text("{}")
+
+    def check() -> None:
+        content = (out / "pred.csv").read_bytes()
+        assert content in (b"of an earlier try", expected)
+        # A description is there only beside the predictions that it describes.
+        if (out / "pred.json").exists():
+            described = json.loads((out / "pred.json").read_text())
+            assert described["predictions"]["sha256"] == hashlib.sha256(content).hexdigest()
+
+    work = lambda: run_inference_on_dataframe(source, trained[1], out / "pred.csv")  # noqa: E731
+    assert try_until_done(work, check) == 4
+    assert (out / "pred.csv").read_bytes() == expected
+    assert everything_below(out) == {"pred.csv", "pred.json"}
+
+
+@pytest.mark.parametrize(
+    ("command", "maker"),
+    [
+        (["train", "config.json"], "load-sst2-data"),
+        (["upload-to-registry", "m", "none"], "train"),
+        (["run-inference-on-dataframe", "none.csv", "none", "pred.csv"], "load-sst2-data"),
+    ],
+    ids=["train", "upload-to-registry", "run-inference-on-dataframe"],
+)
+def test_inputs_that_are_gone_are_told_in_words_of_the_pipeline(
+    cli: Cli,
+    make_config: Callable[..., Path],
+    tmp_path: Path,
+    command: list[str],
+    maker: str,
+):
+    make_config(tmp_path / "config.json", train_file=str(tmp_path / "none.csv"))
+    words = [command[0], *(word if word == "m" else tmp_path / word for word in command[1:])]
+    registry = {"REGISTRY": "mlflow", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+
+    by_hand = cli(*words, env=registry)
+    assert by_hand.error.endswith(f"does not exist; {maker} makes it")
+
+    in_a_run = cli(*words, env={**registry, "ML_PIPELINES_RUN_ID": "manual__1"})
+    assert "is gone: clean_up removes the files of a run when it ends; clear all" in in_a_run.error
