@@ -5,10 +5,23 @@ Pods are the Kubernetes client's V1Pod, as the API server reports them.
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import dataclass
+
 from kubernetes.client import models as k8s
+from kubernetes.client.exceptions import ApiException
+from kubernetes.utils.quantity import parse_quantity
 
 # Waiting for these is no use: the image reference itself, or the pull policy, has to change.
 HOPELESS_WAITS = ("InvalidImageName", "ErrImageNeverPull")
+# These end when somebody does something: makes the Secret, mends the registry.
+STUCK_WAITS = (
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+)
 
 _WAIT_HINTS = {
     "ErrImagePull": "check the image and its pull secrets",
@@ -47,6 +60,10 @@ def explain_failure(pod: k8s.V1Pod, container: str) -> str:
     reasons = []
     if status.reason:  # Evicted, DeadlineExceeded, NodeLost ...: said of the pod as a whole
         reasons.append(f"{status.reason}: {status.message}" if status.message else status.reason)
+    elif eviction := _eviction(pod):
+        reasons.append(eviction)
+    elif pod.metadata and pod.metadata.deletion_timestamp:
+        reasons.append("it was deleted")
     state = _container_state(pod, container)
     if state is not None and state.terminated is not None:
         reasons.append(_explain_end(pod, container, state.terminated))
@@ -55,6 +72,59 @@ def explain_failure(pod: k8s.V1Pod, container: str) -> str:
     if not reasons:
         reasons.append(f"its phase is {status.phase}")
     return "; ".join(reasons)
+
+
+def explain_absence(last_seen: k8s.V1Pod | None) -> str:
+    """Why a pod does not exist any more, from how it was seen last."""
+    eviction = _eviction(last_seen) if last_seen else None
+    return eviction or "it was deleted, or its node was lost"
+
+
+def explain_refusal(error: ApiException) -> str:
+    """The API server's own words on a request that it refused."""
+    try:
+        message = json.loads(error.body)["message"]
+    except (TypeError, ValueError, KeyError):
+        message = ""
+    return message or f"{error.status} {error.reason}"
+
+
+@dataclass(frozen=True)
+class Quota:
+    """A ResourceQuota that has no room for a pod; `hopeless` if it never has."""
+
+    hopeless: bool
+
+
+def quota_in_the_way(error: ApiException) -> Quota | None:
+    """The ResourceQuota that refused a pod, None when the refusal has another reason."""
+    message = explain_refusal(error)
+    if error.status != 403 or "exceeded quota" not in message:
+        return None
+    amounts = {
+        kind: dict(re.findall(r"([\w./-]+)=([\w.]+)", text))
+        for kind, text in re.findall(r"(requested|limited): ([^:]*?)(?:, [a-z]+(?=:)|$)", message)
+    }
+    requested, limited = amounts.get("requested", {}), amounts.get("limited", {})
+    return Quota(
+        hopeless=any(
+            parse_quantity(requested[name]) > parse_quantity(limited[name])
+            for name in requested.keys() & limited.keys()
+        )
+    )
+
+
+def _eviction(pod: k8s.V1Pod) -> str | None:
+    """Who ended the pod and why, if it was evicted, preempted or ended with its node."""
+    for condition in (pod.status.conditions if pod.status else None) or []:
+        if condition.type == "DisruptionTarget" and condition.status == "True":
+            said = (
+                f"{condition.reason}: {condition.message}"
+                if condition.message
+                else (condition.reason)
+            )
+            return f"it was evicted ({said})"
+    return None
 
 
 def _explain_end(pod: k8s.V1Pod, container: str, ended: k8s.V1ContainerStateTerminated) -> str:

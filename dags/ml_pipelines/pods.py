@@ -95,12 +95,14 @@ def pod_task(
         execution_timeout=timedelta(seconds=task.execution_timeout_seconds),
         active_deadline_seconds=task.execution_timeout_seconds + DEADLINE_MARGIN_SECONDS,
         startup_timeout_seconds=task.startup_timeout_seconds,
+        stuck_timeout_seconds=task.stuck_timeout_seconds,
         startup_check_interval_seconds=0.5,
         termination_grace_period=GRACE_SECONDS,
         termination_message_policy="FallbackToLogsOnError",
-        # Kept pods pile up, and with keep_pod 8.3.3 leaves a running one behind for the next try to
-        # meet. What is worth knowing of a failed pod is in the task log.
+        # With keep_pod 8.3.3 leaves a running one behind for the next try to meet. The operator
+        # keeps a failed one for a while itself; its events and last lines are in the task log.
         on_finish_action="delete_pod",
+        failed_pod_ttl_seconds=task.failed_pod_ttl_seconds,
         log_events_on_failure=True,
         log_pod_spec_on_failure=False,
         do_xcom_push=False,

@@ -19,6 +19,9 @@ from typing import Any, Literal
 PATH_VARIABLE = "ML_PIPELINES_SETTINGS"
 DEFAULT_PATH = "/opt/airflow/ml-pipelines/settings.json"
 
+# Label of a failed pod that is kept: the second (Unix time) from which on it may be deleted.
+KEPT_UNTIL = "ml-pipelines/kept-until"
+
 DAG_IDS = ("training_dag", "inference_dag")
 TASK_IDS = (
     "clean_storage_before_start",
@@ -38,8 +41,12 @@ DEFAULTS: dict[str, Any] = {
     "retryDelaySeconds": 10,
     # The source document's.
     "startupTimeoutSeconds": 600,
+    # For a registry that is away for a moment; a Secret that is missing does not come by waiting.
+    "stuckTimeoutSeconds": 120,
     # From the start of the task to its end, waiting for the pod included.
     "executionTimeoutSeconds": 3600,
+    # Long enough for a `kubectl describe` after the message of a failed run.
+    "failedPodTtlSeconds": 900,
     # No CPU limit: it would only slow a task down. The memory limit names the task that leaks
     # instead of letting the node choose a victim.
     "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}},
@@ -152,7 +159,9 @@ class TaskSettings:
     retries: int
     retry_delay_seconds: int
     startup_timeout_seconds: int
+    stuck_timeout_seconds: int
     execution_timeout_seconds: int
+    failed_pod_ttl_seconds: int
     resources: dict[str, dict[str, str]]
     node_selector: dict[str, str]
     tolerations: list[dict[str, Any]]
@@ -195,7 +204,9 @@ class Settings:
             retries=merged["retries"],
             retry_delay_seconds=merged["retryDelaySeconds"],
             startup_timeout_seconds=merged["startupTimeoutSeconds"],
+            stuck_timeout_seconds=merged["stuckTimeoutSeconds"],
             execution_timeout_seconds=merged["executionTimeoutSeconds"],
+            failed_pod_ttl_seconds=merged["failedPodTtlSeconds"],
             resources=merged["resources"],
             node_selector=merged["nodeSelector"],
             tolerations=merged["tolerations"],
@@ -316,7 +327,9 @@ def _task_values(section: _Section) -> dict[str, Any]:
         "retries": section.integer("retries", 0),
         "retryDelaySeconds": section.integer("retryDelaySeconds", 0),
         "startupTimeoutSeconds": section.integer("startupTimeoutSeconds", 1),
+        "stuckTimeoutSeconds": section.integer("stuckTimeoutSeconds", 1),
         "executionTimeoutSeconds": section.integer("executionTimeoutSeconds", 1),
+        "failedPodTtlSeconds": section.integer("failedPodTtlSeconds", 0),
         "resources": {
             kind: quantities
             for kind in ("requests", "limits")

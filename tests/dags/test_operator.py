@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +15,8 @@ from kubernetes.client import ApiClient
 from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import ProtocolError
+
+from ml_pipelines.settings import KEPT_UNTIL
 
 RUN_ID = "manual__1"
 RESULT = {"accuracy": 0.82, "baseline_accuracy": 0.78, "steps": 200}
@@ -46,7 +48,8 @@ class Log:
 
 class Cluster:
     """Plays the API server: the created pod goes through `states`, one per read, and stays in the
-    last. A state that is an exception is raised instead. Time does not pass, it is counted."""
+    last. A state that is an exception is raised instead. Time does not pass, it is counted.
+    `refusals`: what creating, deleting and reading the log raise before they work."""
 
     def __init__(self, states: list[State], log_lines: list[str], events: list[tuple[str, str]]):
         self.states = list(states)
@@ -55,9 +58,15 @@ class Cluster:
         self.pods: dict[str, k8s.V1Pod] = {}
         self.created: list[str] = []
         self.deleted: list[str] = []
+        self.refusals: dict[str, list[Exception]] = {"create": [], "delete": [], "log": []}
         self.api_client = ApiClient()
 
+    def refuse(self, request: str) -> None:
+        if self.refusals[request]:
+            raise self.refusals[request].pop(0)
+
     def create_namespaced_pod(self, body: Any, namespace: str, **_: Any) -> k8s.V1Pod:
+        self.refuse("create")
         response = SimpleNamespace(data=json.dumps(body))
         try:
             pod = self.api_client.deserialize(response, "V1Pod")
@@ -69,6 +78,9 @@ class Cluster:
         return pod
 
     def list_namespaced_pod(self, namespace: str, label_selector: str) -> Any:
+        if label_selector == KEPT_UNTIL:
+            kept = [pod for pod in self.pods.values() if KEPT_UNTIL in pod.metadata.labels]
+            return SimpleNamespace(items=kept)
         assert "task_id=train_model" in label_selector
         unchecked = [
             pod for pod in self.pods.values() if "already_checked" not in pod.metadata.labels
@@ -87,6 +99,7 @@ class Cluster:
         return self.pods[name]
 
     def read_namespaced_pod_log(self, name: str, **_: Any) -> Any:
+        self.refuse("log")
         stamp = "2026-11-23T09:00:00.000000000Z"
         data = "".join(f"{stamp} {line}\n" for line in self.log_lines).encode()
         return SimpleNamespace(stream=lambda **_: iter([data]))
@@ -95,6 +108,7 @@ class Cluster:
         self.pods[name].metadata.labels.update(body["metadata"]["labels"])
 
     def delete_namespaced_pod(self, name: str, namespace: str, **_: Any) -> None:
+        self.refuse("delete")
         if name not in self.pods:
             raise ApiException(status=404, reason="Not Found")
         self.pods.pop(name)
@@ -179,6 +193,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     monkeypatch.setattr(time, "sleep", sleep)
     monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(time, "time", lambda: clock.now)
     return clock
 
 
@@ -191,6 +206,7 @@ def train(load_dag, context_of, clock, monkeypatch: pytest.MonkeyPatch):
         log_lines: list[str] | None = None,
         events: list[tuple[str, str]] | None = None,
         cluster: Cluster | None = None,
+        run_started: datetime | None = None,
     ) -> SimpleNamespace:
         task = load_dag("training_dag").get_task("train_model")
         run.task = task
@@ -201,6 +217,7 @@ def train(load_dag, context_of, clock, monkeypatch: pytest.MonkeyPatch):
         task.__dict__["client"] = cluster
         task.__dict__["hook"] = SimpleNamespace(is_in_cluster=True)
         context = context_of(task, RUN_ID)
+        context["dag_run"] = SimpleNamespace(start_date=run_started)
         task.render_template_fields(context)
         error = None
         try:
@@ -285,7 +302,51 @@ def test_failed_container_is_explained_by_its_error_line(train) -> None:
     )
     assert "restarting failed container" in run.log.text
     assert "return_value" not in run.xcoms
+
+
+def test_failed_pod_is_kept_for_a_look_and_goes_with_a_later_task(train, clock) -> None:
+    first = train(RUNNING, ended(2, "Error", "ERROR: x"))
+    cluster = first.cluster
+    (failed,) = cluster.created
+    assert cluster.deleted == []
+    labels = cluster.pods[failed].metadata.labels
+    assert labels[KEPT_UNTIL] == str(int(clock.now) + 900)
+    assert labels["already_checked"] == "True"
+    assert f"{failed} is kept until" in first.log.text
+
+    cluster.states = [RUNNING, RUNNING, SUCCEEDED]
+    second = train(cluster=cluster)
+    assert second.error is None
+    assert cluster.deleted == cluster.created[1:]
+
+    clock.now += 901
+    cluster.states = [RUNNING, RUNNING, SUCCEEDED]
+    train(cluster=cluster)
+    assert failed in cluster.deleted
+    assert cluster.pods == {}
+
+
+def test_failed_pod_goes_at_once_when_none_shall_be_kept(train, settings_file) -> None:
+    settings_file({"defaults": {"failedPodTtlSeconds": 0}})
+    run = train(RUNNING, ended(2, "Error", "ERROR: x"))
+    assert "failed: exit code 2: ERROR: x" in run.message
     assert run.cluster.deleted == run.cluster.created
+    assert "is kept" not in run.log.text
+
+
+def test_failed_pods_that_cannot_be_listed_do_not_stop_a_task(train, monkeypatch) -> None:
+    cluster = Cluster([RUNNING, RUNNING, SUCCEEDED], ["epoch 1"], [])
+    listed = cluster.list_namespaced_pod
+
+    def refuse(namespace: str, label_selector: str) -> Any:
+        if label_selector == KEPT_UNTIL:
+            raise ApiException(status=403, reason="Forbidden")
+        return listed(namespace, label_selector)
+
+    cluster.list_namespaced_pod = refuse
+    run = train(cluster=cluster)
+    assert run.error is None
+    assert "Failed pods of before could not be deleted" in run.log.text
 
 
 def test_failed_pod_is_not_dumped(train) -> None:
@@ -324,7 +385,32 @@ def test_evicted_pod_says_so(train) -> None:
 def test_pod_evicted_before_it_started_says_so(train) -> None:
     run = train(status("Failed", reason="Evicted", message="The node had condition: DiskPressure."))
     assert "Evicted: The node had condition: DiskPressure." in run.message + run.log.text
-    assert run.cluster.deleted == run.cluster.created
+
+
+EVICTION = k8s.V1PodCondition(
+    type="DisruptionTarget",
+    status="True",
+    reason="EvictionByEvictionAPI",
+    message="Eviction API: evicting",
+)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        ApiException(status=404, reason="Not Found"),
+        status(
+            "Failed",
+            {"terminated": k8s.V1ContainerStateTerminated(exit_code=143, reason="Error")},
+            conditions=[EVICTION],
+        ),
+    ],
+    ids=["gone", "failed"],
+)
+def test_pod_evicted_through_the_api_says_so(train, last: State) -> None:
+    leaving = status("Running", {"running": k8s.V1ContainerStateRunning()}, conditions=[EVICTION])
+    run = train(RUNNING, RUNNING, leaving, last)
+    assert "it was evicted (EvictionByEvictionAPI: Eviction API: evicting)" in run.message
 
 
 def test_pod_past_its_deadline_says_so(train) -> None:
@@ -333,35 +419,48 @@ def test_pod_past_its_deadline_says_so(train) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "explanation"),
+    ("state", "explanation", "limit", "seconds"),
     [
         (
             waiting("ImagePullBackOff", "Back-off pulling image"),
             "ImagePullBackOff: Back-off pulling image (check the image and its pull secrets)",
+            "cannot start: ImagePullBackOff for 120 s (stuckTimeoutSeconds)",
+            120,
         ),
         (
             waiting("CreateContainerConfigError", 'secret "ml-pipelines-wandb" not found'),
             'CreateContainerConfigError: secret "ml-pipelines-wandb" not found (check the Secrets',
+            "cannot start: CreateContainerConfigError for 120 s (stuckTimeoutSeconds)",
+            120,
         ),
         (
             UNSCHEDULABLE,
             "Unschedulable: 0/1 nodes are available: 1 Insufficient memory. (check the task's ",
+            "did not start within 600 s (startupTimeoutSeconds)",
+            600,
         ),
     ],
     ids=["image", "secret", "unschedulable"],
 )
 def test_pod_that_does_not_start_fails_at_the_limit_and_says_why(
-    train, clock, state: State, explanation: str
+    train, clock, state: State, explanation: str, limit: str, seconds: int
 ) -> None:
     run = train(state, events=[("FailedSomething", "the event of the pod")])
     assert isinstance(run.error, AirflowException)
-    assert "did not start within 600 s (startupTimeoutSeconds)" in run.message
+    assert limit in run.message
     assert explanation in run.log.text
     assert "the event of the pod" in run.log.text
-    assert 600 <= clock.now - 1000 < 660
+    assert seconds <= clock.now - 1000 < seconds + 60
     assert run.cluster.deleted == run.cluster.created
     # Each reason once, not at every look.
     assert run.log.text.count(f"waits: {explanation}") == 1
+
+
+def test_wait_that_ends_by_itself_is_not_held_against_the_next(train, clock) -> None:
+    pulling = [waiting("ErrImagePull", "timeout")] * 200
+    run = train(*pulling, waiting("ContainerCreating"), *pulling, RUNNING, RUNNING, SUCCEEDED)
+    assert run.error is None
+    assert clock.now - 1000 >= 200
 
 
 @pytest.mark.parametrize("reason", ["InvalidImageName", "ErrImageNeverPull"])
@@ -389,6 +488,119 @@ def test_api_server_that_is_away_for_a_while_costs_no_try(train, clock, outage) 
     assert run.xcoms["return_value"] == RESULT | RAN
     assert 10 <= clock.now - 1000 < 20
     assert "trying again" in run.log.text
+
+
+def test_api_server_that_starts_may_refuse_for_a_moment(train, clock) -> None:
+    away = ProtocolError("Connection aborted.")
+    starting = ApiException(status=403, reason="Forbidden")
+    run = train(RUNNING, RUNNING, away, away, starting, RUNNING, SUCCEEDED)
+    assert run.error is None
+
+
+OUTAGES = [
+    ApiException(status=429, reason="Too Many Requests"),
+    ApiException(status=500, reason="Internal Server Error"),
+    ProtocolError("Connection aborted."),
+]
+
+
+@pytest.mark.parametrize("request_name", ["create", "delete", "log"])
+def test_requests_are_repeated_until_the_api_server_is_back(
+    train, clock, request_name: str
+) -> None:
+    cluster = Cluster([status("Pending"), RUNNING, RUNNING, SUCCEEDED], ["epoch 1"], [])
+    cluster.refusals[request_name] = list(OUTAGES)
+    run = train(cluster=cluster)
+    assert run.error is None
+    assert run.xcoms["return_value"] == RESULT
+    assert "epoch 1" in run.log.text
+    assert len(cluster.created) == 1
+    assert cluster.deleted == cluster.created
+
+
+def test_log_that_cannot_be_read_does_not_end_the_training(train, clock) -> None:
+    # With containerd away the kubelet answers 500, and the container runs.
+    cluster = Cluster([RUNNING] * 40 + [SUCCEEDED], ["epoch 1"], [])
+    cluster.refusals["log"] = [ApiException(status=500, reason="Internal Server Error")] * 500
+    run = train(cluster=cluster)
+    assert run.error is None
+    assert "The log cannot be read: 500 Internal Server Error" in run.log.text
+
+
+def test_pod_whose_creation_got_lost_on_the_way_is_made_once(train) -> None:
+    cluster = Cluster([RUNNING, RUNNING, SUCCEEDED], ["epoch 1"], [])
+    create = cluster.create_namespaced_pod
+    answers = iter([ProtocolError("Connection aborted."), None])
+
+    def lose_the_answer(body: Any, namespace: str) -> k8s.V1Pod:
+        if body["metadata"]["name"] in cluster.pods:
+            said = json.dumps({"reason": "AlreadyExists"})
+            error = ApiException(status=409, reason="Conflict")
+            error.body = said
+            raise error
+        create(body, namespace)
+        raise next(answers)
+
+    cluster.create_namespaced_pod = lose_the_answer
+    run = train(cluster=cluster)
+    assert run.error is None
+    assert len(cluster.created) == 1
+
+
+def refusal(message: str, status: int = 403) -> ApiException:
+    error = ApiException(status=status, reason="Forbidden")
+    error.body = json.dumps({"message": message, "reason": "Forbidden"})
+    return error
+
+
+def quota(requested: str, used: str, limited: str) -> ApiException:
+    return refusal(
+        f'pods "train-model-x" is forbidden: exceeded quota: team, requested: {requested}, '
+        f"used: {used}, limited: {limited}"
+    )
+
+
+USED_UP = quota(
+    "requests.memory=1Gi,pods=1", "requests.memory=3Gi,pods=2", "requests.memory=3Gi,pods=5"
+)
+
+
+def test_pod_waits_for_room_in_the_quota(train, clock) -> None:
+    cluster = Cluster([RUNNING, RUNNING, SUCCEEDED], ["epoch 1"], [])
+    cluster.refusals["create"] = [USED_UP] * 3
+    run = train(cluster=cluster)
+    assert run.error is None
+    assert run.log.text.count("exceeded quota: team, requested: requests.memory=1Gi") == 1
+    assert 15 <= clock.now - 1000 < 30
+
+
+def test_quota_that_stays_used_up_fails_the_try_at_the_limit(train, clock) -> None:
+    cluster = Cluster([RUNNING], [], [])
+    cluster.refusals["create"] = [USED_UP] * 500
+    run = train(cluster=cluster)
+    assert "was refused: " in run.message
+    assert "exceeded quota: team" in run.message
+    assert 600 <= clock.now - 1000 < 660
+    assert cluster.created == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        quota(
+            "requests.memory=4Gi,pods=1", "requests.memory=0,pods=2", "requests.memory=3Gi,pods=5"
+        ),
+        refusal("failed quota: team: must specify limits.cpu for: base"),
+        refusal('Pod "x" is invalid', status=422),
+    ],
+    ids=["more than there is", "unspecified", "invalid"],
+)
+def test_pod_that_is_refused_for_good_fails_at_once(train, clock, error: ApiException) -> None:
+    cluster = Cluster([RUNNING], [], [])
+    cluster.refusals["create"] = [error] * 500
+    run = train(cluster=cluster)
+    assert json.loads(error.body)["message"] in run.message
+    assert clock.now - 1000 < 5
 
 
 def test_api_server_that_stays_away_fails_the_try_and_keeps_the_pod(train, clock) -> None:
@@ -440,6 +652,65 @@ def test_next_try_waits_for_a_pod_that_is_being_deleted(train, clock) -> None:
     assert run.error is None
     assert len(cluster.created) == 1
     assert clock.slept[:2] == [0.2, 0.2]
+
+
+def left_pod(cluster: Cluster, name: str, state: State, age: int = 60) -> None:
+    """Leave a pod of an earlier try in the cluster."""
+    pod = k8s.V1Pod(
+        metadata=k8s.V1ObjectMeta(
+            name=name,
+            namespace="default",
+            labels={"try_number": "1"},
+            creation_timestamp=NOW - timedelta(seconds=age),
+        ),
+        spec=k8s.V1PodSpec(containers=[], termination_grace_period_seconds=5),
+    )
+    state(pod)
+    cluster.pods[name] = pod
+
+
+NOW = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
+
+
+def test_success_of_a_pod_whose_worker_died_is_taken_over(train) -> None:
+    cluster = Cluster([SUCCEEDED], ["epoch 1"], [])
+    left_pod(cluster, "old", SUCCEEDED)
+    run = train(cluster=cluster, run_started=NOW - timedelta(seconds=100))
+    assert run.error is None
+    assert run.xcoms["return_value"] == RESULT
+    assert cluster.created == []
+    assert cluster.deleted == ["old"]
+
+
+def test_failure_of_a_pod_whose_worker_died_is_told_and_not_taken_over(train) -> None:
+    # A node that was switched off: the next try must not fail with the pod of the one before.
+    cluster = Cluster([RUNNING, RUNNING, SUCCEEDED], ["epoch 1"], [])
+    left_pod(cluster, "old", ended(255, "Unknown"))
+    run = train(cluster=cluster, run_started=NOW - timedelta(seconds=100))
+    assert run.error is None
+    assert "Pod old of an earlier try failed: Unknown, exit code 255" in run.log.text
+    assert len(cluster.created) == 1
+    assert KEPT_UNTIL in cluster.pods["old"].metadata.labels
+
+
+@pytest.mark.parametrize("state", [RUNNING, SUCCEEDED], ids=["running", "succeeded"])
+def test_pod_from_before_the_run_was_cleared_is_not_taken_over(train, state: State) -> None:
+    cluster = Cluster([RUNNING, RUNNING, SUCCEEDED], ["epoch 1"], [])
+    left_pod(cluster, "old", state)
+    run = train(cluster=cluster, run_started=NOW - timedelta(seconds=20))
+    assert run.error is None
+    assert len(cluster.created) == 1
+    assert cluster.deleted == ["old", *cluster.created]
+
+
+def test_of_two_pods_the_younger_is_followed_and_the_other_goes(train) -> None:
+    cluster = Cluster([RUNNING, RUNNING, SUCCEEDED], ["epoch 1"], [])
+    left_pod(cluster, "older", RUNNING, age=90)
+    left_pod(cluster, "younger", RUNNING, age=60)
+    run = train(cluster=cluster, run_started=NOW - timedelta(seconds=100))
+    assert run.error is None
+    assert cluster.created == []
+    assert cluster.deleted == ["older", "younger"]
 
 
 class TimeLimit(BaseException):

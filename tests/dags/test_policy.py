@@ -25,6 +25,8 @@ def test_task_follows_the_rules(load_dag, settings_file, dag_id: str, task_id: s
     assert task.retries == 2
     assert task.retry_delay == timedelta(seconds=10)
     assert task.execution_timeout > timedelta(seconds=task.startup_timeout_seconds)
+    assert task.stuck_timeout_seconds < task.startup_timeout_seconds
+    assert task.failed_pod_ttl_seconds == 900
     # Airflow's limit comes first: it deletes the pod, the deadline only ends it.
     assert task.active_deadline_seconds > task.execution_timeout.total_seconds()
     assert task.container_resources.requests
@@ -61,7 +63,9 @@ OVERRIDES = {
     "retries": 7,
     "retryDelaySeconds": 77,
     "startupTimeoutSeconds": 777,
+    "stuckTimeoutSeconds": 77,
     "executionTimeoutSeconds": 7777,
+    "failedPodTtlSeconds": 7,
     "resources": {"requests": {"cpu": "7"}, "limits": {"nvidia.com/gpu": "1"}},
     "nodeSelector": {"pool": "gpu"},
     "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
@@ -101,7 +105,9 @@ def changed(task, render_pod) -> dict[str, object]:
         "retries": task.retries,
         "retryDelaySeconds": task.retry_delay.total_seconds(),
         "startupTimeoutSeconds": task.startup_timeout_seconds,
+        "stuckTimeoutSeconds": task.stuck_timeout_seconds,
         "executionTimeoutSeconds": task.execution_timeout.total_seconds(),
+        "failedPodTtlSeconds": task.failed_pod_ttl_seconds,
         "activeDeadlineSeconds": spec["activeDeadlineSeconds"],
         "resources": container["resources"],
         "nodeSelector": spec.get("nodeSelector") or {},
@@ -129,7 +135,9 @@ def test_override_reaches_its_task_whole(load_dag, settings_file, render_pod) ->
         "retries": 7,
         "retryDelaySeconds": 77,
         "startupTimeoutSeconds": 777,
+        "stuckTimeoutSeconds": 77,
         "executionTimeoutSeconds": 7777,
+        "failedPodTtlSeconds": 7,
         "activeDeadlineSeconds": 7837,
         "resources": {
             "requests": {"cpu": "7", "memory": "1Gi"},
