@@ -137,3 +137,31 @@ def test_broken_file_is_refused(tmp_path: Path, content: str, message: str):
 def test_directory_is_not_a_configuration(tmp_path: Path):
     with pytest.raises(WorkloadError, match="cannot be read"):
         read_config(tmp_path)
+
+
+def test_variables_go_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**REQUIRED, "max_steps": 350}))
+    monkeypatch.setenv("TRAIN_MAX_STEPS", "50")
+    monkeypatch.setenv("TRAIN_PRECISION", "bf16")
+    monkeypatch.setenv("TRAIN_DROPOUT", "null")
+    config, _ = read_config(path)
+    assert (config.max_steps, config.precision, config.dropout) == (50, "bf16", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("TRAIN_MAX_STEP", "50", "unknown key 'max_step'; did you mean 'max_steps'?"),
+        ("TRAIN_MAX_STEPS", "many", "max_steps must be a whole number, not 'many'"),
+    ],
+)
+def test_wrong_variable_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, message: str
+):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(REQUIRED))
+    monkeypatch.setenv(name, text)
+    with pytest.raises(WorkloadError, match=r"the variables TRAIN_\*: ") as caught:
+        read_config(path)
+    assert message in str(caught.value)

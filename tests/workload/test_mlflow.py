@@ -116,6 +116,21 @@ def test_each_upload_is_a_new_version(uploaded: list[Ended], server: str):
     assert second["run_url"].startswith(f"{server}/#/experiments/")
 
 
+def test_upload_that_is_repeated_by_the_same_run_is_the_same_version(
+    uploaded: list[Ended], cli: Cli, client, server: str, trained: tuple[Ended, Path]
+):
+    before = client.search_model_versions("name='airflow-pipeline'")
+    ended = cli(
+        "upload-to-registry",
+        "airflow-pipeline",
+        trained[1],
+        env=variables(server, MLFLOW_EXPERIMENT_NAME="tests", ML_PIPELINES_RUN_ID="run1"),
+    )
+    assert ended.status == 0, ended.output
+    assert ended.result == uploaded[0].result
+    assert len(client.search_model_versions("name='airflow-pipeline'")) == len(before) == 2
+
+
 def test_run_holds_metrics_curve_params_plots_and_files(
     uploaded: list[Ended], client, trained: tuple[Ended, Path]
 ):

@@ -3,6 +3,8 @@
 import difflib
 import json
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,8 @@ WITHOUT_EFFECT = frozenset(
         "use_wandb",
     }
 )
+# A variable of this prefix and a name in capitals goes over the file: TRAIN_MAX_STEPS=50.
+VARIABLE_PREFIX = "TRAIN_"
 # Older names of the same setting.
 RENAMED = {"evaluation_strategy": "eval_strategy"}
 
@@ -111,6 +115,8 @@ class TrainingConfig:
 def read_config(path: Path) -> tuple[TrainingConfig, list[str]]:
     """Return the configuration in a JSON file and the names in it that have no effect.
 
+    The environment goes over the file, name by name (see VARIABLE_PREFIX).
+
     Raises:
         WorkloadError: no such file, broken JSON, an unknown or missing name, or a value of the
             wrong type or out of range.
@@ -127,7 +133,21 @@ def read_config(path: Path) -> tuple[TrainingConfig, list[str]]:
         ) from None
     if not isinstance(content, dict):
         raise WorkloadError(f"{path} must hold a JSON object, not {type(content).__name__}")
-    return parse_config(content, str(path))
+    variables = from_environment(os.environ)
+    origin = f"{path} and the variables {VARIABLE_PREFIX}*" if variables else str(path)
+    return parse_config({**content, **variables}, origin)
+
+
+def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings that variables give: JSON where it is, else the text itself."""
+    found = {}
+    for name, text in environment.items():
+        if name.startswith(VARIABLE_PREFIX):
+            try:
+                found[name.removeprefix(VARIABLE_PREFIX).lower()] = json.loads(text)
+            except json.JSONDecodeError:
+                found[name.removeprefix(VARIABLE_PREFIX).lower()] = text
+    return found
 
 
 def parse_config(content: dict[str, Any], origin: str) -> tuple[TrainingConfig, list[str]]:

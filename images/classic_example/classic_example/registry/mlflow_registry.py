@@ -13,6 +13,7 @@ from classic_example.progress import heartbeat, within
 from classic_example.registry.base import (
     LATEST,
     PREFLIGHT_SECONDS,
+    WEIGHTS_TAG,
     ModelRef,
     Package,
     Uploaded,
@@ -102,10 +103,18 @@ class MlflowRegistry:
     def upload(self, model_name: str, package: Package) -> Uploaded:
         """Log a run with metrics, parameters, plots and files, then register it as a version.
 
-        The version comes last: one that exists is complete.
+        The version comes last: one that exists is complete. One that an earlier try of this step
+        has registered is taken over: its answer was lost, a second version would be the same.
         """
         client = self.client()
         with failures("upload"):
+            earlier = registered_before(client, model_name, package.tags)
+            if earlier is not None:
+                logger.info("version %s is this run's, from an earlier try", earlier.version)
+                run_url = self.run_url(
+                    client.get_run(earlier.run_id).info.experiment_id, earlier.run_id
+                )
+                return self.uploaded(model_name, earlier, run_url)
             experiment_id = self.experiment_id(client)
             run = client.create_run(
                 experiment_id,
@@ -133,13 +142,7 @@ class MlflowRegistry:
                 self.mark_failed(client, run_id)
                 raise
         logger.info("registered %s version %s", model_name, version.version)
-        return Uploaded(
-            registry=self.name,
-            name=model_name,
-            version=f"v{version.version}",
-            uri=f"models:/{model_name}/{version.version}",
-            run_url=self.run_url(experiment_id, run_id),
-        )
+        return self.uploaded(model_name, version, self.run_url(experiment_id, run_id))
 
     def download(self, ref: ModelRef, directory: Path) -> dict[str, Any]:
         """Fetch the files of a version; `latest` is the one with the highest number."""
@@ -180,6 +183,16 @@ class MlflowRegistry:
     def run_url(self, experiment_id: str, run_id: str) -> str:
         """Return the address of a run's page."""
         return f"{scrub(self.tracking_uri)}/#/experiments/{experiment_id}/runs/{run_id}"
+
+    def uploaded(self, model_name: str, version: Any, run_url: str) -> Uploaded:
+        """Return the result of an upload."""
+        return Uploaded(
+            registry=self.name,
+            name=model_name,
+            version=f"v{version.version}",
+            uri=f"models:/{model_name}/{version.version}",
+            run_url=run_url,
+        )
 
     def mark_failed(self, client: Any, run_id: str) -> None:
         """Show the run as failed if the server still listens; the error itself is on its way."""
@@ -260,6 +273,17 @@ def create_model(client: Any, name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+def registered_before(client: Any, name: str, tags: dict[str, str]) -> Any | None:
+    """Return the version that the same run of the pipeline made of the same weights, if any."""
+    same = {key: tags.get(key) for key in ("dag_id", "run_id", WEIGHTS_TAG)}
+    if not same["run_id"]:
+        return None  # A command that is run by hand.
+    for version in client.search_model_versions(f"name='{name}'"):
+        if version.status == "READY" and all(version.tags.get(key) == same[key] for key in same):
+            return version
+    return None
 
 
 def find_version(client: Any, ref: ModelRef) -> Any:
