@@ -48,6 +48,8 @@ bench: ## What a task costs, against the same pod without Airflow
 	@$(PY) -m tools.bench
 soak: ## 20 runs of both DAGs at once (N=5: five), each checked by what it left
 	@$(PY) -m tools.soak
+drill: ## Break one part after the other in the middle of training runs (FAULT=oom: this one)
+	@$(PY) -m tools.drill
 package: ## Package the chart into build/
 	@$(PY) -m tools.release package
 clean: ## Delete the cluster and its data
@@ -77,5 +79,6 @@ test-wandb: ## Upload and load a small model at the real W&B service (needs WAND
 #: VALUES=file.yaml     a values file of your own, on top of values/$(ENV).yaml
 #: N=1                  runs that `make train` and `make infer` start (20 for `make soak`)
 #: C=name               the part of the cluster whose log `make logs` shows
+#: FAULT=name,name      the faults of `make drill` (default: all)
 #: K=expression         what pytest's -k takes, for the test targets
 #: YES=1                install missing Debian packages without asking

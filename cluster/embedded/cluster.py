@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -111,6 +112,28 @@ class EmbeddedCluster:
     def component(self, operation: str, name: str) -> None:
         """``stop``, ``start`` or ``restart`` one program of the node."""
         control.ask(self.config, operation, name)
+
+    def cut_power(self) -> None:
+        """End the node as a power cut does: every process of it at once, nothing is told before.
+
+        Raises UserError when it does not run.
+        """
+        process = self._pid()
+        if not _alive(process):
+            raise UserError(f"the cluster {self.name} does not run: `make up`")
+        os.kill(process[0], signal.SIGKILL)
+        deadline = time.monotonic() + STOP_SECONDS
+        while _alive(process):
+            if time.monotonic() > deadline:
+                raise UserError(f"the node {self.name} has not ended after {STOP_SECONDS} s")
+            time.sleep(POLL_SECONDS)
+
+    def run_in_network(self, *command: str) -> None:
+        """Run a command of this machine in the node's network. Raises UserError when it fails."""
+        words = ["nsenter", "--target", str(self._pid()[0]), "--net", "--", *command]
+        result = subprocess.run(words, capture_output=True, text=True)
+        if result.returncode != 0:
+            raise UserError(f"{' '.join(command)} in the node: {result.stderr.strip()}")
 
     # What others need
 

@@ -1,0 +1,409 @@
+"""The faults, each at its moment of a training run on the embedded cluster.
+
+A fault function returns when the fault is over; what it changed of the cluster it has changed back,
+also when it is interrupted.
+"""
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.embedded.cluster import EmbeddedCluster
+from dags.ml_pipelines.settings import KEPT_UNTIL
+from tools.airflow_api import FINISHED_RUN, Airflow
+from tools.errors import UserError
+from tools.kube import Kube, containers
+from tools.progress import Phase, Phases
+from tools.release import RELEASE
+from tools.stack import MLFLOW_PORT, Stack
+
+OUTAGE_SECONDS = 10
+MOMENT_SECONDS = 600
+POLL_SECONDS = 0.3
+# What the drill makes in the cluster is called so, and nothing else is.
+MARK = "ml-pipelines-drill"
+
+# Fills the memory of the container that it is started in. The kernel chooses the process with the
+# highest score: the others of the container get the highest there is.
+HOG = """
+import os
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    if int(pid) != os.getpid():
+        try:
+            open(f"/proc/{pid}/oom_score_adj", "w").write("1000")
+        except OSError:
+            pass
+kept = []
+while True:
+    kept.append(b"x" * (64 << 20))
+"""
+
+
+@dataclass
+class Scene:
+    """A training run under way, and the ways to reach its parts."""
+
+    stack: Stack
+    airflow: Airflow
+    run_id: str
+    phase: Phase
+
+    @property
+    def kube(self) -> Kube:
+        """The release's namespace."""
+        return self.stack.kube
+
+    @property
+    def cluster(self) -> EmbeddedCluster:
+        """The cluster that is broken."""
+        assert isinstance(self.stack.cluster, EmbeddedCluster)
+        return self.stack.cluster
+
+    def pod(self, selector: str) -> dict[str, Any] | None:
+        """Return the pod with these labels that is not about to go, None if there is none."""
+        for pod in self.kube.items("pods", selector):
+            if not pod["metadata"].get("deletionTimestamp"):
+                return pod
+        return None
+
+    def task_pod(self, task_id: str) -> dict[str, Any] | None:
+        """Return the pod that does the work of a task."""
+        return self.pod(f"kubernetes_pod_operator=True,task_id={task_id},!{KEPT_UNTIL}")
+
+    def worker_pod(self, task_id: str) -> dict[str, Any] | None:
+        """Return the pod in which Airflow follows a task."""
+        return self.pod(f"kubernetes_executor=True,task_id={task_id}")
+
+    def wait(self, what: str, ready: Callable[[], Any]) -> Any:
+        """Return the first true answer of `ready`.
+
+        Raises UserError when the run ends before, or MOMENT_SECONDS have passed.
+        """
+        deadline = time.monotonic() + MOMENT_SECONDS
+        looked = time.monotonic()
+        while not (answer := ready()):
+            self.phase.note(f"waiting for {what}")
+            if time.monotonic() - looked > 5:
+                looked = time.monotonic()
+                state = self.airflow.run("training_dag", self.run_id)["state"]
+                if state in FINISHED_RUN:
+                    raise UserError(f"the run ended as {state} before {what}")
+            if time.monotonic() > deadline:
+                raise UserError(f"waited {MOMENT_SECONDS} s for {what}")
+            time.sleep(POLL_SECONDS)
+        return answer
+
+    def wait_for_line(self, task_id: str, pattern: str, what: str) -> dict[str, Any]:
+        """Wait until the task's container has written a line like this; return its pod."""
+
+        def written() -> dict[str, Any] | None:
+            pod = self.task_pod(task_id)
+            if pod is None or pod["status"].get("phase") == "Pending":
+                return None
+            log = self.kube.logs(pod["metadata"]["name"], "base", 20)
+            return pod if re.search(pattern, log) else None
+
+        return self.wait(what, written)
+
+    def training(self) -> dict[str, Any]:
+        """Wait for the middle of the training; return the task's pod."""
+        return self.wait_for_line("train_model", r"step \d+/\d+", "the training")
+
+    def training_ends(self) -> dict[str, Any]:
+        """Wait for the last step: Airflow is about to end one task and to start the next."""
+        return self.wait_for_line("train_model", r"step (\d+)/\1\b", "the end of the training")
+
+    def kill(self, pod: dict[str, Any], container: str) -> None:
+        """End a container by SIGKILL, behind the back of Kubernetes."""
+        for status in containers(pod):
+            if status["name"] == container:
+                socket = str(self.cluster.config.containerd_socket)
+                identity = status["containerID"].removeprefix("containerd://")
+                kill = ["ctr", "--address", socket, "--namespace", "k8s.io", "tasks", "kill"]
+                _run([*kill, "--signal", "SIGKILL", identity])
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way to break something."""
+
+    name: str
+    what: str
+    """In words, for the progress."""
+    strike: Callable[[Scene], None]
+    """Waits for the moment, breaks it, and mends it."""
+    costs_a_try: bool = False
+    """A run without a retry has not met this fault."""
+    said: str = ""
+    """What the log of the lost try must say (a regular expression)."""
+
+
+def kill_scheduler_pod(scene: Scene) -> None:
+    """Delete the scheduler's pod without grace; its Deployment makes another."""
+    scene.training()
+    kill = ["--force", "--grace-period=0", "--wait=false"]
+    scene.kube.run("delete", "pods", "--selector", "component=scheduler", *kill)
+
+
+def kill_worker_pod(scene: Scene) -> None:
+    """Kill the process that follows the training; the training itself goes on."""
+    scene.training()
+    worker = scene.worker_pod("train_model")
+    if worker is None:
+        raise UserError("train_model has no worker pod")
+    scene.kill(worker, "base")
+
+
+def delete_task_pod(scene: Scene) -> None:
+    """Delete the pod that trains."""
+    scene.kube.run("delete", "pod", scene.training()["metadata"]["name"], "--wait=false")
+
+
+def evict_task_pod(scene: Scene) -> None:
+    """Evict the pod that trains, as the draining of a node does."""
+    name = scene.training()["metadata"]["name"]
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
+    path = f"/api/v1/namespaces/{scene.kube.namespace}/pods/{name}/eviction"
+    scene.kube.run("create", "--raw", path, "--filename", "-", stdin=json.dumps(eviction))
+
+
+def fill_memory(scene: Scene) -> None:
+    """Let the container that trains run out of memory."""
+    name = scene.training()["metadata"]["name"]
+    command = ["exec", name, "--container", "base", "--", "python", "-c", HOG]
+    scene.kube.run(*command, timeout=120, check=False)
+
+
+def restart_api_server(scene: Scene) -> None:
+    """Take the API server away for 10 s."""
+    scene.training()
+    with _stopped(scene, "kube-apiserver"):
+        time.sleep(OUTAGE_SECONDS)
+
+
+def restart_postgres(scene: Scene) -> None:
+    """Delete the database's pod; its StatefulSet makes another on the same volume."""
+    scene.training()
+    scene.kube.run("delete", "pod", f"{RELEASE}-postgres-0", "--wait=false")
+
+
+def stop_containerd(scene: Scene) -> None:
+    """Take the container runtime away for 10 s; the containers run on."""
+    scene.training()
+    with _stopped(scene, "containerd"):
+        time.sleep(OUTAGE_SECONDS)
+
+
+def restart_node(scene: Scene) -> None:
+    """Pull the plug of the node, and start it again."""
+    scene.training()
+    scene.cluster.cut_power()
+    scene.phase.say("the node is off")
+    scene.cluster.up(Phases())
+
+
+def stop_git_server(scene: Scene) -> None:
+    """Take the git server away before the next task's worker clones from it, for 10 s more."""
+    scene.training()
+
+    def cloning() -> bool:
+        worker = scene.worker_pod("upload_model")
+        statuses = worker["status"].get("initContainerStatuses", []) if worker else []
+        return any("running" in status["state"] for status in statuses)
+
+    with _stopped(scene, "git-daemon"):
+        scene.wait("a worker that clones", cloning)
+        time.sleep(OUTAGE_SECONDS)
+
+
+def cut_off_mlflow(scene: Scene) -> None:
+    """Refuse every packet to MLflow while the model is on its way there, for 10 s."""
+    scene.wait_for_line("upload_model", "sending", "the upload")
+    pod = scene.pod("app.kubernetes.io/component=mlflow")
+    if pod is None:
+        raise UserError("there is no MLflow pod")
+    rule = ["FORWARD", "-d", pod["status"]["podIP"], "-p", "tcp", "--dport", str(MLFLOW_PORT)]
+    rule += ["-j", "REJECT", "--reject-with", "tcp-reset"]
+    scene.cluster.run_in_network("iptables", "-I", *rule)
+    try:
+        time.sleep(OUTAGE_SECONDS)
+    finally:
+        scene.cluster.run_in_network("iptables", "-D", *rule)
+
+
+def answer_429(scene: Scene) -> None:
+    """Let the API server refuse each request of Airflow with 429, for 10 s.
+
+    By its own means: a priority level without a single seat.
+    """
+    api = "flowcontrol.apiserver.k8s.io/v1"
+    level = {
+        "apiVersion": api,
+        "kind": "PriorityLevelConfiguration",
+        "metadata": {"name": MARK},
+        "spec": {
+            "type": "Limited",
+            "limited": {
+                "nominalConcurrencyShares": 0,
+                "lendablePercent": 0,
+                "borrowingLimitPercent": 0,
+                "limitResponse": {"type": "Reject"},
+            },
+        },
+    }
+    accounts = [f"{RELEASE}-scheduler", f"{RELEASE}-worker"]
+    schema = {
+        "apiVersion": api,
+        "kind": "FlowSchema",
+        "metadata": {"name": MARK},
+        "spec": {
+            "matchingPrecedence": 50,
+            "priorityLevelConfiguration": {"name": MARK},
+            "rules": [
+                {
+                    "subjects": [
+                        {
+                            "kind": "ServiceAccount",
+                            "serviceAccount": {"name": name, "namespace": scene.kube.namespace},
+                        }
+                        for name in accounts
+                    ],
+                    "resourceRules": [
+                        {
+                            "apiGroups": ["*"],
+                            "resources": ["*"],
+                            "verbs": ["*"],
+                            "namespaces": ["*"],
+                            "clusterScope": True,
+                        }
+                    ],
+                }
+            ],
+        },
+    }
+    scene.training_ends()
+    _refuse(scene, [level, schema], "apiserver_flowcontrol_rejected_requests_total")
+
+
+def answer_500(scene: Scene) -> None:
+    """Let the API server answer each change of a pod with 500, for 10 s.
+
+    By its own means: a webhook that has to agree, and is nowhere.
+    """
+    webhook = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": MARK},
+        "webhooks": [
+            {
+                "name": f"{MARK}.invalid.example",
+                "admissionReviewVersions": ["v1"],
+                "sideEffects": "None",
+                "failurePolicy": "Fail",
+                "timeoutSeconds": 1,
+                "clientConfig": {"service": {"namespace": scene.kube.namespace, "name": MARK}},
+                "namespaceSelector": {
+                    "matchLabels": {"kubernetes.io/metadata.name": scene.kube.namespace}
+                },
+                "rules": [
+                    {
+                        "apiGroups": [""],
+                        "apiVersions": ["v1"],
+                        "operations": ["CREATE", "UPDATE", "DELETE"],
+                        "resources": ["pods"],
+                    }
+                ],
+            }
+        ],
+    }
+    scene.training_ends()
+    _refuse(scene, [webhook], "apiserver_admission_webhook_rejection_count")
+
+
+def _refuse(scene: Scene, objects: list[dict[str, Any]], metric: str) -> None:
+    """Keep the objects in the cluster until 10 s after the first request that they refuse."""
+    before = _count(scene.kube, metric)
+    started, first = time.monotonic(), 0.0
+    try:
+        for one in objects:
+            scene.kube.apply(one)
+        while not first or time.monotonic() - first < OUTAGE_SECONDS:
+            if not first and _count(scene.kube, metric) > before:
+                first = time.monotonic()
+            if not first and time.monotonic() - started > MOMENT_SECONDS:
+                raise UserError(f"Airflow asked for nothing in {MOMENT_SECONDS} s")
+            time.sleep(POLL_SECONDS)
+        scene.phase.say(f"{_count(scene.kube, metric) - before:.0f} requests were refused")
+    finally:
+        remove_marks(scene.kube)
+
+
+def _count(kube: Kube, metric: str) -> float:
+    """Return the sum of a counter of the API server over the lines that carry the drill's mark."""
+    text = kube.run("get", "--raw", "/metrics").stdout
+    lines = [line for line in text.splitlines() if line.startswith(metric) and MARK in line]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+def remove_marks(kube: Kube) -> None:
+    """Delete what a drill, maybe one that was killed, has left in the cluster."""
+    for kind in (
+        "validatingwebhookconfiguration",
+        "flowschema.flowcontrol.apiserver.k8s.io",
+        "prioritylevelconfiguration.flowcontrol.apiserver.k8s.io",
+    ):
+        kube.run("delete", kind, MARK, "--ignore-not-found")
+
+
+@contextmanager
+def _stopped(scene: Scene, component: str) -> Iterator[None]:
+    """Have a program of the node stopped for one block."""
+    scene.cluster.component("stop", component)
+    scene.phase.say(f"{component} is stopped")
+    try:
+        yield
+    finally:
+        scene.cluster.component("start", component)
+        scene.phase.say(f"{component} runs again")
+
+
+def _run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise UserError(f"{command[0]}: {result.stderr.strip()}")
+
+
+FAULTS = [
+    Fault("scheduler-pod", "kill the scheduler's pod", kill_scheduler_pod),
+    Fault("worker-pod", "kill Airflow's worker", kill_worker_pod, costs_a_try=True),
+    Fault("task-pod", "delete the task's pod", delete_task_pod, costs_a_try=True, said="is gone"),
+    Fault("eviction", "evict the task's pod", evict_task_pod, costs_a_try=True, said="evicted"),
+    Fault("oom", "fill the task's memory", fill_memory, costs_a_try=True, said="OOMKilled"),
+    Fault("api-server", "take the API server away for 10 s", restart_api_server),
+    Fault("postgres", "restart Postgres", restart_postgres),
+    Fault("containerd", "stop containerd for 10 s", stop_containerd),
+    Fault("node", "pull the plug of the node and start it again", restart_node, costs_a_try=True),
+    Fault("git", "take the git server away", stop_git_server),
+    Fault("mlflow", "cut MLflow off during the upload for 10 s", cut_off_mlflow),
+    Fault("api-429", "answer 429 from the API server for 10 s", answer_429),
+    Fault("api-500", "answer 500 from the API server for 10 s", answer_500),
+]
+
+
+def chosen(names: str) -> list[Fault]:
+    """Return the faults of these names, separated by commas or spaces; all when there is none.
+
+    Raises UserError for a name that no fault has.
+    """
+    known = {fault.name: fault for fault in FAULTS}
+    wanted = re.split(r"[,\s]+", names.strip()) if names.strip() else list(known)
+    wanted = [name for name in wanted if name]
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise UserError(f"FAULT={', '.join(unknown)} is no fault; there are {', '.join(known)}")
+    return [known[name] for name in wanted]

@@ -1,0 +1,85 @@
+"""What a drill came to: a row for each fault, as a table and as build/drill.json."""
+
+import json
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+RETRIES = 1
+"""A fault may cost that many retries, of all tasks together."""
+
+_SHOWN_WIDTH = 60
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one fault did."""
+
+    fault: str
+    dag_state: str
+    """As Airflow showed the run at its end."""
+    retries: int
+    seconds_lost: float
+    """Seconds that the run took longer than a lone undisturbed one."""
+    data_lost: list[str] = field(default_factory=list)
+    leftovers: list[str] = field(default_factory=list)
+    shown: str = ""
+    """What Airflow said about the try that was lost."""
+    without_effect: bool = False
+    """The fault met nothing: a run that goes well then proves nothing."""
+
+    @property
+    def ok(self) -> bool:
+        """Say whether the run came to its end with a retry at most, and all data is there."""
+        return (
+            self.dag_state == "success"
+            and self.retries <= RETRIES
+            and not self.data_lost
+            and not self.leftovers
+            and not self.without_effect
+        )
+
+    def entry(self) -> dict[str, Any]:
+        """Return the row as it is in build/drill.json."""
+        return {
+            "fault": self.fault,
+            "dag_state": self.dag_state,
+            "retries": self.retries,
+            "seconds_lost": self.seconds_lost,
+            "data_lost": self.data_lost,
+            "leftovers": self.leftovers,
+            "ok": self.ok,
+        }
+
+
+def write(rows: Sequence[Row], path: Path) -> None:
+    """Write the rows as a JSON list."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([row.entry() for row in rows], indent=2) + "\n")
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Return the lines of the table, its heading first."""
+    heading = ["fault", "run", "retries", "s lost", "data lost", "leftovers", "", "Airflow said"]
+    cells = [heading]
+    for row in rows:
+        said = "the fault met nothing" if row.without_effect else row.shown
+        cells.append(
+            [
+                row.fault,
+                row.dag_state,
+                str(row.retries),
+                f"{row.seconds_lost:.0f}",
+                "; ".join(row.data_lost) or "none",
+                "; ".join(row.leftovers) or "none",
+                "ok" if row.ok else "NOT OK",
+                textwrap.shorten(said, _SHOWN_WIDTH, placeholder=" ...") or "-",
+            ]
+        )
+    widths = [max(len(line[column]) for line in cells) for column in range(len(heading))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    ]
