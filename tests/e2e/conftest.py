@@ -56,8 +56,9 @@ ORDER = [
     "failures",
     "wandb",
     "storage",
+    "drill",
 ]
-"""An upgrade right after the install, then what needs the release as it was installed."""
+"""An upgrade right after the install, what needs the release as it was installed, then faults."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

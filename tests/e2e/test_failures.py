@@ -1,12 +1,41 @@
 """Runs that fail: the run says so, cleans up, and the log says why."""
 
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import pytest
 
 from tools.airflow_api import Airflow, container_lines
+from tools.release import RELEASE, Release, merge
 from tools.run import explain_failure
 from tools.stack import Stack
 
 FAILING_SECONDS = 600
+
+
+@pytest.fixture
+def with_settings(stack: Stack, release: Release) -> Iterator[Callable]:
+    """Change what the DAGs are told for one block; workers read it when they start."""
+
+    name = f"{RELEASE}-settings"
+
+    def write(settings: dict[str, Any]) -> None:
+        data = {"data": {"settings.json": json.dumps(settings)}}
+        stack.kube.run("patch", "configmap", name, "--patch", json.dumps(data))
+
+    @contextmanager
+    def change(changes: dict[str, Any]) -> Iterator[None]:
+        before = json.loads(stack.kube.get("configmap", name)["data"]["settings.json"])
+        write(merge(before, changes))
+        try:
+            yield
+        finally:
+            write(before)
+
+    return change
 
 
 def test_an_unknown_model_fails_the_run_with_one_clear_line(
@@ -58,5 +87,57 @@ def test_a_step_without_enough_memory_fails_the_training(
     }
     assert "OOMKilled" in run.logs["train_model"]
     assert "resources.limits.memory" in run.logs["train_model"]
+    # The pod stays for a look at it; nothing takes it for one that runs.
+    (pod,) = stack.kube.items("pods", "ml-pipelines/kept-until,task_id=train_model")
+    assert pod["status"]["phase"] == "Failed"
+    assert pod["metadata"]["name"] in run.logs["train_model"]
     path = stack.run_path("training_dag", run.run_id)
     assert [file for file in stack.list_volume() if file.startswith(path)] == []
+
+
+def test_an_image_that_nobody_has_fails_in_time_and_says_so(with_settings, run_dag) -> None:
+    limits = {"retries": 0, "stuckTimeoutSeconds": 5}
+    with with_settings({"image": {"reference": "nowhere.invalid/none:1"}, "defaults": limits}):
+        run = run_dag("training_dag", FAILING_SECONDS)
+
+    assert run.state == "failed"
+    first = "clean_storage_before_start"
+    assert run.tasks[first].state == "failed"
+    assert run.tasks[first].seconds < 5 + 60
+    log = run.logs[first]
+    assert re.search(r"cannot start: (ErrImagePull|ImagePullBackOff) for 5 s", log), log
+    assert re.search(r"Pod Event: Failed - Failed to pull image .*nowhere.invalid/none:1", log), log
+
+
+def test_a_pod_without_a_place_fails_in_time_and_says_so(
+    with_settings, run_dag, stack: Stack
+) -> None:
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "team"},
+        "spec": {"hard": {"requests.memory": "32Gi"}},
+    }
+    tasks = {
+        "clean_storage_before_start": {
+            "startupTimeoutSeconds": 5,
+            "nodeSelector": {"no-such": "node"},
+        },
+        "clean_up": {"resources": {"requests": {"memory": "64Gi"}, "limits": {"memory": "64Gi"}}},
+    }
+    stack.kube.apply(quota)
+    try:
+        with with_settings({"defaults": {"retries": 0}, "tasks": tasks}):
+            run = run_dag("training_dag", FAILING_SECONDS)
+    finally:
+        stack.kube.run("delete", "resourcequota", "team")
+
+    assert run.state == "failed"
+    for name in tasks:
+        assert run.tasks[name].state == "failed"
+        assert run.tasks[name].seconds < 5 + 60
+    unplaced, refused = (run.logs[name] for name in tasks)
+    assert "did not start within 5 s (startupTimeoutSeconds)" in unplaced
+    assert "Pod Event: FailedScheduling - 0/1 nodes are available" in unplaced
+    assert "was refused: " in refused
+    assert "exceeded quota: team, requested: requests.memory=64Gi" in refused

@@ -1,0 +1,53 @@
+"""The fault drill: each fault in the middle of a training run costs a retry at most, and no data.
+
+The training is cut to a third: what is tried here is not how well it learns. Its memory is cut to
+what it needs: one fault fills it.
+"""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tools.airflow_api import Airflow
+from tools.drill.__main__ import REPORT, Drill
+from tools.drill.faults import FAULTS, Fault
+from tools.drill.report import Row, table, write
+from tools.release import Release
+from tools.stack import Stack
+
+TRAINING = "pipelines.tasks.train_model"
+STEPS, MEMORY = 120, "2Gi"
+
+
+@pytest.fixture(scope="module")
+def drill(
+    stack: Stack, release: Release, client: Airflow, aloud, request: pytest.FixtureRequest
+) -> Iterator[Callable[[Fault], Row]]:
+    """Strike, and return the row; the table is shown at the end, and in build/drill.json."""
+    if stack.cluster.kind != "embedded":
+        pytest.skip("the drill stops parts of the cluster: embedded only")
+    with aloud(f"upgrade to a training of {STEPS} steps") as phase:
+        values = f"{TRAINING}.env.TRAIN_MAX_STEPS={STEPS}"
+        values += f",{TRAINING}.resources.limits.memory={MEMORY}"
+        release.deploy(phase, extra=("--set-string", values))
+    rows: list[Row] = []
+    drill = Drill(stack, client)
+    with aloud("a run without a fault") as phase:
+        drill.measure(phase)
+
+    def strike(fault: Fault) -> Row:
+        with aloud(fault.what) as phase:
+            rows.append(drill(fault, phase))
+        return rows[-1]
+
+    yield strike
+    write(rows, REPORT)
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print("\n" + "\n".join(table(rows)), flush=True)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_fault_costs_a_retry_at_most_and_no_data(drill: Callable[[Fault], Row], fault) -> None:
+    row = drill(fault)
+    assert row.ok, "\n".join([*table([row]), row.shown])
