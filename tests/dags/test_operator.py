@@ -512,7 +512,7 @@ def test_requests_are_repeated_until_the_api_server_is_back(
     cluster.refusals[request_name] = list(OUTAGES)
     run = train(cluster=cluster)
     assert run.error is None
-    assert run.xcoms["return_value"] == RESULT
+    assert run.xcoms["return_value"] == RESULT | RAN
     assert "epoch 1" in run.log.text
     assert len(cluster.created) == 1
     assert cluster.deleted == cluster.created
@@ -663,7 +663,10 @@ def left_pod(cluster: Cluster, name: str, state: State, age: int = 60) -> None:
             labels={"try_number": "1"},
             creation_timestamp=NOW - timedelta(seconds=age),
         ),
-        spec=k8s.V1PodSpec(containers=[], termination_grace_period_seconds=5),
+        spec=k8s.V1PodSpec(
+            containers=[k8s.V1Container(name="base", image=RAN["image"])],
+            termination_grace_period_seconds=5,
+        ),
     )
     state(pod)
     cluster.pods[name] = pod
@@ -677,7 +680,7 @@ def test_success_of_a_pod_whose_worker_died_is_taken_over(train) -> None:
     left_pod(cluster, "old", SUCCEEDED)
     run = train(cluster=cluster, run_started=NOW - timedelta(seconds=100))
     assert run.error is None
-    assert run.xcoms["return_value"] == RESULT
+    assert run.xcoms["return_value"] == RESULT | RAN
     assert cluster.created == []
     assert cluster.deleted == ["old"]
 
