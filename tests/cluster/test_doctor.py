@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -75,6 +76,11 @@ def test_another_kubelet_is_refused(tmp_path: Path, config: Config) -> None:
     shutil.copy(shutil.which("sleep") or "/bin/sleep", impostor)
     with subprocess.Popen([impostor, "60"]) as process:
         try:
+            # Popen returns when exec has begun; the kernel sets the name a moment later.
+            comm = Path(f"/proc/{process.pid}/comm")
+            deadline = time.monotonic() + 10
+            while comm.read_text() != "kubelet\n" and time.monotonic() < deadline:
+                time.sleep(0.01)
             problem = doctor.check_kubelet(config)
         finally:
             process.kill()
