@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from images.catalog import (
     recipes,
     repository,
 )
+from tools import processes
 from tools.cache import cached, lock
 from tools.errors import UserError
 from tools.packages import ensure_packages, missing_packages
@@ -95,10 +95,10 @@ def build_all(
 
         # A stage is built on the way to the image above it.
         below = {one.name for name in missing for one in known[name].chain()[:-1]}
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with processes.thread_pool(AT_ONCE) as pool:
             builds = [pool.submit(build, name) for name in sorted({*missing} - below, key=_order)]
-        for one in builds:
-            one.result()
+            for one in builds:
+                one.result()
     _write(entries)
     if missing:
         prune()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from images import oci
 from images.catalog import REPOSITORY
+from tools import processes
 from tools.errors import UserError
 from tools.progress import Phase
 
@@ -51,20 +52,18 @@ def _import(ctr: list[str], layouts: list[oci.Layout], there: set[str], phase: P
     size = sum(path.stat().st_size for path in oci.to_send(layouts, there).values()) / 1e6
     phase.note(f"importing {_names(layouts)} ({size:.1f} MB)")
     command = [*ctr, "images", "import", "-"]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
     broken = False
-    try:
-        oci.stream(layouts, process.stdin, there)
-        process.stdin.close()
-    except BrokenPipeError:
-        # ctr has ended early; what it printed says why.
-        broken = True
-    output = process.stdout.read().decode(errors="replace").strip()
-    failed = process.wait() != 0 or broken
+    with processes.started(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        try:
+            oci.stream(layouts, process.stdin, there)
+            process.stdin.close()
+        except BrokenPipeError:
+            # ctr has ended early; what it printed says why.
+            broken = True
+        output = process.stdout.read().decode(errors="replace").strip()
+    failed = process.returncode != 0 or broken
     return (output or f"ctr ended with status {process.returncode}") if failed else ""
 
 

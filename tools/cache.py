@@ -5,11 +5,16 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
+from tools import processes
 from tools.paths import CACHE
+
+LOCK_POLL_SECONDS = 0.2
 
 
 def digest(*inputs: Path | str | bytes) -> str:
@@ -56,6 +61,9 @@ def cached(kind: str, key: str, build: Callable[[Path], None]) -> Path:
     with lock(f"{kind}-{key}"):
         if final.is_dir():
             return final
+        # Of a build that had no time to clean up; none is under way while the lock is held.
+        for stale in final.parent.glob(f".{key}.*"):
+            shutil.rmtree(stale, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=final.parent))
         work.chmod(0o755)
         try:
@@ -75,11 +83,12 @@ def lock(name: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None
     """
     lock_file(name).parent.mkdir(parents=True, exist_ok=True)
     with lock_file(name).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _try_lock(file):
             on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
+            # Tried again and again: a thread that sleeps in the kernel could not be interrupted.
+            while not _try_lock(file):
+                processes.check()
+                time.sleep(LOCK_POLL_SECONDS)
         yield
 
 
@@ -88,14 +97,17 @@ def if_free(file: Path) -> Iterator[bool]:
     """Hold a lock file until the block ends if nobody else does; gives whether that is so."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield _try_lock(opened)
 
 
 def lock_file(name: str) -> Path:
     """Return the file behind ``lock(name)``."""
     return CACHE / "locks" / name
+
+
+def _try_lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tools import processes
 from tools.errors import UserError
 
 HEARTBEAT_SECONDS = 5.0
@@ -59,7 +60,11 @@ class Phases:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
-        """Show a phase: its start, a heartbeat, its end and seconds."""
+        """Show a phase: its start, a heartbeat, its end and seconds.
+
+        Raises Interrupted in a thread of a command that was interrupted.
+        """
+        processes.check()
         current = Phase(name)
         self.all.append(current)
         console.print(f"[bold]==>[/] {name}")
@@ -68,6 +73,9 @@ class Phases:
         beat.start()
         try:
             yield current
+        except KeyboardInterrupt:
+            console.print(f"[red]xxx[/] {name} stopped after {current.age:.0f} s")
+            raise
         except BaseException:
             console.print(f"[red]xxx[/] {name} failed after {current.age:.0f} s")
             raise
@@ -99,14 +107,15 @@ def run(
 ) -> None:
     """Run a command with its output appended to ``log``; the heartbeat shows its last line.
 
-    Raises UserError with the end of the log when the command fails.
+    Raises UserError with the end of the log when the command fails, Interrupted when it was ended.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     words = [str(word) for word in command]
+    tail: list[str] = []
     with log.open("a") as file:
         file.write(f"$ {' '.join(words)}\n")
         file.flush()
-        process = subprocess.Popen(
+        with processes.started(
             words,
             stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -115,21 +124,18 @@ def run(
             errors="replace",
             env=dict(env) if env is not None else None,
             cwd=cwd,
-        )
-        if stdin is not None:
-            assert process.stdin is not None
-            process.stdin.write(stdin)
-            process.stdin.close()
-        assert process.stdout is not None
-        tail: list[str] = []
-        for line in process.stdout:
-            file.write(line)
-            file.flush()
-            if line.strip():
-                tail = [*tail[-19:], line.rstrip()]
-                if phase is not None:
-                    phase.note(line)
-        status = process.wait()
+        ) as process:
+            if stdin is not None:
+                process.stdin.write(stdin)
+                process.stdin.close()
+            for line in process.stdout:
+                file.write(line)
+                file.flush()
+                if line.strip():
+                    tail = [*tail[-19:], line.rstrip()]
+                    if phase is not None:
+                        phase.note(line)
+    status = process.returncode
     if status != 0:
         shown = "\n".join(f"    {line}" for line in tail)
         raise UserError(f"{words[0]} ended with status {status}; whole log: {log}\n{shown}")

@@ -16,7 +16,8 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from cluster.__main__ import show_logs, show_status
@@ -89,17 +90,20 @@ def up(stack: Stack) -> int:
 
 def bring_up(stack: Stack, phases: Phases) -> None:
     """Cluster, images, chart, release and DAGs; each part only if it is not there yet."""
-    with lock(
-        f"bring-up-{stack.cluster.name}",
-        lambda: say(f"another command brings up {stack.cluster.name}: waiting for it"),
-    ):
-        release = stack.prepare(phases)
-        with phases.phase("release") as phase:
-            release.deploy(phase)
-            stack.drop_old_images(release, phase)
-    with phases.phase("publish the DAGs") as phase:
-        commit = stack.publish(phase)
-        phase.say(f"Airflow shows {commit[:10]}")
+    try:
+        with lock(
+            f"bring-up-{stack.cluster.name}",
+            lambda: say(f"another command brings up {stack.cluster.name}: waiting for it"),
+        ):
+            release = stack.prepare(phases)
+            with phases.phase("release") as phase:
+                release.deploy(phase)
+                stack.drop_old_images(release, phase)
+        with phases.phase("publish the DAGs") as phase:
+            commit = stack.publish(phase)
+            phase.say(f"Airflow shows {commit[:10]}")
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(stack.after_interrupt()) from None
 
 
 def cluster_report(stack: Stack) -> dict[str, Any]:
@@ -123,15 +127,26 @@ def run_dag(stack: Stack, airflow: Airflow, dag_id: str, phase: Phase) -> dict[s
     airflow.unpause(dag_id)
     run_id = airflow.trigger(dag_id)
     phase.say(f"run {run_id}")
-    ended = airflow.wait_for_run(
-        dag_id,
-        run_id,
-        timeout=RUN_SECONDS,
-        on_change=lambda _, task: tell_change(phase.say, task),
-        note=phase.note,
-    )
+    with going_on_after_interrupt():
+        ended = airflow.wait_for_run(
+            dag_id,
+            run_id,
+            timeout=RUN_SECONDS,
+            on_change=lambda _, task: tell_change(phase.say, task),
+            note=phase.note,
+        )
     results = airflow.results(dag_id, run_id)
     return dag_report(dag_id, ended, results)
+
+
+@contextmanager
+def going_on_after_interrupt() -> Iterator[None]:
+    """Say after a Ctrl-C that it ended the waiting only."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        words = "what was triggered goes on in Airflow, `make logs` shows it"
+        raise KeyboardInterrupt(words) from None
 
 
 def dag_report(
@@ -240,15 +255,16 @@ def trigger(stack: Stack, dag_id: str) -> int:
         with phases.phase(f"{count} x {dag_id}" if count > 1 else dag_id) as phase:
             run_ids = [airflow.trigger(dag_id) for _ in range(count)]
             number = {run_id: f"run {i}: " for i, run_id in enumerate(run_ids, 1)}
-            ended = airflow.wait_for_runs(
-                dag_id,
-                run_ids,
-                timeout=RUN_SECONDS * count,
-                on_change=lambda run_id, task: tell_change(
-                    phase.say, task, number[run_id] if count > 1 else ""
-                ),
-                note=phase.note,
-            )
+            with going_on_after_interrupt():
+                ended = airflow.wait_for_runs(
+                    dag_id,
+                    run_ids,
+                    timeout=RUN_SECONDS * count,
+                    on_change=lambda run_id, task: tell_change(
+                        phase.say, task, number[run_id] if count > 1 else ""
+                    ),
+                    note=phase.note,
+                )
         failed = [one for one in ended if one["state"] != "success"]
         for one in ended:
             results = airflow.results(dag_id, one["dag_run_id"])

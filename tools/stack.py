@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
@@ -17,6 +17,7 @@ from cluster import Provider, provider
 from cluster.embedded import doctor as cluster_doctor
 from dags.ml_pipelines.runs import run_directory
 from images import build as images_build
+from tools import processes
 from tools.airflow_api import Airflow
 from tools.chart import dependency
 from tools.errors import UserError
@@ -52,6 +53,7 @@ class Stack:
         """Bring up cluster and images, and return the release that can be deployed on them.
 
         Raises UserError: see the provider's doctor, the image builder and the chart's dependency.
+        Ctrl-C ends both parts within seconds.
         """
         with phases.phase("check this machine"):
             self.cluster.doctor()
@@ -69,7 +71,7 @@ class Stack:
                 self.cluster.load_images(entries, phase)
 
         # Side by side: while one downloads, the other computes.
-        with ThreadPoolExecutor(2) as pool:
+        with processes.thread_pool(2, self.after_interrupt) as pool:
             up = pool.submit(self.cluster.up, phases)
             build = pool.submit(images_build.build_all, phases, ready=load) if own_images else None
             _first_error([up, build] if build else [up])
@@ -77,6 +79,11 @@ class Stack:
         with phases.phase("chart dependency"):
             dependency(os.environ.get("CHART_REPOSITORY") or "package")
         return self.release(images)
+
+    def after_interrupt(self) -> str:
+        """Return what to say when `prepare` or what follows it was interrupted."""
+        stays = "; the cluster goes on running, `make down` stops it"
+        return f"`make run` goes on where it stopped{stays if self.cluster.status() else ''}"
 
     def release(self, images: dict[str, Any] | None = None) -> Release:
         """Return the release with the values of these images and of the cluster."""

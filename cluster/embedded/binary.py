@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from tools import processes
 from tools.cache import cached, digest
 from tools.errors import UserError
 from tools.paths import CACHE
@@ -137,26 +138,26 @@ def _go(
 ) -> str:
     """Run go in the module; lines of its standard error go to the log and to ``each``."""
     each = each or phase.note
-    with log.open("a") as file:
-        process = subprocess.Popen(
+    output = log.with_suffix(".out")
+    last: list[str] = []
+    with log.open("a") as file, output.open("w") as out:
+        with processes.started(
             command,
             cwd=SOURCE,
             env=env,
             stdin=subprocess.DEVNULL,
-            stdout=(output := log.with_suffix(".out")).open("w"),
+            stdout=out,
             stderr=subprocess.PIPE,
             text=True,
+        ) as process:
+            for line in process.stderr:
+                file.write(line)
+                last = [*last[-9:], line.rstrip()]
+                each(line.strip())
+    if process.returncode != 0:
+        shown = "\n".join(f"    {line}" for line in last)
+        raise UserError(
+            f"go {command[1]} failed; whole log: {log}\n{shown}\n"
+            "If a module could not be fetched: is the module proxy reachable (go env GOPROXY)?"
         )
-        assert process.stderr is not None
-        last: list[str] = []
-        for line in process.stderr:
-            file.write(line)
-            last = [*last[-9:], line.rstrip()]
-            each(line.strip())
-        if process.wait() != 0:
-            shown = "\n".join(f"    {line}" for line in last)
-            raise UserError(
-                f"go {command[1]} failed; whole log: {log}\n{shown}\n"
-                "If a module could not be fetched: is the module proxy reachable (go env GOPROXY)?"
-            )
     return output.read_text()

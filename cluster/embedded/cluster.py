@@ -18,6 +18,7 @@ from cluster.embedded.binary import node_binary
 from cluster.embedded.config import NODE_NAME, Config
 from cluster.embedded.supervisor import private_directories
 from cluster.existing import dag_values
+from tools import processes
 from tools.errors import UserError
 from tools.kube import is_ready
 from tools.packages import ensure_packages
@@ -312,6 +313,7 @@ class EmbeddedCluster:
     def _wait(
         self, what: str, phase: Phase, done: Callable[[], bool], seconds: float = START_SECONDS
     ) -> None:
+        # Raises Interrupted in a thread of a command that was interrupted.
         deadline = time.monotonic() + seconds
         while not done():
             if time.monotonic() > deadline:
@@ -319,6 +321,7 @@ class EmbeddedCluster:
                     f"waited {seconds:.0f} s for {what} ({phase.detail or 'no sign'}); "
                     f"logs: {self.config.log}, or `make logs`"
                 )
+            processes.check()
             time.sleep(POLL_SECONDS)
 
     def _kubectl(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
