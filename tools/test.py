@@ -12,6 +12,7 @@ CI=true a skip fails the whole unless tests/allowed-skips.txt names it.
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -266,6 +267,8 @@ def _run_aloud(command: list[str], screen: Screen, ended: threading.Event) -> in
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": os.environ.get("COLUMNS", "100")},
+        # A Ctrl-C reaches it once, from below, also where only this process was told.
+        process_group=0,
     )
     assert process.stdout is not None
     closed = threading.Event()
@@ -274,11 +277,13 @@ def _run_aloud(command: list[str], screen: Screen, ended: threading.Event) -> in
         while not closed.wait(0.5):
             screen.break_silence()
             if ended.is_set():
-                process.terminate()
+                # pytest takes down what its fixtures made, such as a cluster.
+                process.send_signal(signal.SIGINT)
                 return
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
+
     try:
         while text := os.read(process.stdout.fileno(), 65536):
             screen.write(text)
