@@ -27,7 +27,11 @@ from tools.progress import Phase, Phases
 from tools.wheels import kubectl
 
 START_SECONDS = 120
+WORKLOAD_SECONDS = 300
+"""For what ran before: Airflow's pages need more than two minutes where the machine is busy."""
+
 STOP_SECONDS = 60
+REQUEST_SECONDS = 20
 POLL_SECONDS = 0.3
 
 
@@ -90,7 +94,12 @@ class EmbeddedCluster:
             # Pods are refused until the controllers have made this one.
             self._wait("the default service account", phase, self._has_service_account)
         with phases.phase("Cluster: workloads ready") as phase:
-            self._wait("the pods to be ready", phase, lambda: self._pods_ready(phase))
+            self._wait(
+                "the pods to be ready",
+                phase,
+                lambda: self._pods_ready(phase),
+                seconds=WORKLOAD_SECONDS,
+            )
         self._ready_mark.touch()
 
     def down(self, phases: Phases) -> None:
@@ -325,7 +334,9 @@ class EmbeddedCluster:
             time.sleep(POLL_SECONDS)
 
     def _kubectl(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        command = [str(kubectl()), "--kubeconfig", str(self.kubeconfig), *words]
+        # An API server that takes connections and does not answer must not hold up who waits.
+        patience = f"--request-timeout={REQUEST_SECONDS}s"
+        command = [str(kubectl()), "--kubeconfig", str(self.kubeconfig), patience, *words]
         result = subprocess.run(command, capture_output=True, text=True)
         if check and result.returncode != 0:
             raise UserError(f"kubectl {words[0]}: {result.stderr.strip()}")

@@ -28,7 +28,10 @@ from cluster.embedded.files import BRIDGE
 BACKOFF_SECONDS = (0.5, 1, 2, 5, 10)
 STABLE_SECONDS = 30
 STOP_SECONDS = 15
-CONTAINER_STOP_SECONDS = 12
+CONTAINER_STOP_SECONDS = 4
+"""A database ends in less. Pages take half a minute to see their clients off, which nobody waits
+for; and what is killed loses nothing that it has written: the host goes on running.
+"""
 LOG_LIMIT_BYTES = 50_000_000
 
 
@@ -268,7 +271,7 @@ class Supervisor:
 
 
 def stop_containers(config: Config) -> None:
-    """End every container: SIGTERM, some seconds, SIGKILL."""
+    """End every container: its image's stop signal (or SIGTERM), some seconds, SIGKILL."""
     ctr = ["ctr", "--address", str(config.containerd_socket), "--namespace", "k8s.io", "tasks"]
 
     def running() -> list[str]:
@@ -276,23 +279,23 @@ def stop_containers(config: Config) -> None:
         rows = [line.split() for line in result.stdout.splitlines()[1:]]
         return [row[0] for row in rows if len(row) == 3 and row[2] == "RUNNING"]
 
-    def kill(name: str) -> None:
+    def kill(name: str, *options: str) -> None:
         everybody = running()
         if everybody:
             say(f"{name} to {len(everybody)} containers")
         kills = [
-            subprocess.Popen([*ctr, "kill", "--signal", name, container], stderr=subprocess.DEVNULL)
+            subprocess.Popen([*ctr, "kill", *options, container], stderr=subprocess.DEVNULL)
             for container in everybody
         ]
         for process in kills:
             process.wait()
 
-    kill("SIGTERM")
+    kill("stop signal")
     deadline = time.monotonic() + CONTAINER_STOP_SECONDS
     pause = threading.Event()
     while running() and time.monotonic() < deadline:
         pause.wait(0.3)
-    kill("SIGKILL")
+    kill("SIGKILL", "--signal", "SIGKILL")
 
 
 class ControlServer(socketserver.ThreadingUnixStreamServer):

@@ -256,6 +256,42 @@ def test_mount_points_in_use_stay(cluster: EmbeddedCluster) -> None:
     assert list(Path("/var/lib/kubelet").iterdir()) == []
 
 
+CLIENT_SECONDS = 5
+"""How long a stop of the API server may take while clients are connected to it."""
+
+
+def test_clients_do_not_hold_up_the_end_of_the_api_server(
+    cluster: EmbeddedCluster, kube: Callable[..., str], pause_image: str
+) -> None:
+    kube("apply", "-f", "-", stdin=pod("watched", pause_image))
+    kube("wait", "pod/watched", "--for=condition=Ready", "--timeout=60s")
+    command = [str(kubectl()), "--kubeconfig", str(cluster.kubeconfig)]
+    clients = [
+        subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for words in (
+            ["get", "pods", "--watch"],
+            ["get", "events", "--watch", "--all-namespaces"],
+            ["logs", "--follow", "watched"],
+            ["port-forward", "pod/watched", ":80"],
+        )
+    ]
+    try:
+        # The last one says when it is connected, and the others have had as long.
+        assert b"Forwarding" in clients[-1].stdout.readline()
+        started = time.monotonic()
+        cluster.component("stop", "kube-apiserver")
+        seconds = time.monotonic() - started
+    finally:
+        for client in clients:
+            client.kill()
+            client.communicate()
+    cluster.component("start", "kube-apiserver")
+    assert seconds < CLIENT_SECONDS
+    # It ended by itself and was not killed.
+    assert component(cluster, "kube-apiserver")["exit_codes"][-1] == 0
+    kube("delete", "pod/watched")
+
+
 def test_data_outlive_down_and_up(
     cluster: EmbeddedCluster,
     kube: Callable[..., str],
