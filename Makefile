@@ -76,6 +76,7 @@ test-wandb: ## Upload and load a small model at the real W&B service (needs WAND
 #: ENV=local            values/$(ENV).yaml: local, staging, production
 #: CLUSTER=embedded     embedded, kind or existing (default: kind with a Docker engine, else embedded)
 #: CLUSTER_NAME=name    several clusters beside each other (default: ml-pipelines)
+#: OUTBOUND=1           pods of the embedded cluster reach the network (0: no more); kept until changed
 #: VALUES=file.yaml     a values file of your own, on top of values/$(ENV).yaml
 #: N=1                  runs that `make train` and `make infer` start (20 for `make soak`)
 #: C=name               the part of the cluster whose log `make logs` shows

@@ -70,6 +70,8 @@ def show_status(cluster: Provider) -> int:
     for row in rows:
         table.add_row(*("" if row[key] is None else str(row[key]) for key in columns))
     console.print(table)
+    for line in cluster.remarks():
+        console.print(line, markup=False)
     return 0 if all(row["state"] == "running" for row in rows) else 1
 
 

@@ -54,6 +54,9 @@ class ExistingCluster:
         ready = self._kubectl("get", "--raw", "/readyz").returncode == 0
         return [{"name": "kube-apiserver", "state": "running" if ready else "unreachable"}]
 
+    def remarks(self) -> list[str]:
+        return []
+
     def log_files(self) -> dict[str, Path]:
         return {}
 

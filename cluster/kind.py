@@ -73,6 +73,9 @@ class KindCluster:
         result = subprocess.run(inspect, capture_output=True, text=True)
         return [{"name": self.node, "state": result.stdout.strip() or "absent"}]
 
+    def remarks(self) -> list[str]:
+        return []
+
     def log_files(self) -> dict[str, Path]:
         return {"kind": self.log} if self.log.exists() else {}
 

@@ -35,6 +35,9 @@ class Provider(Protocol):
     def status(self) -> list[dict[str, Any]]:
         """Return a row ``{"name", "state", ...}`` for each part."""
 
+    def remarks(self) -> list[str]:
+        """Return lines for `make status` about what was chosen for a running cluster."""
+
     def log_files(self) -> dict[str, Path]:
         """Return the log of each part."""
 

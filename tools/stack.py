@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import Any
 
 from cluster import Provider, provider
-from cluster.embedded import doctor as cluster_doctor
 from dags.ml_pipelines.runs import run_directory
 from images import build as images_build
 from tools import processes
@@ -60,7 +59,7 @@ class Stack:
         if self.cluster.kind == "embedded":
             # All of them at once: one question, one run of apt.
             with phases.phase("packages of this machine"):
-                packages = sorted({*cluster_doctor.HOST_PACKAGES, *images_build.HOST_PACKAGES})
+                packages = sorted({*self.cluster.host_packages(), *images_build.HOST_PACKAGES})
                 ensure_packages("the embedded cluster and its images", packages)
         # A cluster that is not ours takes its images from a registry: the values name them.
         own_images = self.cluster.kind != "existing"

@@ -13,7 +13,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cluster.embedded import cgroups, control, dag_source, doctor, files, mountpoints, pki
+from cluster.embedded import (
+    cgroups,
+    control,
+    dag_source,
+    doctor,
+    files,
+    mountpoints,
+    outbound,
+    pki,
+)
 from cluster.embedded.binary import node_binary
 from cluster.embedded.config import NODE_NAME, Config
 from cluster.embedded.supervisor import private_directories
@@ -47,14 +56,16 @@ class EmbeddedCluster:
         if saved.exists():
             known = Config.load(self.config.state)
             # A cluster keeps its networks: certificates and objects carry the addresses. The
-            # port is kept too unless another is asked for.
+            # port and the way out are kept too unless something else is asked for.
             keep_port = "API_PORT" not in os.environ
+            keep_outbound = not os.environ.get("OUTBOUND")
             self.config = Config(
                 name=name,
                 state=known.state,
                 api_port=known.api_port if keep_port else self.config.api_port,
                 pod_cidr=known.pod_cidr,
                 service_cidr=known.service_cidr,
+                outbound=known.outbound if keep_outbound else self.config.outbound,
             )
         self.kubeconfig = self.config.kubeconfig
 
@@ -69,10 +80,11 @@ class EmbeddedCluster:
         """Start the node and wait until it is ready, and what ran on it before is ready again."""
         if self._ready_mark.exists() and control.is_running(self.config):
             dag_source.use_checkout(self.config.git, ROOT)
+            self._switch_outbound(phases)
             return
         self.doctor()
         with phases.phase("Cluster: packages of this machine"):
-            ensure_packages("the embedded cluster", doctor.HOST_PACKAGES)
+            ensure_packages("the embedded cluster", self.host_packages())
         from images.build import pause
 
         pause_image = pause(phases)
@@ -100,6 +112,7 @@ class EmbeddedCluster:
                 lambda: self._pods_ready(phase),
                 seconds=WORKLOAD_SECONDS,
             )
+        self._switch_outbound(phases)
         self._ready_mark.touch()
 
     def down(self, phases: Phases) -> None:
@@ -147,11 +160,21 @@ class EmbeddedCluster:
 
     # What others need
 
+    def host_packages(self) -> list[str]:
+        """Return the Debian packages that the cluster needs on this machine."""
+        return doctor.host_packages(self.config)
+
     def status(self) -> list[dict[str, Any]]:
         """Return a row for each program of the node."""
         if not control.is_running(self.config):
             return []
         return control.ask(self.config, "status")["components"]
+
+    def remarks(self) -> list[str]:
+        """Say whether pods have a way out."""
+        if Config.load(self.config.state).outbound:
+            return ["outbound traffic of pods: on (`OUTBOUND=0 make up` switches it off)"]
+        return ["outbound traffic of pods: off (`OUTBOUND=1 make up` switches it on)"]
 
     def log_files(self) -> dict[str, Path]:
         """Return the log of each program."""
@@ -217,19 +240,23 @@ class EmbeddedCluster:
         unshare = ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--mount-proc"]
         command = [*unshare, "--kill-child", "tini", "--", sys.executable]
         command += ["-m", "cluster.embedded.supervisor", str(config.state)]
+        namespaces = [outbound.open_namespace(kind) for kind in ("net", "mnt")]
+        descriptors = [listener.fileno(), *namespaces]
         with (config.log / "supervisor.log").open("ab") as log:
             process = subprocess.Popen(
-                [*command, str(listener.fileno())],
+                [*command, *map(str, descriptors)],
                 cwd=ROOT,
                 env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                pass_fds=[listener.fileno()],
+                pass_fds=descriptors,
                 # The cluster outlives this command and its terminal.
                 start_new_session=True,
             )
         listener.close()
+        for namespace in namespaces:
+            os.close(namespace)
         (config.state / "pid").write_text(f"{process.pid} {_start_time(process.pid)}")
 
     @property
@@ -310,6 +337,20 @@ class EmbeddedCluster:
         mountpoints.remove()
         shutil.rmtree(self.config.run, ignore_errors=True)
         (self.config.state / "pid").unlink(missing_ok=True)
+
+    def _switch_outbound(self, phases: Phases) -> None:
+        """Give a running node the way out, or take it, if it was started otherwise."""
+        config = self.config
+        if Config.load(config.state).outbound == config.outbound:
+            return
+        with phases.phase(f"Cluster: outbound traffic {'on' if config.outbound else 'off'}"):
+            if problem := outbound.check(config):
+                raise UserError(problem)
+            ensure_packages("outbound traffic of pods", self.host_packages())
+            self.component("start" if config.outbound else "stop", outbound.PROGRAM)
+            files.write_corefile(config)
+            self.component("restart", "coredns")
+            config.save()
 
     def _pid(self) -> tuple[int, str]:
         """Return the node's process and start time as written at the launch, (0, '') if none."""

@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster.embedded import outbound
 from cluster.embedded.config import API_PORT_IN_NODE, GIT_PORT, NODE_NAME, Config
 
 READY_SECONDS = 60
@@ -22,14 +23,30 @@ class Component:
     ready: str | Path | None = None
     env: dict[str, str] = field(default_factory=dict)
     file_descriptors: tuple[int, ...] = ()
+    optional: bool = False
+    """It is started when somebody asks for it, and is not missed otherwise."""
 
 
-def components(config: Config, node: Path, api_listener: int) -> list[Component]:
+@dataclass(frozen=True)
+class Descriptors:
+    """File descriptors that the node's programs get from the host, and one of the node.
+
+    ``api_listener`` is the socket that listens on the host's loopback, the others are namespaces.
+    """
+
+    api_listener: int
+    host_network: int
+    host_mounts: int
+    node_network: int
+
+
+def components(config: Config, node: Path, descriptors: Descriptors) -> list[Component]:
     """Return all programs in starting order; they are stopped in the reverse order.
 
-    ``node`` is the multi-call binary, ``api_listener`` the file descriptor of the socket
-    that listens on the host's loopback.
+    ``node`` is the multi-call binary.
     """
+    api_listener = descriptors.api_listener
+    namespaces = (descriptors.host_network, descriptors.host_mounts, descriptors.node_network)
     pki, etc = config.pki, config.etc
 
     def program(name: str, *flags: str, ready: str | Path | None = None) -> Component:
@@ -124,6 +141,14 @@ def components(config: Config, node: Path, api_listener: int) -> list[Component]
             "--bind-address=127.0.0.1",
             # The limit belongs to the host's kernel, not to the node.
             "--conntrack-max-per-core=0",
+        ),
+        Component(
+            outbound.PROGRAM,
+            outbound.command(*namespaces),
+            # Exists in the node's network once the link does.
+            ready=Path("/proc/sys/net/ipv4/conf") / outbound.LINK,
+            file_descriptors=namespaces,
+            optional=True,
         ),
         program("coredns", "-conf", f"{etc}/Corefile"),
         program(

@@ -24,7 +24,8 @@ class Config:
     """Settings of one embedded cluster; everything else is derived from them.
 
     ``state`` is the directory of all its data, ``api_port`` the port on the host's loopback
-    at which the API server answers, the CIDRs are IPv4 and only exist inside the node.
+    at which the API server answers, the CIDRs are IPv4 and only exist inside the node;
+    ``outbound`` says whether pods can reach what the host can reach.
     """
 
     name: str
@@ -32,12 +33,13 @@ class Config:
     api_port: int = 6443
     pod_cidr: str = "10.244.0.0/24"
     service_cidr: str = "10.96.0.0/16"
+    outbound: bool = False
 
     @classmethod
     def from_environment(cls, name: str) -> "Config":
-        """Read API_PORT, POD_CIDR and SERVICE_CIDR.
+        """Read API_PORT, POD_CIDR, SERVICE_CIDR and OUTBOUND.
 
-        Raises UserError for a value that is no port or no IPv4 network.
+        Raises UserError for a value that is no port, no IPv4 network, or neither 0 nor 1.
         """
         if not name.replace("-", "").isalnum() or len(name) > 40:
             raise UserError(f"CLUSTER_NAME={name!r}: use at most 40 letters, digits and hyphens")
@@ -54,7 +56,12 @@ class Config:
             if network.prefixlen > 24:
                 raise UserError(f"{variable}={text}: at least a /24 is needed, like {default}")
             cidrs[variable.lower()] = text
-        return cls(name=name, state=STATE / name, api_port=int(port), **cidrs)
+        outbound = os.environ.get("OUTBOUND") or "0"
+        if outbound not in {"0", "1"}:
+            raise UserError(f"OUTBOUND={outbound!r}: use 1 (pods reach the network) or 0")
+        return cls(
+            name=name, state=STATE / name, api_port=int(port), outbound=outbound == "1", **cidrs
+        )
 
     @classmethod
     def load(cls, state: Path) -> "Config":

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cluster.embedded import binary
+from cluster.embedded import binary, outbound
 from cluster.embedded.config import Config
 from tools.errors import UserError
 from tools.packages import missing_packages
@@ -28,12 +28,17 @@ HOST_PACKAGES = [
     "tini",
     "util-linux",
 ]
-"""Debian packages that run the node, beside the binary built from Go modules."""
+"""Debian packages that run every node, beside the binary built from Go modules."""
 
 MEMORY_BYTES = 6 * 1024**3
 DISK_BYTES = 15 * 1024**3
 DISK_BYTES_WARM = 5 * 1024**3
 """Enough when the binary and the images are there already."""
+
+
+def host_packages(config: Config) -> list[str]:
+    """Return the Debian packages that this cluster needs."""
+    return [*HOST_PACKAGES, *(outbound.PACKAGES if config.outbound else [])]
 
 
 def check(config: Config) -> None:
@@ -44,6 +49,7 @@ def check(config: Config) -> None:
         check_kubelet,
         check_port,
         check_networks,
+        outbound.check,
         check_memory,
         check_disk,
         check_registries,
@@ -115,11 +121,14 @@ def check_networks(config: Config) -> str | None:
     services = ipaddress.IPv4Network(config.service_cidr)
     if pods.overlaps(services):
         return f"POD_CIDR {pods} and SERVICE_CIDR {services} overlap: choose others"
-    for route in host_networks():
+    taken = [(route, "which this machine routes") for route in host_networks()]
+    if config.outbound:
+        taken.append((ipaddress.IPv4Network(outbound.NETWORK), "which OUTBOUND=1 uses"))
+    for route, whose in taken:
         for variable, network in (("POD_CIDR", pods), ("SERVICE_CIDR", services)):
             if network.overlaps(route):
                 return (
-                    f"{variable} {network} overlaps {route}, which this machine routes: "
+                    f"{variable} {network} overlaps {route}, {whose}: "
                     f"choose another with {variable}=..."
                 )
     return None
@@ -161,14 +170,14 @@ def check_disk(config: Config) -> str | None:
     return None
 
 
-def check_registries(_: Config) -> str | None:
+def check_registries(config: Config) -> str | None:
     """Whoever has to be asked for something that is missing must be reachable."""
     problems = []
     if not binary.is_built():
         for url in go_proxies():
             if not reachable(url):
                 problems.append(f"the Go module proxy {urlsplit(url).hostname} (go env GOPROXY)")
-    if missing_packages(HOST_PACKAGES):
+    if missing_packages(host_packages(config)):
         mirrors = apt_mirrors()
         if not mirrors:
             problems.append("any Debian mirror (none is configured in /etc/apt)")

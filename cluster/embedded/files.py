@@ -4,6 +4,7 @@ import json
 
 import yaml
 
+from cluster.embedded import outbound
 from cluster.embedded.config import CLUSTER_DOMAIN, Config
 
 BRIDGE = "cni0"
@@ -20,13 +21,18 @@ def write_all(config: Config, pause_image: str) -> None:
         "containerd.toml": containerd(config, pause_image),
         "cni/10-bridge.conflist": json.dumps(cni(config), indent=2),
         "kubelet.yaml": yaml.safe_dump(kubelet(config), sort_keys=False),
-        "Corefile": corefile(config),
         "cluster.yaml": yaml.safe_dump_all(cluster_objects(), sort_keys=False),
         # The node has no name server but its own.
         "resolv.conf": f"nameserver {config.node_ip}\n",
     }
     for name, text in files.items():
         (config.etc / name).write_text(text)
+    write_corefile(config)
+
+
+def write_corefile(config: Config) -> None:
+    """Write CoreDNS's configuration, the one that may change while the node runs."""
+    (config.etc / "Corefile").write_text(corefile(config))
 
 
 def containerd(config: Config, pause_image: str) -> str:
@@ -121,7 +127,9 @@ def kubelet(config: Config) -> dict:
 
 
 def corefile(config: Config) -> str:
-    """Return CoreDNS's configuration: cluster names only, nothing is asked outside."""
+    """Return CoreDNS's configuration: cluster names, and others if pods may reach outside."""
+    forward = f"forward . {outbound.RESOLVER}" if config.outbound else ""
+    fall_through = "fallthrough in-addr.arpa" if config.outbound else ""
     return f"""\
 .:53 {{
     bind {config.node_ip}
@@ -130,7 +138,9 @@ def corefile(config: Config) -> str:
     kubernetes {CLUSTER_DOMAIN} in-addr.arpa {{
         kubeconfig {config.etc}/coredns.kubeconfig
         pods insecure
+        {fall_through}
     }}
+    {forward}
     cache 5
 }}
 """

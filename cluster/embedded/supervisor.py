@@ -21,7 +21,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from cluster.embedded.components import READY_SECONDS, Component, components
+from cluster.embedded import outbound
+from cluster.embedded.components import READY_SECONDS, Component, Descriptors, components
 from cluster.embedded.config import NODE_NAME, Config
 from cluster.embedded.files import BRIDGE
 
@@ -73,6 +74,8 @@ def set_up_network(config: Config) -> None:
         if path.exists():
             path.write_text("1")
     call("iptables", "-P", "FORWARD", "ACCEPT")
+    # Without the link it matches nothing; the link may come later.
+    call(*outbound.masquerade(config))
 
 
 def call(*command: str) -> None:
@@ -198,7 +201,7 @@ class ReadyCheck:
 class Supervisor:
     """All programs of the node."""
 
-    def __init__(self, config: Config, node: Path, api_listener: int) -> None:
+    def __init__(self, config: Config, node: Path, descriptors: Descriptors) -> None:
         self.config = config
         self.node = node
         self.booted = False
@@ -208,12 +211,14 @@ class Supervisor:
         self.check = ReadyCheck(config)
         self.runners = {
             component.name: Runner(component, config.log / f"{component.name}.log")
-            for component in components(config, node, api_listener)
+            for component in components(config, node, descriptors)
         }
 
     def boot(self) -> None:
         """Start everything in order."""
         for runner in self.runners.values():
+            if runner.component.optional and not self.config.outbound:
+                continue
             # Containers' images can be imported while Kubernetes is still being compiled.
             while runner.component.command[0] == str(self.node) and not self.node.exists():
                 if self.stopping.wait(0.2):
@@ -252,7 +257,11 @@ class Supervisor:
             return {
                 "booted": self.booted,
                 "failure": self.failure,
-                "components": [runner.status() for runner in self.runners.values()],
+                "components": [
+                    runner.status()
+                    for runner in self.runners.values()
+                    if runner.wanted.is_set() or not runner.component.optional
+                ],
             }
         if operation == "shut-down":
             self.shut_down()
@@ -326,11 +335,16 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    """``supervisor STATE_DIRECTORY LISTENER``: runs inside fresh namespaces."""
+    """``supervisor STATE_DIRECTORY LISTENER NETWORK MOUNTS``: runs inside fresh namespaces.
+
+    The last three are file descriptors: a socket and the host's namespaces.
+    """
     config = Config.load(Path(sys.argv[1]))
     set_up_mounts(config)
     set_up_network(config)
-    supervisor = Supervisor(config, config.node_binary, int(sys.argv[2]))
+    from_host = [int(word) for word in sys.argv[2:5]]
+    descriptors = Descriptors(*from_host, node_network=outbound.open_namespace("net"))
+    supervisor = Supervisor(config, config.node_binary, descriptors)
     server = ControlServer(supervisor)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: supervisor.handle({"operation": "shut-down"}))

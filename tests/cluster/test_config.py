@@ -1,5 +1,6 @@
 """Settings, certificates and files of an embedded cluster: nothing here starts anything."""
 
+import dataclasses
 import ipaddress
 import json
 import re
@@ -13,7 +14,7 @@ import yaml
 from cryptography import x509
 
 from cluster.embedded import binary, files, pki
-from cluster.embedded.components import components
+from cluster.embedded.components import Descriptors, components
 from cluster.embedded.config import Config
 from tools.errors import UserError
 from tools.wheels import helm, kubectl, program
@@ -43,6 +44,7 @@ def test_addresses_follow_the_networks(tmp_path: Path) -> None:
         ("API_PORT", "70000", "API_PORT='70000': use a port number"),
         ("POD_CIDR", "10.244.0.1/24", "POD_CIDR='10.244.0.1/24': 10.244.0.1/24 has host bits set"),
         ("POD_CIDR", "10.244.0.0/28", "POD_CIDR=10.244.0.0/28: at least a /24 is needed"),
+        ("OUTBOUND", "yes", "OUTBOUND='yes': use 1 (pods reach the network) or 0"),
         ("SERVICE_CIDR", "services", "SERVICE_CIDR='services': Expected 4 octets"),
     ],
 )
@@ -118,8 +120,16 @@ def test_files_are_written_in_their_formats(config: Config) -> None:
     assert kubelet["readOnlyPort"] == 0
 
 
+def test_names_outside_are_asked_for_with_outbound_traffic_only(config: Config) -> None:
+    assert "forward" not in files.corefile(config)
+    wanted = files.corefile(dataclasses.replace(config, outbound=True))
+    assert "forward . 198.51.100.3" in wanted
+
+
 def test_every_program_starts_after_what_it_needs(config: Config) -> None:
-    names = [component.name for component in components(config, Path("node"), 3)]
+    names = [
+        component.name for component in components(config, Path("node"), Descriptors(3, 4, 5, 6))
+    ]
     assert names.index("etcd") < names.index("kube-apiserver")
     for client in ("kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"):
         assert names.index("kube-apiserver") < names.index(client)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.embedded import doctor
+from cluster.embedded import doctor, outbound
 from cluster.embedded.cluster import EmbeddedCluster
 from cluster.embedded.config import Config
 from cluster.provider import provider
@@ -59,6 +59,23 @@ def test_a_routed_network_is_refused(monkeypatch: pytest.MonkeyPatch, config: Co
 def test_overlapping_networks_are_refused(tmp_path: Path) -> None:
     config = Config("unit", tmp_path, pod_cidr="10.96.3.0/24")
     assert "overlap: choose others" in str(doctor.check_networks(config))
+
+
+def test_a_network_that_outbound_traffic_uses_is_refused(tmp_path: Path) -> None:
+    config = Config("unit", tmp_path, pod_cidr="198.51.100.0/24", outbound=True)
+    assert "198.51.100.0/24, which OUTBOUND=1 uses" in str(doctor.check_networks(config))
+
+
+def test_outbound_traffic_needs_a_device_and_a_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(outbound, "DEVICE", tmp_path / "tun")
+    wanted = Config("unit", tmp_path, outbound=True)
+    assert "`modprobe tun`" in str(outbound.check(wanted))
+    assert set(doctor.host_packages(wanted)) - set(doctor.HOST_PACKAGES) == {"slirp4netns"}
+    unwanted = Config("unit", tmp_path)
+    assert outbound.check(unwanted) is None
+    assert doctor.host_packages(unwanted) == doctor.HOST_PACKAGES
 
 
 def test_the_routes_of_this_machine_are_read() -> None:

@@ -6,19 +6,23 @@ The tests follow one cluster through its life, in the order they stand in.
 import json
 import os
 import re
+import signal
 import socket
+import socketserver
 import ssl
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from cluster.embedded import cgroups, control, mountpoints
+from cluster.embedded import cgroups, control, doctor, mountpoints, outbound
 from cluster.embedded.cluster import EmbeddedCluster
 from tools.errors import UserError
 from tools.progress import Phases
@@ -50,7 +54,20 @@ def host_facts() -> dict[str, list[str]]:
             for comm in Path("/proc").glob("[0-9]*/comm")
             if NAME.encode() in (comm.parent / "cmdline").read_bytes()
         ],
+        "ways out": sorted(pids_of(outbound.PROGRAM)),
     }
+
+
+def pids_of(program: str) -> list[int]:
+    """Return the host's numbers of the processes of a program."""
+    found = []
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        try:
+            if comm.read_text() == f"{program}\n":
+                found.append(int(comm.parent.name))
+        except OSError:
+            continue
+    return found
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = NODE_SECONDS) -> None:
@@ -254,6 +271,189 @@ def test_mount_points_in_use_stay(cluster: EmbeddedCluster) -> None:
     listing = subprocess.run([*target, "ls", "/var/lib/kubelet"], capture_output=True, text=True)
     assert "device-plugins" in listing.stdout.split()
     assert list(Path("/var/lib/kubelet").iterdir()) == []
+
+
+ASK = """
+import socket, struct, sys
+what, address, port, word = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+try:
+    if what == "tcp":
+        with socket.create_connection((address, port), timeout=5) as connection:
+            print(connection.makefile().readline().strip())
+    else:
+        labels = b"".join(bytes([len(part)]) + part.encode() for part in word.split("."))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as question:
+            question.settimeout(10)
+            header = struct.pack(">6H", 7, 0x100, 1, 0, 0, 0)
+            question.sendto(header + labels + bytes([0, 0, 1, 0, 1]), (address, port))
+            print("rcode", question.recv(4096)[3] & 15)
+except OSError as error:
+    print(type(error).__name__, error)
+"""
+"""Say what a TCP server greets with, or how a name server answers a question about a name."""
+
+
+@pytest.fixture(scope="module")
+def from_pod(
+    cluster: EmbeddedCluster, kube: Callable[..., str], pause_image: str
+) -> Callable[..., str]:
+    """Run ASK in the network of a pod, which is made anew when there is none."""
+
+    def call(*words: str) -> str:
+        kube("apply", "-f", "-", stdin=pod("caller", pause_image))
+        kube("wait", "pod/caller", "--for=condition=Ready", "--timeout=60s")
+        address = kube("get", "pod/caller", "-o", "jsonpath={.status.podIP}")
+        # Another cluster's pods may have the same addresses, but they are in its cgroup.
+        inside = next(
+            pid
+            for pid in pids_of("pause")
+            if f"/{cluster.config.cgroup}/" in Path(f"/proc/{pid}/cgroup").read_text()
+            and f" {address}/" in addresses_of(pid)
+        )
+        target = ["nsenter", "--target", str(inside), "--net"]
+        result = subprocess.run([*target, "python3", "-c", ASK, *words], capture_output=True)
+        return result.stdout.decode().strip() or result.stderr.decode()
+
+    return call
+
+
+def addresses_of(pid: int) -> str:
+    """Return the addresses of the network that a process is in."""
+    show = ["nsenter", "--target", str(pid), "--net", "ip", "-4", "-brief", "address"]
+    return subprocess.run(show, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def host_address() -> str:
+    """An address of this machine that its neighbours know it by."""
+    show = ["ip", "-4", "-oneline", "address", "show", "scope", "global"]
+    found = re.search(
+        r" inet ([\d.]+)/", subprocess.run(show, capture_output=True, text=True).stdout
+    )
+    assert found is not None, "this machine has no address but the loopback's"
+    return found[1]
+
+
+@pytest.fixture
+def greeter(host_address: str) -> Iterator[Callable[[str], int]]:
+    """Start a TCP server of this machine on an address, and return its port."""
+    servers = []
+
+    def start(address: str) -> int:
+        server = socketserver.ThreadingTCPServer((address, 0), Greeting)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return int(server.server_address[1])
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+class Greeting(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        self.request.sendall(b"hello\n")
+
+
+def a_name_that_the_host_resolves() -> str:
+    """Return a name that this machine's name server knows: of a place it gets packages from."""
+    for url in [*doctor.apt_mirrors(), *doctor.go_proxies()]:
+        name = urlsplit(url).hostname or ""
+        try:
+            socket.gethostbyname(name)
+        except OSError:
+            continue
+        # An address needs no name server, and neither does what a file of this machine knows.
+        if not re.fullmatch(r"[\d.]+", name) and name not in Path("/etc/hosts").read_text().split():
+            return name
+    pytest.skip("this machine resolves no name of its package sources")
+
+
+def test_pods_have_no_way_out(
+    cluster: EmbeddedCluster,
+    from_pod: Callable[..., str],
+    host_address: str,
+    greeter: Callable[[str], int],
+) -> None:
+    answer = from_pod("tcp", host_address, str(greeter(host_address)), "")
+    assert "unreachable" in answer
+    assert from_pod("dns", cluster.config.node_ip, "53", "example.com") == "rcode 2"
+    assert outbound.PROGRAM not in {row["name"] for row in cluster.status()}
+    assert "traffic of pods: off" in cluster.remarks()[0]
+
+
+def again(monkeypatch: pytest.MonkeyPatch, choice: str) -> EmbeddedCluster:
+    """Return the cluster as another command sees it, with a choice for OUTBOUND."""
+    monkeypatch.delenv("API_PORT", raising=False)
+    monkeypatch.setenv("OUTBOUND", choice)
+    return EmbeddedCluster(NAME)
+
+
+def test_pods_get_a_way_out_while_the_cluster_runs(
+    cluster: EmbeddedCluster,
+    monkeypatch: pytest.MonkeyPatch,
+    from_pod: Callable[..., str],
+    host_address: str,
+    greeter: Callable[[str], int],
+    host_before: dict[str, list[str]],
+) -> None:
+    again(monkeypatch, "1").up(Phases())
+    port = str(greeter(host_address))
+    assert from_pod("tcp", host_address, port, "") == "hello"
+    assert component(cluster, outbound.PROGRAM)["state"] == "running"
+    assert "traffic of pods: on" in cluster.remarks()[0]
+    now = host_facts()
+    for fact in ("mounts", "links", "routes", "iptables"):
+        assert now[fact] == host_before[fact]
+    # What listens on the loopback only is not for pods.
+    hidden = str(greeter("127.0.0.1"))
+    for address in (host_address, "127.0.0.1", "198.51.100.2"):
+        assert "hello" not in from_pod("tcp", address, hidden, "")
+
+
+def test_pods_resolve_what_the_host_resolves(
+    cluster: EmbeddedCluster, from_pod: Callable[..., str]
+) -> None:
+    name = a_name_that_the_host_resolves()
+    assert from_pod("dns", cluster.config.node_ip, "53", name) == "rcode 0"
+    own = "kubernetes.default.svc.cluster.local"
+    assert from_pod("dns", cluster.config.node_ip, "53", own) == "rcode 0"
+
+
+def test_the_way_out_is_made_again_when_it_ends(
+    cluster: EmbeddedCluster,
+    from_pod: Callable[..., str],
+    host_address: str,
+    greeter: Callable[[str], int],
+    host_before: dict[str, list[str]],
+) -> None:
+    (running,) = set(pids_of(outbound.PROGRAM)) - set(host_before["ways out"])
+    os.kill(running, signal.SIGKILL)
+    wait_for(lambda: component(cluster, outbound.PROGRAM)["restarts"] == 1, "new way out")
+    port = str(greeter(host_address))
+    wait_for(lambda: from_pod("tcp", host_address, port, "") == "hello", "way out", 20)
+
+
+def test_the_way_out_outlives_down_and_up(
+    cluster: EmbeddedCluster,
+    kube: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    from_pod: Callable[..., str],
+    host_address: str,
+    greeter: Callable[[str], int],
+    host_before: dict[str, list[str]],
+) -> None:
+    port = str(greeter(host_address))
+    known = again(monkeypatch, "")
+    kube("delete", "pod/caller")
+    known.down(Phases())
+    assert host_facts() == host_before
+    known.up(Phases())
+    assert from_pod("tcp", host_address, port, "") == "hello"
+    again(monkeypatch, "0").up(Phases())
+    assert "unreachable" in from_pod("tcp", host_address, port, "")
+    assert host_facts()["ways out"] == host_before["ways out"]
 
 
 CLIENT_SECONDS = 5
