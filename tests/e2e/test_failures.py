@@ -22,18 +22,27 @@ def with_settings(stack: Stack, release: Release) -> Iterator[Callable]:
 
     name = f"{RELEASE}-settings"
 
-    def write(settings: dict[str, Any]) -> None:
-        data = {"data": {"settings.json": json.dumps(settings)}}
-        stack.kube.run("patch", "configmap", name, "--patch", json.dumps(data))
+    def write(labels: dict[str, str], settings: dict[str, Any]) -> None:
+        manifest = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": name, "labels": labels},
+            "data": {"settings.json": json.dumps(settings)},
+        }
+        # In Helm's name: a field of anybody else's is a conflict for the next upgrade.
+        apply = ["apply", "--server-side", "--field-manager=helm", "--force-conflicts"]
+        stack.kube.run(*apply, "--filename", "-", stdin=json.dumps(manifest))
 
     @contextmanager
     def change(changes: dict[str, Any]) -> Iterator[None]:
-        before = json.loads(stack.kube.get("configmap", name)["data"]["settings.json"])
-        write(merge(before, changes))
+        found = stack.kube.get("configmap", name)
+        labels = found["metadata"]["labels"]
+        before = json.loads(found["data"]["settings.json"])
+        write(labels, merge(before, changes))
         try:
             yield
         finally:
-            write(before)
+            write(labels, before)
 
     return change
 

@@ -40,14 +40,12 @@ class Drill:
             raise UserError("the drill stops parts of the cluster: CLUSTER=embedded only")
         if stack.settings["registry"]["type"] != "mlflow":
             raise UserError("the drill counts the models in MLflow: wandb.enabled must be false")
-        remove_marks(stack.kube)
-        for dag_id in DAG_IDS:
-            going = [r["dag_run_id"] for r in runs(airflow, dag_id) if not _ended(r)]
-            if going:
-                raise UserError(f"{dag_id} {going[0]} is under way: wait for its end first")
         self.stack = stack
         self.airflow = airflow
         self.baseline = 0.0
+        remove_marks(stack.kube)
+        if going := self._going():
+            raise UserError(f"{going} is under way: wait for its end first")
 
     def measure(self, phase: Phase) -> None:
         """Take the seconds of a lone run; have a prediction that could get lost."""
@@ -57,10 +55,24 @@ class Drill:
         phase.say(f"an undisturbed run takes {self.baseline:.0f} s")
         if not take(self.stack, self.airflow).predictions:
             self._wait(self._start("inference_dag"), "inference_dag", phase)
-            # The first use of the DAG starts the run of the day before, too.
-            while not all(_ended(run) for run in runs(self.airflow, "inference_dag")):
-                phase.note("inference_dag still runs")
-                time.sleep(1)
+        # The first use of a DAG with a schedule starts the run of the day before, too.
+        self.wait_for_peace(phase)
+
+    def wait_for_peace(self, phase: Phase) -> None:
+        """Wait until no run is under way. Raises UserError after RUN_SECONDS."""
+        deadline = time.monotonic() + RUN_SECONDS
+        while going := self._going():
+            phase.note(f"waiting for the end of {going}")
+            if time.monotonic() > deadline:
+                raise UserError(f"{going} has not ended after {RUN_SECONDS} s")
+            time.sleep(1)
+
+    def _going(self) -> str:
+        for dag_id in DAG_IDS:
+            for run in runs(self.airflow, dag_id):
+                if run["state"] not in FINISHED_RUN:
+                    return f"{dag_id} {run['dag_run_id']}"
+        return ""
 
     def __call__(self, fault: Fault, phase: Phase) -> Row:
         """Run one training with one fault and return what it came to."""
@@ -135,10 +147,6 @@ def reason(log: str) -> str:
     return "no reason in its log"
 
 
-def _ended(run: dict[str, Any]) -> bool:
-    return run["state"] in FINISHED_RUN
-
-
 def main() -> int:
     """Run the drill, print the table, write build/drill.json and return the status."""
     faults = chosen(os.environ.get("FAULT", ""))
@@ -151,7 +159,12 @@ def main() -> int:
         try:
             for number, fault in enumerate(faults, 1):
                 with phases.phase(f"{number}/{len(faults)} {fault.what}") as phase:
-                    rows.append(drill(fault, phase))
+                    try:
+                        rows.append(drill(fault, phase))
+                    except UserError as error:
+                        # The other faults are worth trying all the same, once this run is over.
+                        rows.append(Row(fault.name, "unknown", 0, 0.0, shown=str(error)))
+                        drill.wait_for_peace(phase)
                 say(table(rows)[-1])
         finally:
             write(rows, REPORT)
