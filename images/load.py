@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from images import oci
-from images.catalog import REPOSITORY
+from images.catalog import PAUSE, REPOSITORY, repository
 from tools import processes
 from tools.errors import UserError
 from tools.progress import Phase
@@ -72,12 +72,15 @@ def _names(layouts: list[oci.Layout]) -> str:
 
 
 def project_images(ctr_command: Sequence[str]) -> set[str]:
-    """Return the full names of this project's images that containerd has.
+    """Return the full names of this project's images that containerd has, pause not among them.
+
+    (No pod names that one: every pod has it, by containerd's own settings.)
 
     Raises UserError when it does not answer.
     """
     found = images_of(_output([*ctr_command, *NAMESPACE, "images", "list"]))
-    return {name for name in found if name.startswith(f"{REPOSITORY}/")}
+    pause = f"{repository(PAUSE)}:"
+    return {n for n in found if n.startswith(f"{REPOSITORY}/") and not n.startswith(pause)}
 
 
 def remove(ctr_command: Sequence[str], names: Collection[str]) -> None:
