@@ -1,8 +1,10 @@
 """What holds for every image: who it runs as, and that nothing of this machine is in it."""
 
 import contextlib
+import json
 import os
 import re
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from images.build import base_image
 from images.catalog import Recipe
 from images.container import Image
 from images.containerfile import parse
-from tools.paths import CACHE
+from images.isolation import isolated, run_isolated
+from tools.paths import CACHE, ROOT
 from tools.progress import Phase
 
 NAMES = [
@@ -188,6 +191,29 @@ def test_stage_adds_a_layer_to_the_image_of_the_stage_below(entries, disk: Path)
     assert names_in(upper.blob(top)) - {"run"} == {"opt", "opt/.wh.gone", "opt/code", "opt/upper"}
     assert "LOWER=yes" in upper.config()["config"]["Env"]
     assert upper.config()["config"]["User"] == "1:1"
+
+
+def test_plain_buildah_builds_the_stages_of_a_containerfile_as_one(entries, images, disk: Path):
+    """As with a registry: one command, one build argument. (What RUN does is left out.)"""
+    image = images["classic-example"]
+    parsed = parse(ROOT / "images" / "classic_example" / "Containerfile")
+    lines = [f"{name} {'true' if name == 'RUN' else text}" for name, text in parsed.instructions]
+    (disk / "Containerfile").write_text("\n".join(lines) + "\n")
+    base, name = base_image(), "localhost/test/plain:1"
+    program = [
+        *buildah.command(disk / "store"),
+        *("--storage-opt", f"{buildah.storage_driver()}.imagestore={base.store / 'root'}"),
+    ]
+    options = ["--isolation", "chroot", "--pull-never", "--file", str(disk / "Containerfile")]
+    options += ["--build-arg", f"BASE_IMAGE={base.name}", "--tag", name]
+    env = os.environ | {"TMPDIR": str(disk)}
+    build = [*program, "build", *options, str(ROOT)]
+    run_isolated(build, log=disk / "log", phase=Phase("test"), env=env)
+    inspect = isolated([*program, "inspect", "--type", "image", name])
+    shown = subprocess.run(inspect, capture_output=True, text=True, check=True).stdout
+    plain = json.loads(json.loads(shown)["Config"])
+    assert plain["config"] == image.config
+    assert len(plain["rootfs"]["diff_ids"]) == len(image.layers)
 
 
 def commands() -> set[str]:
