@@ -9,8 +9,10 @@ registry, predicts, and removes the data and the model. Every day at 09:00 UTC, 
   version and its origin, this run, image ...) in `pred.json` beside it. The log of `clean_up` has
   the whole path.
 * Each run works in a directory of its own; runs at the same time do not meet.
-* A failing step fails the run. `clean_up` runs in any case, after every other task has stopped.
-* To repeat a run, clear all of its tasks: the files of a finished run are gone.
+* A failing step fails the run. `clean_up` runs in any case, after every other task has stopped; its
+  own failure is shown on the task but does not fail a run that has made its predictions.
+* To repeat a run, clear all of its tasks: the files of a finished run are gone, and a single task
+  that needs them says so.
 * Before the first training run there is no model: `load_model` fails and says so.
 """
 

@@ -8,7 +8,8 @@ registry (Weights & Biases or MLflow) and removes the run's files. Started by ha
 * Each run works in a directory of its own on the claim; runs at the same time do not meet.
 * A failing step fails the run. `clean_up` runs in any case, after every other task has stopped; its
   own failure is shown on the task but does not fail a run whose model is in the registry.
-* To repeat a run, clear all of its tasks: the files of a finished run are gone.
+* To repeat a run, clear all of its tasks: the files of a finished run are gone, and a single task
+  that needs them says so.
 * The figures of a step (accuracy, model version ...) are its XCom `return_value`.
 * The registered version says what made it: run, commit of the DAGs, image digest, data, metrics.
 * The W&B key is read from a Secret:

@@ -121,6 +121,8 @@ def step(run: Any, session: Any, outcomes: Outcomes) -> list[str]:
     ready, _ = run.update_state(session=session, execute_callbacks=False)
     for instance in ready:
         instance.state = outcomes.get(instance.task_id, "success")
+        # From here a retry waits for its delay.
+        instance.end_date = datetime.now(UTC) if instance.state == "up_for_retry" else None
         session.merge(instance)
     session.flush()
     return sorted(instance.task_id for instance in ready)
@@ -181,18 +183,19 @@ def test_failed_cleaning_shows_but_does_not_fail_a_run_that_did_its_work(
     assert after["clean_up"] == "failed"
 
 
+@pytest.mark.parametrize("state", ["queued", "running", "restarting", "up_for_retry"])
 @pytest.mark.parametrize(
     ("failing", "sibling"), [("load_data", "load_model"), ("load_model", "load_data")]
 )
 def test_cleaning_waits_for_the_sibling_of_a_failed_task(
-    start_run, session, failing: str, sibling: str
+    start_run, session, failing: str, sibling: str, state: str
 ) -> None:
     run = start_run("inference_dag", session)
     assert step(run, session, {}) == ["clean_storage_before_start"]
-    both = step(run, session, {failing: "failed", sibling: "running"})
+    both = step(run, session, {failing: "failed", sibling: state})
     assert both == ["load_data", "load_model"]
 
-    # As long as the sibling runs, nothing else starts and the run does not end.
+    # As long as the sibling may write, nothing else starts and the run does not end.
     for _ in range(3):
         assert step(run, session, {}) == []
         assert states(run, session)["clean_up"] is None
@@ -204,6 +207,64 @@ def test_cleaning_waits_for_the_sibling_of_a_failed_task(
     after = finish(run, session, {})
     assert run.state == "failed"
     assert after["clean_up"] == "success"
+
+
+def cleared(dag: Any, task_id: str, *, downstream: bool) -> set[str]:
+    """The tasks that are cleared with a task, with or without "Downstream" in the page."""
+    options = {"include_upstream": False, "include_downstream": downstream}
+    try:
+        subset = dag.partial_subset([task_id], **options)
+    except TypeError:  # Airflow 3
+        subset = dag.partial_subset(task_ids=[task_id], **options)
+    return set(subset.task_dict)
+
+
+@pytest.mark.parametrize(("dag_id", "task_id"), EVERY_WORK_TASK)
+def test_a_task_is_cleared_alone_or_with_what_follows_and_the_cleaning(
+    load_dag, dag_id: str, task_id: str
+) -> None:
+    dag = load_dag(dag_id)
+    # Nothing before it, the first cleaning above all: that would remove what is still there.
+    assert cleared(dag, task_id, downstream=False) == {task_id}
+    after = {task.task_id for task in dag.get_task(task_id).get_flat_relatives(upstream=False)}
+    assert cleared(dag, task_id, downstream=True) == {task_id} | after
+    assert "clean_up" in after
+
+
+def clear(run: Any, session: Any, task_ids: set[str]) -> None:
+    """Clear tasks of a run that has ended; the scheduler takes it up again."""
+    for instance in run.get_task_instances(session=session):
+        if instance.task_id in task_ids:
+            instance.state = None
+    run.state = "running"
+    session.flush()
+
+
+@pytest.mark.parametrize(("dag_id", "task_id"), EVERY_WORK_TASK)
+def test_a_cleared_task_that_finds_no_input_fails_the_run_and_is_cleaned_up_after(
+    start_run, load_dag, session, dag_id: str, task_id: str
+) -> None:
+    run = start_run(dag_id, session)
+    finish(run, session, {})
+    clear(run, session, cleared(load_dag(dag_id), task_id, downstream=True))
+    after = finish(run, session, {task_id: "failed"})
+    assert run.state == "failed"
+    assert after[task_id] == "failed"
+    assert after[WORK[dag_id][-1]] in ("failed", "upstream_failed")
+    assert after["clean_up"] == "success"
+
+
+@pytest.mark.parametrize(("dag_id", "task_id"), EVERY_WORK_TASK)
+def test_a_task_that_is_cleared_without_what_follows_is_red_by_itself(
+    start_run, session, dag_id: str, task_id: str
+) -> None:
+    run = start_run(dag_id, session)
+    finish(run, session, {})
+    clear(run, session, {task_id})
+    after = finish(run, session, {task_id: "failed"})
+    assert after == dict.fromkeys([*WORK[dag_id], "clean_up"], "success") | {task_id: "failed"}
+    # Airflow judges a run by its last step. What that has made, model or predictions, is there.
+    assert run.state == ("failed" if task_id == WORK[dag_id][-1] else "success")
 
 
 @pytest.mark.parametrize("dag_id", list(WORK))
