@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 
+from tests.helpers.secrets import PodRecorder
 from tools.airflow_api import Airflow, Task
 from tools.forward import Forward
 from tools.kube import KubectlError, containers, describe_trouble
+from tools.mlflow_api import Mlflow
 from tools.paths import BUILD, CHART
 from tools.progress import Phase, Phases
 from tools.release import Release, values_files
@@ -53,12 +54,15 @@ ORDER = [
     "training",
     "inference",
     "new_model",
+    "isolation",
     "failures",
     "wandb",
     "storage",
+    "secrets",
     "drill",
 ]
-"""An upgrade right after the install, what needs the release as it was installed, then faults."""
+"""An upgrade right after the install, then what needs the release as it was installed; towards the
+end the search for secrets in what all the others have left, and last the faults."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -168,18 +172,6 @@ def airflow(client: Airflow) -> Airflow:
     return client
 
 
-@dataclass(frozen=True)
-class Mlflow:
-    """The registry's REST API."""
-
-    forward: Forward
-
-    def get(self, path: str, /, **params: Any) -> requests.Response:
-        answer = requests.get(f"{self.forward.url}/{path}", params=params, timeout=60)
-        answer.raise_for_status()
-        return answer
-
-
 @pytest.fixture
 def mlflow(stack: Stack, release: Release) -> Iterator[Mlflow]:
     with Forward(stack.kube, MLFLOW_SERVICE, MLFLOW_PORT) as forward:
@@ -242,7 +234,14 @@ def look_at(airflow: Airflow, dag_id: str, run_id: str, state: str) -> Run:
 
 
 @pytest.fixture(scope="session")
-def follow_run(client: Airflow, aloud: Aloud) -> RunDag:
+def pods_seen(release: Release) -> Iterator[PodRecorder]:
+    """All pods from here on: those of tasks are gone when a run has ended."""
+    with PodRecorder(release.kube) as recorder:
+        yield recorder
+
+
+@pytest.fixture(scope="session")
+def follow_run(client: Airflow, pods_seen: PodRecorder, aloud: Aloud) -> RunDag:
     """Wait until a run that something else has started has ended, as run_dag does."""
 
     def follow(
