@@ -10,7 +10,7 @@ import pytest
 
 from tools.airflow_api import Airflow, container_lines
 from tools.release import RELEASE, Release, merge
-from tools.run import explain_failure
+from tools.run import explain_failure, tell_failed_cleaning
 from tools.stack import Stack
 
 FAILING_SECONDS = 600
@@ -73,6 +73,37 @@ def test_an_unknown_model_fails_the_run_with_one_clear_line(
     assert "load_model failed" in told
     assert "no-such-model" in told
     assert "make logs" in told
+
+
+def test_a_failed_cleaning_shows_and_leaves_the_result_of_the_run_alone(
+    with_values, run_dag, airflow: Airflow, stack: Stack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = "pipelines.tasks.clean_up"
+    with with_values(
+        f"{task}.retries=0", f"{task}.nodeSelector.kind=absent", f"{task}.startupTimeoutSeconds=5"
+    ):
+        run = run_dag("inference_dag", FAILING_SECONDS)
+
+    assert run.state == "success"
+    assert {name for name, task in run.tasks.items() if task.state != "success"} == {"clean_up"}
+    assert run.tasks["clean_up"].state == "failed"
+    assert "Unschedulable" in run.logs["clean_up"]
+    path = stack.run_path("inference_dag", run.run_id)
+    left = {file.removeprefix(f"{path}/") for file in stack.list_volume() if path in file}
+    assert {"pred.csv", "pred.json", "data/test.csv", "results/model.safetensors"} <= left
+
+    tell_failed_cleaning(airflow, "inference_dag", run.run_id)
+    told = capsys.readouterr().out
+    assert "clean_up failed" in told
+    assert path in told
+
+    # The way out, when the cause is mended.
+    body = {"dry_run": False, "only_failed": True, "dag_run_id": run.run_id}
+    airflow.request("POST", "dags/inference_dag/clearTaskInstances", json=body)
+    ended = airflow.wait_for_run("inference_dag", run.run_id, timeout=FAILING_SECONDS)
+    assert ended["state"] == "success"
+    left = {file.removeprefix(f"{path}/") for file in stack.list_volume() if path in file}
+    assert left == {"pred.csv", "pred.json"}
 
 
 def test_a_step_without_enough_memory_fails_the_training(
