@@ -21,14 +21,12 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.table import Table
-
 from tools.airflow_api import FINISHED_RUN, Airflow, AirflowError, run_seconds
 from tools.errors import UserError, run_main
 from tools.forward import Forward
 from tools.mlflow_api import Mlflow
 from tools.paths import BUILD
-from tools.progress import Phase, Phases, console
+from tools.progress import Phase, Phases
 from tools.run import explain_failure, run_count, say
 from tools.stack import DAG_IDS, MLFLOW_PORT, MLFLOW_SERVICE, Stack
 from tools.volume import run_pod
@@ -144,7 +142,11 @@ def look_at(
             _look_at_tasks(airflow, one)
             _look_at_files(stack.run_path(dag_id, one.run_id), files, one)
             if dag_id == TRAINING:
-                _look_at_model(mlflow, airflow.results(dag_id, one.run_id), one)
+                trained, uploaded = (
+                    airflow.result(dag_id, one.run_id, task_id)
+                    for task_id in ("train_model", "upload_model")
+                )
+                _look_at_model(mlflow, trained, uploaded, one)
             else:
                 _look_at_predictions(predictions[inference[one.run_id]], one)
             checked.append(one)
@@ -179,9 +181,10 @@ def _look_at_files(path: str, files: Collection[str], one: Checked) -> None:
         one.faults.append(f"left behind: {', '.join(left)}")
 
 
-def _look_at_model(mlflow: Mlflow, results: Mapping[str, Mapping[str, Any]], one: Checked) -> None:
-    one.accuracy = results.get("train_model", {}).get("accuracy")
-    uploaded = results.get("upload_model", {})
+def _look_at_model(
+    mlflow: Mlflow, trained: Mapping[str, Any], uploaded: Mapping[str, Any], one: Checked
+) -> None:
+    one.accuracy = trained.get("accuracy")
     if not uploaded:
         one.faults.append("no model was registered")
         return
@@ -322,21 +325,23 @@ def soak(stack: Stack, count: int) -> int:
 
 def show(checked: Sequence[Checked], alone: Sequence[Checked]) -> None:
     """Print a line for each run."""
-    table = Table()
-    for name in ("run", "state", "seconds", "retries", "model", "weights", "predictions", "right"):
-        table.add_column(name)
+    line = "{:<20} {:<8} {:>7} {:>7} {:>6}  {:<11} {:<11} {}"
+    columns = ("run", "state", "seconds", "retries", "model", "weights", "predictions", "right")
+    say(line.format(*columns))
     for one in [*alone, *checked]:
-        table.add_row(
-            f"{one.dag_id} {one.run_id.rpartition('+')[2] if one not in alone else 'alone'}",
-            one.state,
-            f"{one.seconds or 0:.0f}",
-            str(one.retries),
-            one.model_version,
-            one.weights[:10],
-            one.predictions[:10],
-            "; ".join(one.faults) or "yes",
+        number = "alone" if one in alone else one.run_id.rpartition("+")[2]
+        say(
+            line.format(
+                f"{one.dag_id} {number}",
+                one.state,
+                f"{one.seconds or 0:.0f}",
+                one.retries,
+                one.model_version,
+                one.weights[:10],
+                one.predictions[:10],
+                "; ".join(one.faults) or "yes",
+            )
         )
-    console.print(table)
 
 
 def main() -> int:

@@ -113,14 +113,14 @@ def test_only_what_the_dag_keeps_may_stay(dag_id: str, left: list[str]) -> None:
 
 
 def test_a_model_that_another_run_has_trained_is_found() -> None:
-    results = {"train_model": {"accuracy": 0.8}, "upload_model": {"name": "m", "version": "v1"}}
+    trained, uploaded = {"accuracy": 0.8}, {"name": "m", "version": "v1"}
     own: Any = Server(trained_by="r")
     other: Any = Server(trained_by="s")
-    one = looked(lambda one: _look_at_model(own, results, one), TRAINING)
+    one = looked(lambda one: _look_at_model(own, trained, uploaded, one), TRAINING)
     assert (one.accuracy, one.model_version, one.weights, one.faults) == (0.8, "v1", "w", [])
-    one = looked(lambda one: _look_at_model(other, results, one), TRAINING)
+    one = looked(lambda one: _look_at_model(other, trained, uploaded, one), TRAINING)
     assert one.faults == ["v1 was trained by the run s"]
-    one = looked(lambda one: _look_at_model(own, {}, one), TRAINING)
+    one = looked(lambda one: _look_at_model(own, trained, {}, one), TRAINING)
     assert one.faults == ["no model was registered"]
 
 
