@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from tools.bootstrap import environment
 from tools.errors import UserError, run_main
 from tools.paths import BUILD, ROOT
 
@@ -126,8 +125,14 @@ def _options(suite: str) -> list[str]:
 
 
 def _with_airflow(lock: str) -> Callable[[str], list[str]]:
-    # The environment is made when the suite's turn has come.
-    return lambda suite: _pytest(environment([lock, "dag-tests"]), "tests/dags")(suite)
+    # The environment is made by the suite's own process: its output stays together.
+    script = 'python=$("$0" tools/bootstrap.py "$1" dag-tests); shift; exec "$python" "$@"'
+
+    def command(suite: str) -> list[str]:
+        python, *words = _pytest(sys.executable, "tests/dags")(suite)
+        return ["sh", "-euc", script, python, lock, *words]
+
+    return command
 
 
 def _in_image(suite: str) -> list[str]:
@@ -213,19 +218,12 @@ def run_group(names: Sequence[str], out: BinaryIO) -> Iterator[Result]:
     screens = [Screen(name, out) for name in names]
     if len(names) > 1:
         screens[0].write(f"\n##### {AT_ONCE} at a time: {', '.join(names)}\n".encode())
-    commands: list[list[str] | UserError] = []
-    for name in names:
-        # Here, not in a thread: what makes an environment prints on its own.
-        try:
-            commands.append(SUITES[name](name))
-        except UserError as error:
-            commands.append(error)
     pool = ThreadPoolExecutor(AT_ONCE)
     ended = threading.Event()
     try:
         runs = [
-            pool.submit(run_suite, name, command, screen, ended)
-            for name, command, screen in zip(names, commands, screens, strict=True)
+            pool.submit(run_suite, name, screen, ended)
+            for name, screen in zip(names, screens, strict=True)
         ]
         for run, screen in zip(runs, screens, strict=True):
             screen.show()
@@ -235,18 +233,13 @@ def run_group(names: Sequence[str], out: BinaryIO) -> Iterator[Result]:
         pool.shutdown(cancel_futures=True)
 
 
-def run_suite(
-    suite: str, command: list[str] | UserError, screen: Screen, ended: threading.Event
-) -> Result:
+def run_suite(suite: str, screen: Screen, ended: threading.Event) -> Result:
     """Run one suite and return what it came to; ``ended`` ends it early."""
     file = RESULTS / f"{suite}.xml"
     file.unlink(missing_ok=True)
     screen.write(f"\n##### {suite}\n".encode())
-    if isinstance(command, UserError):
-        screen.write(f"error: {command}\n".encode())
-        return Result(errors=1, bad=[f"{suite}: {command}"])
     started = time.monotonic()
-    status = _run_aloud(command, screen, ended)
+    status = _run_aloud(SUITES[suite](suite), screen, ended)
     result = read_junit(suite, file)
     # 0 and 1 are pytest's "all passed" and "some failed"; 5, nothing collected, is fine only
     # where K chose no test of this suite.

@@ -1,6 +1,7 @@
 """The runner of the suites: what it reads from JUnit files and how it sums up."""
 
 import io
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -8,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tools import test as runner
-from tools.errors import UserError
 from tools.test import (
     BESIDE,
     SUITES,
@@ -102,9 +102,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("K", raising=False)
 
     def run(**scripts: str) -> tuple[str, list[Result]]:
-        def command(script: str):
-            if script == "no environment":
-                raise UserError(script)
+        def command(script: str) -> list[str]:
             return [sys.executable, "-c", f"from pathlib import Path\nimport time\n{script}"]
 
         suites = {
@@ -138,12 +136,34 @@ def test_suites_run_two_at_a_time_and_are_shown_one_after_the_other(play, tmp_pa
     assert [result.passed for result in results] == [1, 1]
 
 
-def test_a_suite_that_cannot_start_leaves_the_others_alone(play, tmp_path: Path) -> None:
+def test_a_suite_that_fails_leaves_the_others_alone(play, tmp_path: Path) -> None:
     report = f"Path({str(tmp_path)!r} + '/well.xml').write_text({JUNIT!r})"
-    printed, (ill, well) = play(ill="no environment", well=report)
-    assert "##### ill\nerror: no environment\n" in printed
-    assert (ill.errors, ill.bad) == (1, ["ill: no environment"])
+    printed, (ill, well) = play(ill="raise SystemExit('error: no package index')", well=report)
+    assert "##### ill\nerror: no package index\n" in printed
+    assert ill.errors == 1
     assert well.passed == 1
+
+
+@pytest.mark.parametrize("suite", ["dags", "dags-airflow3"])
+def test_environment_of_a_suite_is_made_by_its_own_process(
+    suite: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program, flags, script, _, lock, *words = SUITES[suite](suite)
+    assert lock == {"dags": "airflow", "dags-airflow3": "airflow3"}[suite]
+    played = tmp_path / "python"
+    played.write_text('#!/bin/sh\necho making "$@" >&2\necho echo\n')
+    played.chmod(0o755)
+    command = [program, flags, script, str(played), lock, *words]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.stderr == f"making tools/bootstrap.py {lock} dag-tests\n"
+    assert ended.stdout.startswith("-m pytest ")
+    assert ended.stdout.endswith(" tests/dags\n")
+
+
+def test_environment_that_cannot_be_made_ends_the_suite() -> None:
+    program, flags, script, _, *words = SUITES["dags"]("dags")
+    command = [program, flags, script, "/bin/false", *words]
+    assert subprocess.run(command, capture_output=True).returncode == 1
 
 
 def test_a_suite_that_ends_without_a_report_is_an_error(play) -> None:
