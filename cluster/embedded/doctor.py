@@ -31,7 +31,7 @@ HOST_PACKAGES = [
 """Debian packages that run every node, beside the binary built from Go modules."""
 
 MEMORY_BYTES = 6 * 1024**3
-DISK_BYTES = 15 * 1024**3
+DISK_BYTES = 17 * 1024**3
 DISK_BYTES_WARM = 5 * 1024**3
 """Enough when the binary and the images are there already."""
 
