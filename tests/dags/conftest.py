@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -81,6 +81,25 @@ def load_module() -> Callable[[str], ModuleType]:
 @pytest.fixture
 def load_dag(load_module: Callable[[str], ModuleType]) -> Callable[[str], Any]:
     return lambda name: load_module(name).dag
+
+
+@pytest.fixture(scope="session")
+def database() -> None:
+    """Airflow's tables, and the rows that every installation has."""
+    from airflow.utils.db import initdb
+
+    initdb()
+
+
+@pytest.fixture
+def session(database: None) -> Iterator[Any]:
+    """A session with that database; what it has not committed goes with it."""
+    from airflow import settings
+
+    session = settings.Session()
+    yield session
+    session.rollback()
+    session.close()
 
 
 class FakeTaskInstance:

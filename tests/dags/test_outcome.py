@@ -7,7 +7,7 @@ which tasks can start (`DagRun.update_state`), and lets those end as the test sa
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,14 +28,6 @@ pytestmark = [
 _run_numbers = itertools.count(1)
 
 Outcomes = dict[str, str]
-
-
-@pytest.fixture(scope="session")
-def database() -> None:
-    """Airflow's tables, and the rows that every installation has."""
-    from airflow.utils.db import initdb
-
-    initdb()
 
 
 @pytest.fixture(scope="session")
@@ -104,16 +96,6 @@ def _store_on_airflow_3(dag_id: str, session: Any) -> Any:
     sync_bag_to_db(bag, bundle.name, None, session=session)
     session.commit()
     return SerializedDagModel.get_dag(dag_id, session=session)
-
-
-@pytest.fixture
-def session(database: None) -> Iterator[Any]:
-    from airflow import settings
-
-    session = settings.Session()
-    yield session
-    session.rollback()
-    session.close()
 
 
 def step(run: Any, session: Any, outcomes: Outcomes) -> list[str]:
