@@ -1,8 +1,12 @@
 """A whole training run: every step, the model in the registry, nothing left behind."""
 
+import json
 import re
+import tarfile
+from pathlib import Path
 
 from tools.airflow_api import Airflow, container_lines
+from tools.paths import IMAGES_LOCK
 from tools.stack import Stack
 
 ORDER = ["clean_storage_before_start", "load_data", "train_model", "upload_model", "clean_up"]
@@ -72,6 +76,21 @@ def test_every_task_says_which_image_it_ran(training_run, stack: Stack) -> None:
     assert len(training_run.results) == len(ORDER)
     digest = training_run.results["train_model"]["image_digest"]
     assert ran == {(stack.settings["image"]["reference"], digest)}
+    if stack.cluster.kind == "embedded":
+        # Imported and not pulled: the node knows it by the digest of its configuration.
+        archive = json.loads(IMAGES_LOCK.read_text())["classic-example"]["archive"]
+        assert digest == configuration_digest(Path(archive))
+
+
+def configuration_digest(archive: Path) -> str:
+    with tarfile.open(archive) as layout:
+
+        def document(path: str):
+            with layout.extractfile(path) as file:
+                return json.load(file)
+
+        (manifest,) = document("index.json")["manifests"]
+        return document(f"blobs/{manifest['digest'].replace(':', '/')}")["config"]["digest"]
 
 
 def test_the_plots_are_in_the_registry(training_run, mlflow) -> None:
