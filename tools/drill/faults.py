@@ -28,19 +28,17 @@ POLL_SECONDS = 0.3
 # What the drill makes in the cluster is called so, and nothing else is.
 MARK = "ml-pipelines-drill"
 
-# Fills the memory of the container that it is started in. The kernel chooses the process with the
-# highest score: the others of the container get the highest there is.
+# Fills the memory of the container that it is started in, by many small processes: the kernel ends
+# the largest, and that is the one that works there.
 HOG = """
 import os
-for pid in filter(str.isdigit, os.listdir("/proc")):
-    if int(pid) != os.getpid():
-        try:
-            open(f"/proc/{pid}/oom_score_adj", "w").write("1000")
-        except OSError:
-            pass
-kept = []
-while True:
-    kept.append(b"x" * (64 << 20))
+import time
+
+for _ in range(1000):
+    if os.fork() == 0:
+        kept = b"x" * (32 << 20)
+        time.sleep(600)
+    time.sleep(0.02)
 """
 
 
@@ -99,16 +97,29 @@ class Scene:
         return answer
 
     def wait_for_line(self, task_id: str, pattern: str, what: str) -> dict[str, Any]:
-        """Wait until the task's container has written a line like this; return its pod."""
+        """Wait until the task's container writes a line like this; return its pod.
 
-        def written() -> dict[str, Any] | None:
+        Follows the log: the moment may last for a second only. Raises UserError when the
+        container, or the run, ends without such a line.
+        """
+
+        def started() -> dict[str, Any] | None:
             pod = self.task_pod(task_id)
-            if pod is None or pod["status"].get("phase") == "Pending":
-                return None
-            log = self.kube.logs(pod["metadata"]["name"], "base", 20)
-            return pod if re.search(pattern, log) else None
+            return pod if pod and pod["status"].get("phase") == "Running" else None
 
-        return self.wait(what, written)
+        pod = self.wait(what, started)
+        name = pod["metadata"]["name"]
+        follow = self.kube.command("logs", name, "--container", "base", "--follow")
+        with subprocess.Popen(
+            follow, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        ) as process:
+            # The stream ends with the container, at the latest with the pod's own deadline.
+            assert process.stdout is not None
+            found = any(re.search(pattern, line) for line in process.stdout)
+            process.terminate()
+        if not found:
+            raise UserError(f"the container of {task_id} ended before {what}")
+        return pod
 
     def training(self) -> dict[str, Any]:
         """Wait for the middle of the training; return the task's pod."""
