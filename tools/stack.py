@@ -81,8 +81,11 @@ class Stack:
 
     def after_interrupt(self) -> str:
         """Return what to say when `prepare` or what follows it was interrupted."""
-        stays = "; the cluster goes on running, `make down` stops it"
-        return f"`make run` goes on where it stopped{stays if self.cluster.status() else ''}"
+        words = "`make run` goes on where it stopped"
+        ours = self.cluster.kind != "existing"
+        if ours and any(row["state"] == "running" for row in self.cluster.status()):
+            words += "; the cluster goes on running, `make down` stops it"
+        return words
 
     def release(self, images: dict[str, Any] | None = None) -> Release:
         """Return the release with the values of these images and of the cluster."""
