@@ -57,7 +57,8 @@ def test_wandb(arguments: list[str]) -> int:
         )
     env = {name: os.environ[name] for name in WANDB_VARIABLES if os.environ.get(name)}
     return run_pytest(
-        ["-v", "--tb=short", *arguments],
+        # Not captured: where the model is, for whoever wants to look at it.
+        ["-v", "--tb=short", "--capture=no", *arguments],
         "test_wandb_service.py",
         env,
         secrets=[WANDB_KEY],

@@ -188,6 +188,7 @@ def with_values(release: Release, aloud: Aloud) -> WithValues:
     @contextmanager
     def change(*assignments: str) -> Iterator[None]:
         words = [word for one in assignments for word in ("--set", one)]
+        before = release.installed_values()
         with aloud(f"upgrade with {', '.join(assignments)}") as phase:
             release.deploy(phase, extra=tuple(words))
         try:
@@ -195,6 +196,7 @@ def with_values(release: Release, aloud: Aloud) -> WithValues:
         finally:
             with aloud("upgrade with the values of before") as phase:
                 release.deploy(phase)
+            assert release.installed_values() == before
 
     return change
 

@@ -21,6 +21,7 @@ import json
 import re
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -59,6 +60,8 @@ class Fault:
     """How many calls it meets; None: all."""
     spreads: bool = False
     """The first call that it meets is the end of the server: every later call ends alike."""
+    met: float | None = None
+    """When it first met a call, by the monotonic clock."""
 
 
 @dataclass
@@ -193,10 +196,12 @@ class Server:
 
     # Switches
 
-    def fail(self, calls: str, what: int | str, **more: Any) -> None:
+    def fail(self, calls: str, what: int | str, **more: Any) -> Fault:
         """Make matching calls fail; see Fault."""
+        fault = Fault(calls, what, **more)
         with self.lock:
-            self.faults.append(Fault(calls, what, **more))
+            self.faults.append(fault)
+        return fault
 
     def damage(self, artifact: Artifact, name: str) -> None:
         """Change one byte of a stored file; the second time, change it back."""
@@ -211,6 +216,7 @@ class Server:
             self.calls.append(call)
             for fault in self.faults:
                 if re.fullmatch(fault.calls, call) and fault.times != 0:
+                    fault.met = fault.met or time.monotonic()
                     if fault.times is not None:
                         fault.times -= 1
                     if fault.spreads:
@@ -235,9 +241,11 @@ class Server:
         return f"{self.address}/storage/{token}"
 
     def new_path(self) -> Path:
+        """Return where the next file goes."""
         return self.directory / f"file-{next(self.numbers)}"
 
     def url_of(self, path: Path) -> str:
+        """Return the address of a stored file; it is fetched without the key."""
         return f"{self.address}/storage/{path.name}"
 
     # GraphQL: one method for each operation, named after it
@@ -299,6 +307,7 @@ class Server:
     # Runs
 
     def run_of(self, entity: str, project: str, name: str) -> Run:
+        """Return a run. Raises Refusal when there is none."""
         run = self.runs.get((entity, project, name))
         if run is None:
             raise Refusal(404, f"run {entity}/{project}/{name} not found")
@@ -401,6 +410,7 @@ class Server:
         return next((one for one in versions if alias in {*one.aliases, one.version}), None)
 
     def has_project(self, entity: str, project: str) -> bool:
+        """Say whether a project is there: its first run makes it."""
         return any(key[:2] == (entity, project) for key in self.runs)
 
     def do_CreateArtifact(self, variables: Variables) -> Answer:

@@ -3,6 +3,7 @@
 import base64
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from importlib.metadata import version
@@ -363,7 +364,9 @@ def test_a_server_that_goes_silent_halfway(
     if command == "load-from-registry":
         assert run(server, "upload-to-registry", "m", models[0]).status == 0
         target = tmp_path / "results"
-    server.fail(call, what, spreads=True)
-    error = failure(run(server, command, "m", target))
+    fault = server.fail(call, what, spreads=True)
+    error = run(server, command, "m", target).error
+    assert fault.met is not None
+    assert time.monotonic() - fault.met < LIMIT
     assert f"W&B at {server.address} has stopped answering" in error
     assert not (tmp_path / "results").exists()

@@ -28,16 +28,15 @@ logger = logging.getLogger(__name__)
 
 ARTIFACT_TYPE = "model"
 PUBLIC_SERVER = "https://api.wandb.ai"
-# After the server has accepted the key. The SDK's own limit comes later: it does not say what
-# was in the way.
-INIT_SECONDS = 12
-# Looking for an artifact takes several calls, each of which the SDK repeats for 20 s.
-FIND_SECONDS = 14
-TRANSFER_SECONDS = 900
-# While files are on their way the SDK repeats what fails, for days if need be, and waits for a
-# silent server without a limit. So the server is asked meanwhile whether it is still there.
+# The SDK repeats what fails, some calls for days, and waits for a silent server without a limit.
+# So the server is asked meanwhile whether it is still there; two questions in a row without an
+# answer end the command, 18 s after the last sign of life. That leaves these limits to servers
+# that answer and still do not get on, and to nodes where everything is slow.
 PULSE_SECONDS = 4
-SILENT_SECONDS = 12
+MISSES = 2
+# To start a run, and to look for an artifact.
+CALL_SECONDS = 60
+TRANSFER_SECONDS = 900
 # A storage that stops in the middle of a file: the SDK sends the file again.
 STORAGE_SECONDS = 60
 # For the news that a run has failed.
@@ -174,30 +173,34 @@ class WandbRegistry:
         """Return a check that raises WorkloadError once the server is silent or takes no key."""
         import requests
 
-        heard = time.monotonic()
+        heard, misses = time.monotonic(), 0
 
         def check() -> None:
-            nonlocal heard
+            nonlocal heard, misses
             try:
                 answer = self.ask(PULSE_SECONDS)
             except (requests.RequestException, WorkloadError):
-                silent = time.monotonic() - heard
-                if silent > SILENT_SECONDS:
+                misses += 1
+                if misses == MISSES:
+                    silent = time.monotonic() - heard
                     raise ServerSilentError(
                         f"W&B at {scrub(self.base_url)} has stopped answering ({silent:.0f} s)"
                     ) from None
                 return
             self.check_key(answer)
-            heard = time.monotonic()
+            heard, misses = time.monotonic(), 0
             if answer.status_code != 200:
                 logger.info("W&B answers with HTTP %d; trying again", answer.status_code)
 
         return check
 
+    def while_there(self, seconds: float, what: str, call: Callable[[], T]) -> T:
+        """Return `call()`, which may take `seconds` while the server is there."""
+        return within(seconds, f"W&B at {scrub(self.base_url)}: {what}", call, self.pulse())
+
     def transfer(self, call: Callable[[], T]) -> T:
-        """Return `call()`, which moves files, while the server is there."""
-        what = f"W&B at {scrub(self.base_url)}: moving the files"
-        return within(TRANSFER_SECONDS, what, call, self.pulse())
+        """Return `call()`, which moves files."""
+        return self.while_there(TRANSFER_SECONDS, "moving the files", call)
 
     def sdk(self) -> Any:
         """Return the wandb module, set up to be quiet and to stay with this server."""
@@ -219,16 +222,11 @@ class WandbRegistry:
             import wandb
         return wandb
 
-    def set_up(self, wandb: Any) -> None:
-        """Start the SDK's own process, which writes to stdout what it has to say."""
-        what = f"W&B at {scrub(self.base_url)}"
-        with stderr_to_stdout():
-            within(INIT_SECONDS, what, wandb.setup)
-
     def start_run(self, wandb: Any, job_type: str, config: dict[str, Any]) -> Any:
         """Return a new run."""
 
         def start() -> Any:
+            set_up(wandb)
             return wandb.init(
                 project=self.project,
                 entity=self.entity or None,
@@ -239,20 +237,19 @@ class WandbRegistry:
                     "console": "off",
                     "disable_code": True,
                     "disable_git": True,
-                    "init_timeout": 2 * INIT_SECONDS,
+                    # Later than ours: the SDK's does not say what was in the way.
+                    "init_timeout": 2 * CALL_SECONDS,
                     "_disable_stats": True,
                 },
             )
 
-        address = scrub(self.base_url)
-        return within(INIT_SECONDS, f"W&B at {address}: starting a run", start)
+        return self.while_there(CALL_SECONDS, "starting a run", start)
 
     def upload(self, model_name: str, package: Package) -> Uploaded:
         """Log a run with metrics and plots, and the model's files as a new artifact version."""
         self.check_access()
         wandb = self.sdk()
         with self.failures("upload"):
-            self.set_up(wandb)
             run = self.start_run(wandb, "upload-model", {**package.params, **package.tags})
             with closed(run), heartbeat(f"sending {len(package.files)} files to W&B"):
                 artifact = self.transfer(lambda: send(wandb, run, model_name, package))
@@ -272,10 +269,8 @@ class WandbRegistry:
         self.check_access()
         wandb = self.sdk()
         with self.failures("load"):
-            self.set_up(wandb)
-            api = wandb.Api(timeout=FIND_SECONDS + 6)
-            artifact = within(
-                FIND_SECONDS, f"W&B at {scrub(self.base_url)}", lambda: self.find(wandb, api, ref)
+            artifact = self.while_there(
+                CALL_SECONDS, "looking for the model", lambda: self.find(wandb, ref)
             )
             logger.info("%s is version %s", ref, artifact.version)
             require_space({directory.parent: artifact.size})
@@ -293,12 +288,14 @@ class WandbRegistry:
             "tags": tags,
         }
 
-    def find(self, wandb: Any, api: Any, ref: ModelRef) -> Any:
+    def find(self, wandb: Any, ref: ModelRef) -> Any:
         """Return the artifact that a reference means.
 
         Raises:
             WorkloadError: there is none; the message lists what there is.
         """
+        set_up(wandb)
+        api = wandb.Api()
         project = self.path
         alias = ref.alias if ref.version is None else f"v{ref.version}"
         try:
@@ -313,6 +310,12 @@ class WandbRegistry:
         for artifact in api.artifacts(ARTIFACT_TYPE, f"{project}/{ref.name}"):
             known += [artifact.version, *(one for one in artifact.aliases if one != LATEST)]
         raise unknown_alias("W&B", ref, dict.fromkeys(known))
+
+
+def set_up(wandb: Any) -> None:
+    """Start the SDK's own process, once, with stdout for all that it has to say."""
+    with stderr_to_stdout():
+        wandb.setup()
 
 
 def collection_names(wandb: Any, api: Any, project: str) -> list[str]:
