@@ -122,7 +122,7 @@ class KindCluster:
     def _config(self) -> dict[str, Any]:
         host = self.directory / "training-storage"
         host.mkdir(exist_ok=True)
-        host.chmod(0o1777)
+        host.chmod(0o777)
         mounts = [{"hostPath": str(host), "containerPath": VOLUME_IN_NODE}]
         return {
             "kind": "Cluster",

@@ -50,8 +50,9 @@ def set_up_mounts(config: Config) -> None:
     shutil.rmtree(config.run, ignore_errors=True)
     for directory in (config.run, config.log, config.volumes, config.training_storage):
         directory.mkdir(parents=True, exist_ok=True)
-    # Task pods of any user write here; the sticky bit keeps them off each other's files.
-    config.training_storage.chmod(0o1777)
+    # Task pods of any user write here. No sticky bit: the kubelet gives this mode to directories of
+    # runs, which it makes as root, and with the bit no pod could remove them.
+    config.training_storage.chmod(0o777)
     for target, source in private_directories(config).items():
         source.mkdir(parents=True, exist_ok=True)
         call("mount", "--bind", str(source), str(target))
