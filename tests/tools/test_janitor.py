@@ -265,6 +265,24 @@ def test_one_thing_that_cannot_be_removed_stops_nothing_else(
     assert "Permission denied" in errors[0]
 
 
+def test_empty_directories_that_only_root_may_remove_are_no_failure(
+    janitor, storage: Path, monkeypatch, capsys
+) -> None:
+    """What the kubelet makes below a volume's root with a sticky bit."""
+    plant(storage, "training_dag/a/w", "training_dag/b/", hours=99)
+
+    def refused(path: Path) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "rmdir", refused)
+    assert run(janitor, storage) == 0
+    assert below(storage) == {"training_dag/a", "training_dag/b"}
+    printed = capsys.readouterr().out
+    assert "2 empty directories stay" in printed
+    assert "chmod -t" in printed
+    assert "1 removed, 10 bytes" in printed
+
+
 def test_a_volume_without_any_run_is_fine(janitor, storage: Path, capsys) -> None:
     assert run(janitor, storage) == 0
     assert capsys.readouterr().out.startswith("0 removed, 0 bytes; ")

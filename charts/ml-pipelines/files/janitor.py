@@ -52,7 +52,7 @@ class Report:
 
     def __init__(self, dry_run: bool) -> None:
         self.dry_run = dry_run
-        self.things = self.bytes = self.failures = 0
+        self.things = self.bytes = self.failures = self.empty_stay = 0
 
     def removed(self, what: str, size: int, why: str) -> None:
         """Tell of one thing that is gone; ``size`` in bytes."""
@@ -177,6 +177,11 @@ def clean_run(
             # Never with content: what a new pod has written by now stays.
             run.rmdir()
         except FileNotFoundError:
+            return
+        except PermissionError:
+            # The kubelet has made it, as root, with the mode of the volume's root: a sticky bit
+            # there lets nobody else remove it. It takes no room, so that this is no failure.
+            report.empty_stay += 1
             return
     report.removed(str(run), 0, f"empty, {age}" if not names else "empty now")
 
@@ -428,6 +433,12 @@ def main(argv: list[str] | None = None) -> int:
             clean_registry(mlflow, wanted.model, wanted.experiment, keep, hours, report)
         except Failed as error:
             report.failed("model registry", error)
+    if report.empty_stay:
+        print(
+            f"{report.empty_stay} empty directories stay, which only their owner may remove: take "
+            "the sticky bit off the volume's root and the directories of the DAGs (chmod -t)",
+            flush=True,
+        )
     verb = "to remove" if report.dry_run else "removed"
     print(f"{report.things} {verb}, {report.bytes:,} bytes; {free(wanted.storage)}", flush=True)
     return 1 if report.failures else 0
