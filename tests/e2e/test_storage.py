@@ -116,6 +116,12 @@ def kept_bytes(kube: Kube) -> int:
     return int(out.stdout.split()[0])
 
 
+def test_the_directory_of_a_run_may_be_removed(stack: Stack) -> None:
+    """The kubelet makes it as root, with the mode of the volume's root: no sticky bit, then."""
+    (mode,) = volume(stack, "stat --format=%A .")
+    assert mode[-1] == "x", mode
+
+
 def test_the_janitor_removes_what_is_old_and_nothing_else(
     with_values, stack: Stack, mlflow, models: list[str]
 ) -> None:
