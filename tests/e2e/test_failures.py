@@ -98,7 +98,7 @@ def test_a_failed_cleaning_shows_and_leaves_the_result_of_the_run_alone(
     assert path in told
 
     # The way out, when the cause is mended.
-    body = {"dry_run": False, "only_failed": True, "dag_run_id": run.run_id}
+    body = {"dry_run": False, "reset_dag_runs": True, "dag_run_id": run.run_id}
     airflow.request("POST", "dags/inference_dag/clearTaskInstances", json=body)
     ended = airflow.wait_for_run("inference_dag", run.run_id, timeout=FAILING_SECONDS)
     assert ended["state"] == "success"
