@@ -41,6 +41,7 @@ WORKLOAD_SECONDS = 300
 
 STOP_SECONDS = 60
 REQUEST_SECONDS = 20
+LAST_BREATH_SECONDS = 5
 POLL_SECONDS = 0.3
 
 
@@ -74,7 +75,15 @@ class EmbeddedCluster:
     def doctor(self) -> None:
         """Raise UserError with everything that is in the way of ``up``."""
         if not control.is_running(self.config):
+            self._await_last_breath()
             doctor.check(self.config)
+
+    def _await_last_breath(self) -> None:
+        """Give a node that was killed the moment that its processes take to let go of the port."""
+        deadline = time.monotonic() + LAST_BREATH_SECONDS
+        known = (self.config.state / "pid").exists()
+        while known and time.monotonic() < deadline and doctor.check_port(self.config):
+            time.sleep(POLL_SECONDS)
 
     def up(self, phases: Phases) -> None:
         """Start the node and wait until it is ready, and what ran on it before is ready again."""
