@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.secrets import PodRecorder
+from tests.helpers.secret_search import PodRecorder
 from tools.airflow_api import Airflow, Task
 from tools.forward import Forward
 from tools.kube import KubectlError, containers, describe_trouble

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.secrets import PodRecorder
+from tests.helpers.secret_search import PodRecorder
 from tools.airflow_api import Airflow, container_lines
 from tools.mlflow_api import Mlflow
 from tools.progress import Phase

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from tests.helpers.secrets import (
+from tests.helpers.secret_search import (
     HELM_RECORD,
     PodRecorder,
     Secret,

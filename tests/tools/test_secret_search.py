@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.helpers.secrets import Place, Secret, repository, search
+from tests.helpers.secret_search import Place, Secret, repository, search
 
 SECRET = Secret("name/key", 'a+b/c"d=0123456789')
 
