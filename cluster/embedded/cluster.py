@@ -160,12 +160,9 @@ class EmbeddedCluster:
                 raise UserError(f"the node {self.name} has not ended after {STOP_SECONDS} s")
             time.sleep(POLL_SECONDS)
 
-    def run_in_network(self, *command: str) -> None:
-        """Run a command of this machine in the node's network. Raises UserError when it fails."""
-        words = ["nsenter", "--target", str(self._pid()[0]), "--net", "--", *command]
-        result = subprocess.run(words, capture_output=True, text=True)
-        if result.returncode != 0:
-            raise UserError(f"{' '.join(command)} in the node: {result.stderr.strip()}")
+    def in_network(self, *command: str) -> list[str]:
+        """Return the command line that runs a command of this machine in the node's network."""
+        return ["nsenter", "--target", str(self._pid()[0]), "--net", "--", *command]
 
     # What others need
 

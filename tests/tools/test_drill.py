@@ -146,9 +146,10 @@ def test_unknown_name_is_refused_with_those_there_are() -> None:
     ("log", "told"),
     [
         (
-            "[t] {x.py:1} ERROR - Task failed\nairflow.exceptions.AirflowException: Pod p failed: "
-            "OOMKilled: more\n[t] {x.py:2} INFO - Marking task as UP_FOR_RETRY",
-            "Pod p failed: OOMKilled: more",
+            "airflow.exceptions.AirflowException: Pod p returned a failure.\n"
+            "[t] {x.py:2} ERROR - Failed to execute job 42 for task train_model "
+            "(Pod p failed: OOMKilled: more (raise it); 83)\n[t] {x.py:3} INFO - bye",
+            "Pod p failed: OOMKilled: more (raise it)",
         ),
         ("[t] {s.py:1} ERROR - Detected zombie job: {...}", "its worker gave no sign of life"),
         ("[t] {s.py:1} ERROR - The executor reported that ...", "its worker did not start"),

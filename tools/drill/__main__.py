@@ -137,13 +137,13 @@ class Drill:
 
 def reason(log: str) -> str:
     """Return why a try was lost, in the words of its log."""
-    for line in reversed(log.splitlines()):
-        if "AirflowException: " in line:
-            return line.rpartition("AirflowException: ")[2]
-        if "Detected zombie job" in line:
-            return "its worker gave no sign of life any more"
-        if "The executor reported" in line:
-            return "its worker did not start"
+    # Not the traceback: Airflow sorts its lines in between others.
+    if found := re.findall(r"Failed to execute job \d+ for task \S+ \((.*); \d+\)", log):
+        return found[-1]
+    if "Detected zombie job" in log:
+        return "its worker gave no sign of life any more"
+    if "The executor reported" in log:
+        return "its worker did not start"
     return "no reason in its log"
 
 

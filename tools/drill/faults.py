@@ -7,6 +7,8 @@ also when it is interrupted.
 import json
 import re
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,16 +16,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.embedded.cluster import EmbeddedCluster
+from cluster.embedded.config import API_PORT_IN_NODE
 from dags.ml_pipelines.settings import KEPT_UNTIL
 from tools.airflow_api import FINISHED_RUN, Airflow
 from tools.errors import UserError
 from tools.kube import Kube, containers
+from tools.paths import ROOT
 from tools.progress import Phase, Phases
 from tools.release import RELEASE
 from tools.stack import MLFLOW_PORT, Stack
 
 OUTAGE_SECONDS = 10
 MOMENT_SECONDS = 600
+PATIENCE_SECONDS = 120
 POLL_SECONDS = 0.3
 # What the drill makes in the cluster is called so, and nothing else is.
 MARK = "ml-pipelines-drill"
@@ -240,65 +245,33 @@ def cut_off_mlflow(scene: Scene) -> None:
         raise UserError("there is no MLflow pod")
     rule = ["FORWARD", "-d", pod["status"]["podIP"], "-p", "tcp", "--dport", str(MLFLOW_PORT)]
     rule += ["-j", "REJECT", "--reject-with", "tcp-reset"]
-    scene.cluster.run_in_network("iptables", "-I", *rule)
+    _run(scene.cluster.in_network("iptables", "-I", *rule))
     try:
         time.sleep(OUTAGE_SECONDS)
     finally:
-        scene.cluster.run_in_network("iptables", "-D", *rule)
+        _run(scene.cluster.in_network("iptables", "-D", *rule))
 
 
 def answer_429(scene: Scene) -> None:
-    """Let the API server refuse each request of Airflow with 429, for 10 s.
-
-    By its own means: a priority level without a single seat.
-    """
-    api = "flowcontrol.apiserver.k8s.io/v1"
-    level = {
-        "apiVersion": api,
-        "kind": "PriorityLevelConfiguration",
-        "metadata": {"name": MARK},
-        "spec": {
-            "type": "Limited",
-            "limited": {
-                "nominalConcurrencyShares": 0,
-                "lendablePercent": 0,
-                "borrowingLimitPercent": 0,
-                "limitResponse": {"type": "Reject"},
-            },
-        },
-    }
-    accounts = [f"{RELEASE}-scheduler", f"{RELEASE}-worker"]
-    schema = {
-        "apiVersion": api,
-        "kind": "FlowSchema",
-        "metadata": {"name": MARK},
-        "spec": {
-            "matchingPrecedence": 50,
-            "priorityLevelConfiguration": {"name": MARK},
-            "rules": [
-                {
-                    "subjects": [
-                        {
-                            "kind": "ServiceAccount",
-                            "serviceAccount": {"name": name, "namespace": scene.kube.namespace},
-                        }
-                        for name in accounts
-                    ],
-                    "resourceRules": [
-                        {
-                            "apiGroups": ["*"],
-                            "resources": ["*"],
-                            "verbs": ["*"],
-                            "namespaces": ["*"],
-                            "clusterScope": True,
-                        }
-                    ],
-                }
-            ],
-        },
-    }
-    scene.training_ends()
-    _refuse(scene, [level, schema], "apiserver_flowcontrol_rejected_requests_total")
+    """Answer each request to the API server with 429 for 10 s, in its place and with its key."""
+    config = scene.cluster.config
+    certificate, key = config.pki / "kube-apiserver.crt", config.pki / "kube-apiserver.key"
+    refusing = [sys.executable, "-m", "tools.drill.refusing_api", str(certificate), str(key)]
+    refusing += [str(API_PORT_IN_NODE), "429"]
+    scene.training()
+    with _stopped(scene, "kube-apiserver"), tempfile.TemporaryFile("w+") as log:
+        command = scene.cluster.in_network(*refusing)
+        with subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT) as process:
+            try:
+                time.sleep(OUTAGE_SECONDS)
+            finally:
+                process.terminate()
+        log.seek(0)
+        # The name that the Python client of Kubernetes goes by.
+        asked = sum("OpenAPI-Generator" in line for line in log)
+    if not asked:
+        raise UserError("Airflow asked for nothing while the API server answered 429")
+    scene.phase.say(f"{asked} requests of Airflow were refused")
 
 
 def answer_500(scene: Scene) -> None:
@@ -333,42 +306,32 @@ def answer_500(scene: Scene) -> None:
         ],
     }
     scene.training_ends()
-    _refuse(scene, [webhook], "apiserver_admission_webhook_rejection_count")
-
-
-def _refuse(scene: Scene, objects: list[dict[str, Any]], metric: str) -> None:
-    """Keep the objects in the cluster until 10 s after the first request that they refuse."""
-    before = _count(scene.kube, metric)
+    before = _refusals(scene.kube)
     started, first = time.monotonic(), 0.0
     try:
-        for one in objects:
-            scene.kube.apply(one)
+        scene.kube.apply(webhook)
         while not first or time.monotonic() - first < OUTAGE_SECONDS:
-            if not first and _count(scene.kube, metric) > before:
+            if not first and _refusals(scene.kube) > before:
                 first = time.monotonic()
-            if not first and time.monotonic() - started > MOMENT_SECONDS:
-                raise UserError(f"Airflow asked for nothing in {MOMENT_SECONDS} s")
+            if not first and time.monotonic() - started > PATIENCE_SECONDS:
+                raise UserError(f"Airflow changed no pod in {PATIENCE_SECONDS} s")
             time.sleep(POLL_SECONDS)
-        scene.phase.say(f"{_count(scene.kube, metric) - before:.0f} requests were refused")
+        scene.phase.say(f"{_refusals(scene.kube) - before:.0f} requests were refused")
     finally:
         remove_marks(scene.kube)
 
 
-def _count(kube: Kube, metric: str) -> float:
-    """Return the sum of a counter of the API server over the lines that carry the drill's mark."""
+def _refusals(kube: Kube) -> float:
+    """Return how many requests the API server has refused because of the drill's webhook."""
     text = kube.run("get", "--raw", "/metrics").stdout
+    metric = "apiserver_admission_webhook_rejection_count"
     lines = [line for line in text.splitlines() if line.startswith(metric) and MARK in line]
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
 def remove_marks(kube: Kube) -> None:
     """Delete what a drill, maybe one that was killed, has left in the cluster."""
-    for kind in (
-        "validatingwebhookconfiguration",
-        "flowschema.flowcontrol.apiserver.k8s.io",
-        "prioritylevelconfiguration.flowcontrol.apiserver.k8s.io",
-    ):
-        kube.run("delete", kind, MARK, "--ignore-not-found")
+    kube.run("delete", "validatingwebhookconfiguration", MARK, "--ignore-not-found")
 
 
 @contextmanager
