@@ -245,11 +245,8 @@ def cut_off_mlflow(scene: Scene) -> None:
         raise UserError("there is no MLflow pod")
     rule = ["FORWARD", "-d", pod["status"]["podIP"], "-p", "tcp", "--dport", str(MLFLOW_PORT)]
     rule += ["-j", "REJECT", "--reject-with", "tcp-reset"]
-    _run(scene.cluster.in_network("iptables", "-I", *rule))
-    try:
+    with _packet_rule(scene, rule):
         time.sleep(OUTAGE_SECONDS)
-    finally:
-        _run(scene.cluster.in_network("iptables", "-D", *rule))
 
 
 def answer_429(scene: Scene) -> None:
@@ -259,18 +256,25 @@ def answer_429(scene: Scene) -> None:
     refusing = [sys.executable, "-m", "tools.drill.refusing_api", str(certificate), str(key)]
     refusing += [str(API_PORT_IN_NODE), "429"]
     scene.training()
+    # An API server that stops takes itself out of its Service; the pods are led to its successor.
+    service = ["PREROUTING", "-t", "nat", "-d", config.kubernetes_service_ip, "-p", "tcp"]
+    service += ["--dport", "443", "-j", "REDIRECT", "--to-ports", str(API_PORT_IN_NODE)]
     with _stopped(scene, "kube-apiserver"), tempfile.TemporaryFile("w+") as log:
         command = scene.cluster.in_network(*refusing)
         with subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT) as process:
             try:
-                time.sleep(OUTAGE_SECONDS)
+                with _packet_rule(scene, service):
+                    time.sleep(OUTAGE_SECONDS)
             finally:
                 process.terminate()
         log.seek(0)
+        lines = log.read().splitlines()
         # The name that the Python client of Kubernetes goes by.
-        asked = sum("OpenAPI-Generator" in line for line in log)
+        asked = sum("OpenAPI-Generator" in line for line in lines)
     if not asked:
-        raise UserError("Airflow asked for nothing while the API server answered 429")
+        raise UserError(
+            f"Airflow asked for nothing while the API server answered 429; {lines[-3:]}"
+        )
     scene.phase.say(f"{asked} requests of Airflow were refused")
 
 
@@ -344,6 +348,16 @@ def _stopped(scene: Scene, component: str) -> Iterator[None]:
     finally:
         scene.cluster.component("start", component)
         scene.phase.say(f"{component} runs again")
+
+
+@contextmanager
+def _packet_rule(scene: Scene, rule: list[str]) -> Iterator[None]:
+    """Have a rule, its chain first, in front of all others of the node for one block."""
+    _run(scene.cluster.in_network("iptables", "-I", *rule))
+    try:
+        yield
+    finally:
+        _run(scene.cluster.in_network("iptables", "-D", *rule))
 
 
 def _run(command: list[str]) -> None:
