@@ -247,6 +247,11 @@ def cut_off_mlflow(scene: Scene) -> None:
     rule += ["-j", "REJECT", "--reject-with", "tcp-reset"]
     with _packet_rule(scene, rule):
         time.sleep(OUTAGE_SECONDS)
+        listing = scene.cluster.in_network("iptables", "-nvxL", "FORWARD", "1")
+        packets = int(_run(listing).split()[0])
+    if not packets:
+        raise UserError("nothing was sent to MLflow while it was cut off")
+    scene.phase.say(f"{packets} packets to MLflow were refused")
 
 
 def answer_429(scene: Scene) -> None:
@@ -360,10 +365,11 @@ def _packet_rule(scene: Scene, rule: list[str]) -> Iterator[None]:
         _run(scene.cluster.in_network("iptables", "-D", *rule))
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str]) -> str:
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
-        raise UserError(f"{command[0]}: {result.stderr.strip()}")
+        raise UserError(f"{' '.join(command)}: {result.stderr.strip()}")
+    return result.stdout
 
 
 FAULTS = [
