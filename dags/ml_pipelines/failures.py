@@ -77,7 +77,7 @@ def explain_failure(pod: k8s.V1Pod, container: str) -> str:
 def explain_absence(last_seen: k8s.V1Pod | None) -> str:
     """Why a pod does not exist any more, from how it was seen last."""
     eviction = _eviction(last_seen) if last_seen else None
-    return eviction or "it was deleted, or its node was lost"
+    return eviction or "it was deleted or evicted, or its node was lost"
 
 
 def explain_refusal(error: ApiException) -> str:

@@ -619,7 +619,7 @@ def test_refused_request_is_not_repeated(train, clock) -> None:
 
 def test_pod_that_was_deleted_by_hand_says_so(train) -> None:
     run = train(RUNNING, RUNNING, ApiException(status=404, reason="Not Found"))
-    assert "is gone: it was deleted, or its node was lost" in run.message
+    assert "is gone: it was deleted or evicted, or its node was lost" in run.message
 
 
 def test_next_try_follows_the_pod_that_still_runs(train) -> None:
