@@ -171,8 +171,17 @@ class Airflow:
 
     # Runs
 
-    def trigger(self, dag_id: str, conf: dict[str, Any] | None = None, *, run_id: str = "") -> str:
-        """Start a run, under a new id unless one is given, and return its id.
+    def trigger(
+        self,
+        dag_id: str,
+        conf: dict[str, Any] | None = None,
+        *,
+        run_id: str = "",
+        logical_date: str = "",
+    ) -> str:
+        """Start a run, under a new id and at this moment unless others are given; return its id.
+
+        A logical date is in ISO 8601; Airflow takes each once for a DAG.
 
         Raises AirflowError with Airflow's own words when it refuses the id.
         """
@@ -181,7 +190,8 @@ class Airflow:
         self.request(
             "POST",
             f"dags/{dag_id}/dagRuns",
-            json={"dag_run_id": run_id, "conf": conf or {}},
+            json={"dag_run_id": run_id, "conf": conf or {}}
+            | ({"logical_date": logical_date} if logical_date else {}),
             good=(409,),
         )
         return run_id

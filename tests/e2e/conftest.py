@@ -273,9 +273,11 @@ def run_dag(client: Airflow, follow_run: RunDag) -> RunDag:
     `on_change` is called with each task that took on another state.
     """
 
-    def run(dag_id: str, timeout: float, **options: Any) -> Run:
+    def run(
+        dag_id: str, timeout: float, on_change: Callable[[Task], None] = lambda task: None
+    ) -> Run:
         client.unpause(dag_id)
-        return follow_run(dag_id, client.trigger(dag_id), timeout, **options)
+        return follow_run(dag_id, client.trigger(dag_id), timeout, on_change)
 
     return run
 

@@ -80,7 +80,7 @@ def conditions(kube: Kube, name: str) -> set[str]:
 @pytest.fixture
 def models(mlflow) -> list[str]:
     """Register three versions, the first with an alias; return their runs."""
-    url = mlflow.forward.url
+    url = mlflow.connection.url
 
     def post(path: str, **body: object) -> dict:
         answer = requests.post(f"{url}/api/2.0/mlflow/{path}", json=body, timeout=60)
