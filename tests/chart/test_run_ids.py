@@ -19,7 +19,7 @@ def pattern():
 
 @pytest.mark.parametrize(
     "run_id",
-    ["manual__2026-11-23T09:00:00.123456+00:00", "..", "a+b", "a:b", "+", "a~b", "x" * 248],
+    ["manual__2026-11-23T09:00:00.123456+00:00", "..1", "a+b", "a:b", "+1", "a~b", "x" * 248],
 )
 def test_an_odd_id_is_taken(pattern, run_id):
     assert re.match(pattern, run_id)
@@ -28,8 +28,8 @@ def test_an_odd_id_is_taken(pattern, run_id):
 @pytest.mark.parametrize(
     "run_id",
     # An option of `airflow tasks run`, "all runs" of the API, too long for the name of a directory
-    # with its logs (the database would take 250).
-    ["-x", "~", "x" * 249, "", "a/b", "a b", "für", "a\nb", "$(reboot)", "a'b"],
+    # with its logs (the database would take 250), no valid label of a pod.
+    ["-x", "~", "..", "+", "x" * 249, "", "a/b", "a b", "für", "a\nb", "$(reboot)", "a'b"],
 )
 def test_an_id_that_cannot_work_is_refused(pattern, run_id):
     assert not re.match(pattern, run_id)
