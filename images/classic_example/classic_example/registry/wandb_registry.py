@@ -273,7 +273,9 @@ class WandbRegistry:
                 CALL_SECONDS, "looking for the model", lambda: self.find(wandb, ref)
             )
             logger.info("%s is version %s", ref, artifact.version)
-            require_space({directory.parent: artifact.size})
+            # Adding it up fetches the list of files.
+            size = self.while_there(CALL_SECONDS, "asking for its size", lambda: artifact.size)
+            require_space({directory.parent: size})
             run = self.start_run(wandb, "load-model", {"model": str(ref)})
             with closed(run), heartbeat(f"receiving {ref.name} version {artifact.version}"):
                 self.transfer(lambda: receive(run, artifact, ref, directory))
