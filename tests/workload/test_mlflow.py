@@ -308,8 +308,10 @@ def janitor(server: str, storage: Path, *, keep: int = 0, hours: float = 48) -> 
 def kept(cli: Cli, server: str, client, trained: tuple[Ended, Path]) -> list[str]:
     """Upload a model three times, name the first version, and return the runs."""
     runs = []
-    for _ in range(3):
-        variable = variables(server, MLFLOW_EXPERIMENT_NAME="retention")
+    for number in range(3):
+        # A run registers a model once.
+        run_id = f"kept{number}"
+        variable = variables(server, MLFLOW_EXPERIMENT_NAME="retention", ML_PIPELINES_RUN_ID=run_id)
         ended = cli("upload-to-registry", "kept", trained[1], env=variable)
         assert ended.status == 0, ended.output
         runs.append(ended.result["run_url"].rpartition("/")[2])
@@ -362,7 +364,7 @@ def test_full_volume_of_the_server_fails_the_upload_and_no_version(
     versions = {one.version for one in client.search_model_versions("name='kept'")}
     fill(SMALL_VOLUME, free=1_000_000)
     try:
-        variable = variables(server, MLFLOW_EXPERIMENT_NAME="retention")
+        variable = variables(server, MLFLOW_EXPERIMENT_NAME="retention", ML_PIPELINES_RUN_ID="full")
         ended = cli("upload-to-registry", "kept", trained[1], env=variable)
     finally:
         (SMALL_VOLUME / "filler").unlink()

@@ -128,12 +128,14 @@ def test_killed_inference(trained: tuple[Ended, Path], data_directory: Path, tmp
     run_inference_on_dataframe(source, trained[1], tmp_path / "undisturbed" / "pred.csv")
     expected = (tmp_path / "undisturbed" / "pred.csv").read_bytes()
     out.mkdir()
-    (out / "pred.csv").write_text("of an earlier try")
-    (out / "pred.json").write_text("{}")
+    earlier = b"of an earlier try"
+    (out / "pred.csv").write_bytes(earlier)
+    described = {"predictions": {"sha256": hashlib.sha256(earlier).hexdigest()}}
+    (out / "pred.json").write_text(json.dumps(described))
 
     def check() -> None:
         content = (out / "pred.csv").read_bytes()
-        assert content in (b"of an earlier try", expected)
+        assert content in (earlier, expected)
         # A description is there only beside the predictions that it describes.
         if (out / "pred.json").exists():
             described = json.loads((out / "pred.json").read_text())
