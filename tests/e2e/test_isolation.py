@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import requests
 
 from tests.helpers.secret_search import PodRecorder
 from tools.airflow_api import Airflow, container_lines
@@ -94,16 +95,24 @@ def test_no_pod_is_left(crowd, stack: Stack) -> None:
     ["für ein Modell", "a/b", "a b", "$(reboot)", "-rf", "~", "..", "x" * 249],
     ids=["unicode", "slash", "space", "dollar", "option", "all-runs", "dots", "249-characters"],
 )
-def test_an_id_that_cannot_work_is_refused_in_plain_words(airflow: Airflow, run_id: str) -> None:
-    text = trigger_in_the_page(airflow, run_id)
+def test_an_id_that_cannot_work_is_refused_in_plain_words(
+    airflow: Airflow, session: requests.Session, run_id: str
+) -> None:
+    text = trigger_in_the_page(airflow, session, run_id)
     assert f"The provided run ID '{run_id}' is invalid" in html.unescape(html.unescape(text))
     ids = {run["dag_run_id"] for run in airflow.get("dags/inference_dag/dagRuns")["dag_runs"]}
     assert run_id not in ids
 
 
-def trigger_in_the_page(airflow: Airflow, run_id: str) -> str:
+@pytest.fixture(scope="module")
+def session(client: Airflow) -> requests.Session:
+    """One login for all: Airflow takes five of them in 40 seconds."""
+    client.get("version")
+    return client.login()
+
+
+def trigger_in_the_page(airflow: Airflow, session: requests.Session, run_id: str) -> str:
     """Fill in the form of "Trigger DAG w/ config" and return the page that answers."""
-    session = airflow.login()
     url = f"{airflow.connection.url}/dags/inference_dag/trigger"
     token = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', session.get(url, timeout=60).text)
     assert token
