@@ -19,6 +19,8 @@ FINISHED_TASK = {"success", "failed", "upstream_failed", "skipped", "removed"}
 POLL_SECONDS = 1.0
 LOG_SECONDS = 4.0
 """How often the log of a running task is read for its last line."""
+LOGIN_PAUSE_SECONDS = 10.0
+"""Airflow takes five logins in 40 seconds, and counts refused ones; a session outlives its pod."""
 
 _LOG_LINE = re.compile(r"^\[[^]]*\] \{[^}]*\} (?P<level>[A-Z]+) - (?P<text>.*)$")
 _BASE_CONTAINER = re.compile(r"^\[base\] ?")
@@ -120,6 +122,7 @@ class Airflow:
     def _send(self, method: str, path: str, **arguments: Any) -> requests.Response:
         deadline = time.monotonic() + self.patience
         while True:
+            pause = 1.0
             try:
                 self.connection.ensure()
                 if self._session is None:
@@ -128,17 +131,20 @@ class Airflow:
                 answer = self._session.request(method, url, timeout=60, **arguments)
             except requests.RequestException as error:
                 problem = f"Airflow's web server does not answer ({type(error).__name__})"
+                if error.response is not None and error.response.status_code == 429:
+                    problem = "Airflow takes no more logins for a while"
+                    pause = LOGIN_PAUSE_SECONDS
             else:
                 if answer.status_code == 401:
                     problem = "Airflow ended the session"
+                    self._session = None
                 elif answer.status_code >= 500:
                     problem = f"Airflow answers {answer.status_code}"
                 else:
                     return answer
             if time.monotonic() > deadline:
                 raise AirflowError(f"{problem}; `make status` shows its pods")
-            self._session = None
-            time.sleep(1)
+            time.sleep(pause)
             self.connection.restart()
 
     def get(self, path: str, **params: Any) -> Any:
