@@ -33,3 +33,9 @@ def test_an_odd_id_is_taken(pattern, run_id):
 )
 def test_an_id_that_cannot_work_is_refused(pattern, run_id):
     assert not re.match(pattern, run_id)
+
+
+def test_the_pattern_is_one_that_airflow_can_read(pattern):
+    # It compiles with RE2, which knows neither look-around nor back references.
+    assert "(?" not in pattern
+    assert "\\" not in pattern
