@@ -19,15 +19,6 @@ from images.isolation import isolated, run_isolated
 from tools.paths import CACHE, ROOT
 from tools.progress import Phase
 
-NAMES = [
-    "airflow",
-    "classic-example",
-    "classic-example-environment",
-    "git-sync",
-    "pause",
-    "postgres",
-]
-FROM_DEBIAN = [name for name in NAMES if name != "pause"]
 USERS = {
     "airflow": "50000:0",
     "classic-example": "10001:10001",
@@ -36,6 +27,8 @@ USERS = {
     "pause": "65535:65535",
     "postgres": "999:999",
 }
+NAMES = list(USERS)
+FROM_DEBIAN = [name for name in NAMES if name != "pause"]
 
 
 @pytest.mark.parametrize("name", NAMES)
