@@ -195,24 +195,21 @@ def fill_memory(scene: Scene) -> None:
     scene.kube.run(*command, timeout=120, check=False)
 
 
-def restart_api_server(scene: Scene) -> None:
-    """Take the API server away for 10 s."""
-    scene.training()
-    with _stopped(scene, "kube-apiserver"):
-        time.sleep(OUTAGE_SECONDS)
+def take_away(component: str) -> Callable[[Scene], None]:
+    """Return the fault that stops a program of the node for 10 s; containers run on."""
+
+    def strike(scene: Scene) -> None:
+        scene.training()
+        with _stopped(scene, component):
+            time.sleep(OUTAGE_SECONDS)
+
+    return strike
 
 
 def restart_postgres(scene: Scene) -> None:
     """Delete the database's pod; its StatefulSet makes another on the same volume."""
     scene.training()
     scene.kube.run("delete", "pod", f"{RELEASE}-postgres-0", "--wait=false")
-
-
-def stop_containerd(scene: Scene) -> None:
-    """Take the container runtime away for 10 s; the containers run on."""
-    scene.training()
-    with _stopped(scene, "containerd"):
-        time.sleep(OUTAGE_SECONDS)
 
 
 def restart_node(scene: Scene) -> None:
@@ -378,9 +375,9 @@ FAULTS = [
     Fault("task-pod", "delete the task's pod", delete_task_pod, costs_a_try=True, said="is gone"),
     Fault("eviction", "evict the task's pod", evict_task_pod, costs_a_try=True, said="evicted"),
     Fault("oom", "fill the task's memory", fill_memory, costs_a_try=True, said="OOMKilled"),
-    Fault("api-server", "take the API server away for 10 s", restart_api_server),
+    Fault("api-server", "take the API server away for 10 s", take_away("kube-apiserver")),
     Fault("postgres", "restart Postgres", restart_postgres),
-    Fault("containerd", "stop containerd for 10 s", stop_containerd),
+    Fault("containerd", "stop containerd for 10 s", take_away("containerd")),
     Fault("node", "pull the plug of the node and start it again", restart_node, costs_a_try=True),
     Fault("git", "take the git server away", stop_git_server),
     Fault("mlflow", "cut MLflow off during the upload for 10 s", cut_off_mlflow),
