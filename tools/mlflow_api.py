@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 import requests
 
+PAGE = 100
+
 
 class Connection(Protocol):
     """What leads to the server; tools.forward.Forward is one."""
@@ -33,11 +35,26 @@ class Mlflow:
         """
         number = version.removeprefix("v")
         answer = self.get("api/2.0/mlflow/model-versions/get", name=name, version=number)
-        entry = answer.json()["model_version"]
-        return entry | {"tags": {tag["key"]: tag["value"] for tag in entry.get("tags", [])}}
+        return _with_tags(answer.json()["model_version"])
+
+    def versions(self, name: str) -> list[dict[str, Any]]:
+        """Return the entries of all versions of a model, as `version` does."""
+        found: list[dict[str, Any]] = []
+        token = ""
+        while True:
+            query = {"filter": f"name='{name}'", "max_results": PAGE, "page_token": token}
+            page = self.get("api/2.0/mlflow/model-versions/search", **query).json()
+            found += map(_with_tags, page.get("model_versions", []))
+            token = page.get("next_page_token", "")
+            if not token:
+                return found
 
     def has_model(self, name: str) -> bool:
         """Say whether a model of that name has a version."""
         query = {"filter": f"name='{name}'", "max_results": 1}
         found = self.get("api/2.0/mlflow/model-versions/search", **query).json()
         return bool(found.get("model_versions"))
+
+
+def _with_tags(entry: dict[str, Any]) -> dict[str, Any]:
+    return entry | {"tags": {tag["key"]: tag["value"] for tag in entry.get("tags", [])}}

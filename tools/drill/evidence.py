@@ -14,6 +14,7 @@ from tools.airflow_api import FINISHED_RUN, Airflow
 from tools.errors import UserError
 from tools.forward import Forward
 from tools.kube import Kube
+from tools.mlflow_api import Mlflow
 from tools.stack import DAG_IDS, MLFLOW_PORT, MLFLOW_SERVICE, Stack
 
 PAGE = 100
@@ -94,31 +95,12 @@ def leftovers(stack: Stack, run_path: str) -> list[str]:
 def versions(stack: Stack) -> dict[str, str]:
     """Return the versions of the pipelines' model, each with the run that registered it."""
     name = stack.settings["registry"]["modelName"]
-    found: dict[str, str] = {}
-    token = ""
     with Forward(stack.kube, MLFLOW_SERVICE, MLFLOW_PORT) as forward:
-        while True:
-            answer = _get(
-                f"{forward.url}/api/2.0/mlflow/model-versions/search",
-                filter=f"name='{name}'",
-                max_results=PAGE,
-                page_token=token,
-            )
-            for version in answer.get("model_versions", []):
-                tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
-                found[version["version"]] = tags.get("run_id", "")
-            token = answer.get("next_page_token", "")
-            if not token:
-                return found
-
-
-def _get(url: str, **params: Any) -> dict[str, Any]:
-    try:
-        answer = requests.get(url, params=params, timeout=60)
-        answer.raise_for_status()
-    except requests.RequestException as error:
-        raise UserError(f"MLflow: {error}") from error
-    return answer.json()
+        try:
+            found = Mlflow(forward).versions(name)
+        except requests.RequestException as error:
+            raise UserError(f"MLflow: {error}") from error
+    return {version["version"]: version["tags"].get("run_id", "") for version in found}
 
 
 def runs(airflow: Airflow, dag_id: str) -> list[dict[str, Any]]:
