@@ -1,10 +1,14 @@
 """The fault drill's own logic: what counts as good, what is told, what is compared."""
 
 import json
+import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from kubernetes.client import models as k8s
 
+from dags.ml_pipelines.failures import explain_absence, explain_failure
 from tools.drill.__main__ import reason
 from tools.drill.evidence import Snapshot, hashes, lost
 from tools.drill.faults import FAULTS, chosen
@@ -140,6 +144,34 @@ def test_names_choose_faults_in_their_order() -> None:
 def test_unknown_name_is_refused_with_those_there_are() -> None:
     with pytest.raises(UserError, match=r"FAULT=oops, x is no fault; there are .*oom, api-server"):
         chosen("oops,oom,x")
+
+
+def going_pod(*conditions: k8s.V1PodCondition) -> k8s.V1Pod:
+    return k8s.V1Pod(
+        metadata=k8s.V1ObjectMeta(name="train", deletion_timestamp=datetime.now(UTC)),
+        status=k8s.V1PodStatus(phase="Failed", conditions=list(conditions)),
+    )
+
+
+EVICTED = k8s.V1PodCondition(
+    type="DisruptionTarget", status="True", reason="EvictionByEvictionAPI", message="by the API"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("task-pod", explain_failure(going_pod(), "base")),
+        ("task-pod", explain_absence(None)),
+        ("eviction", explain_failure(going_pod(EVICTED), "base")),
+        ("eviction", explain_absence(going_pod(EVICTED))),
+        ("eviction", explain_absence(None)),
+    ],
+)
+def test_a_pod_that_was_taken_away_is_known_by_each_wording(name: str, said: str) -> None:
+    # Which one it is depends on whether the pod is still there when its log has ended.
+    (fault,) = chosen(name)
+    assert re.search(fault.said, said)
 
 
 @pytest.mark.parametrize(

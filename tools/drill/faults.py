@@ -372,7 +372,13 @@ def _run(command: list[str]) -> str:
 FAULTS = [
     Fault("scheduler-pod", "kill the scheduler's pod", kill_scheduler_pod),
     Fault("worker-pod", "kill Airflow's worker", kill_worker_pod, costs_a_try=True),
-    Fault("task-pod", "delete the task's pod", delete_task_pod, costs_a_try=True, said="is gone"),
+    Fault(
+        "task-pod",
+        "delete the task's pod",
+        delete_task_pod,
+        costs_a_try=True,
+        said="it was deleted",
+    ),
     Fault("eviction", "evict the task's pod", evict_task_pod, costs_a_try=True, said="evicted"),
     Fault("oom", "fill the task's memory", fill_memory, costs_a_try=True, said="OOMKilled"),
     Fault("api-server", "take the API server away for 10 s", take_away("kube-apiserver")),
