@@ -190,7 +190,9 @@ def test_the_model_comes_back_as_it_was(
     number: int,
 ):
     target = tmp_path / "results"
-    ended = run(shared, "load-from-registry", f"airflow-pipeline:{alias}", target)
+    loader = f"loader of {alias}"
+    reference = f"airflow-pipeline:{alias}"
+    ended = run(shared, "load-from-registry", reference, target, ML_PIPELINES_RUN_ID=loader)
     assert ended.status == 0, ended.output
     assert ended.result == {
         "registry": "wandb",
@@ -202,7 +204,7 @@ def test_the_model_comes_back_as_it_was(
     for name in everything_below(models[number]):
         assert (target / name).read_bytes() == (models[number] / name).read_bytes(), name
     known = json.loads((target / "registry.json").read_text())
-    assert known["reference"] == f"airflow-pipeline:{alias}"
+    assert known["reference"] == reference
     assert known["version"] == f"v{number}"
     assert known["uri"] == f"{TEAM}/{PROJECT}/airflow-pipeline:v{number}"
     assert known["run_url"] == uploaded[number].result["run_url"]
@@ -211,6 +213,8 @@ def test_the_model_comes_back_as_it_was(
     loads = [one for one in shared.runs.values() if one.job_type == "load-model"]
     assert loads[-1].used == [f"airflow-pipeline:v{number}"]
     assert loads[-1].state == "finished"
+    config = wandb_server.plain(loads[-1].config)
+    assert (config["model"], config["run_id"]) == (reference, loader)
 
 
 def test_a_model_that_was_loaded_goes_up_without_its_mark(

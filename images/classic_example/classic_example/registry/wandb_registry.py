@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from classic_example.errors import WorkloadError, one_line, reason, scrub
+from classic_example.lineage import of_this_run
 from classic_example.progress import heartbeat, within
 from classic_example.registry.base import (
     LATEST,
@@ -276,7 +277,7 @@ class WandbRegistry:
             # Adding it up fetches the list of files.
             size = self.while_there(CALL_SECONDS, "asking for its size", lambda: artifact.size)
             require_space({directory.parent: size})
-            run = self.start_run(wandb, "load-model", {"model": str(ref)})
+            run = self.start_run(wandb, "load-model", {"model": str(ref), **of_this_run()})
             with closed(run), heartbeat(f"receiving {ref.name} version {artifact.version}"):
                 self.transfer(lambda: receive(run, artifact, ref, directory))
                 self.transfer(run.finish)
