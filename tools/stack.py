@@ -15,6 +15,7 @@ from typing import Any
 
 from cluster import Provider, provider
 from dags.ml_pipelines.runs import run_directory
+from dags.ml_pipelines.settings import DEFAULT_PATH as SETTINGS_PATH
 from images import build as images_build
 from tools import processes
 from tools.airflow_api import Airflow
@@ -31,8 +32,9 @@ from tools.volume import list_files, read_file
 DAG_IDS = ("training_dag", "inference_dag")
 AIRFLOW_SERVICE, AIRFLOW_PORT = f"{RELEASE}-webserver", 8080
 MLFLOW_SERVICE, MLFLOW_PORT = f"{RELEASE}-mlflow", 5000
-DAG_SECONDS = 120
-"""How long Airflow may take to show a published commit."""
+SETTINGS_CONFIG_MAP = f"{RELEASE}-settings"
+DAG_SECONDS = 180
+"""How long Airflow may take to show a published commit, or settings that have changed."""
 
 
 class Stack:
@@ -109,9 +111,9 @@ class Stack:
             phase.say(f"removed from the node, nothing uses them: {', '.join(names)}")
 
     def publish(self, phase: Phase, *, worktree: bool = False) -> str:
-        """Publish the DAGs and wait until Airflow shows them. Returns the commit.
+        """Publish the DAGs and wait until Airflow shows them, with the settings of the release.
 
-        Raises UserError on an import error, or after DAG_SECONDS.
+        Returns the commit. Raises UserError on an import error, or after DAG_SECONDS.
         """
         commit = self.cluster.publish(worktree=worktree)
         with self.airflow() as airflow:
@@ -134,6 +136,10 @@ class Stack:
         served, since = self.served_commit()
         if served != commit:
             return f"the scheduler has {served[:10] or 'no commit'} yet, not {commit[:10]}"
+        settings, changed = self.served_settings()
+        if settings != self._settings_text():
+            return "the kubelet has not brought the new settings to the scheduler yet"
+        since = max(since, changed)
         for error in airflow.import_errors():
             if datetime.fromisoformat(error["timestamp"]) > since:
                 trace = error["stack_trace"].strip().splitlines()
@@ -155,14 +161,33 @@ class Stack:
         # git-sync swaps this link; its target is named after the commit, its own time says when.
         link = "/opt/airflow/dags/repo"
         script = f"readlink {link} && stat --format=%.Y {link}"
-        where = [f"deployment/{RELEASE}-scheduler", "--container", "scheduler"]
         try:
-            target, stamp = self.kube.run(
-                "exec", *where, "--", "sh", "-c", script, timeout=20
-            ).stdout.split()
+            target, stamp = self._in_scheduler(script).split()
         except (KubectlError, ValueError):
             return "", datetime.now(UTC)
         return target.rsplit("/", 1)[-1], datetime.fromtimestamp(float(stamp), UTC)
+
+    def served_settings(self) -> tuple[str, datetime]:
+        """Return the text of the settings that the scheduler reads, and since when.
+
+        ('' and the present moment while it reads none.)
+        """
+        # The kubelet swaps the link ..data when the content of the ConfigMap has changed.
+        directory, name = SETTINGS_PATH.rsplit("/", 1)
+        script = f"stat --format=%.Y {directory}/..data && cat {directory}/{name}"
+        try:
+            stamp, text = self._in_scheduler(script).split("\n", 1)
+        except (KubectlError, ValueError):
+            return "", datetime.now(UTC)
+        return text, datetime.fromtimestamp(float(stamp), UTC)
+
+    def _settings_text(self) -> str:
+        found = self.kube.get("configmap", SETTINGS_CONFIG_MAP) or {}
+        return found.get("data", {}).get("settings.json", "")
+
+    def _in_scheduler(self, script: str) -> str:
+        where = [f"deployment/{RELEASE}-scheduler", "--container", "scheduler"]
+        return self.kube.run("exec", *where, "--", "sh", "-c", script, timeout=20).stdout
 
     # Pages and files
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.secret_search import PodRecorder
-from tools.airflow_api import Airflow, Task
+from tools.airflow_api import Airflow, Task, telling_lines
 from tools.forward import Forward
 from tools.kube import KubectlError, containers, describe_trouble
 from tools.mlflow_api import Mlflow
@@ -201,6 +201,21 @@ def with_values(release: Release, aloud: Aloud) -> WithValues:
     return change
 
 
+@pytest.fixture(scope="session")
+def settle(stack: Stack, aloud: Aloud) -> Callable[[], None]:
+    """Wait until the scheduler has read the settings that the release has now.
+
+    Workers read them when they start. The scheduler, which starts runs and counts their tries, gets
+    them from the kubelet and with the next parsing.
+    """
+
+    def wait() -> None:
+        with aloud("wait until Airflow has read the settings") as phase:
+            stack.publish(phase)
+
+    return wait
+
+
 # Runs of the pipelines, one each for all tests that look at a good run.
 
 
@@ -214,6 +229,15 @@ class Run:
     tasks: dict[str, Task]
     results: dict[str, dict[str, Any]]
     logs: dict[str, str]
+
+    def told(self) -> str:
+        """Return how the tasks ended, and the last lines of those that failed."""
+        lines = [f"{self.dag_id} {self.run_id}: {self.state}"]
+        for name, task in self.tasks.items():
+            lines.append(f"{name}: {task.state} in try {task.try_number}")
+            if task.state == "failed":
+                lines += [f"    {line}" for line in telling_lines(self.logs.get(name, ""))]
+        return "\n".join(lines)
 
 
 RunDag = Callable[..., Run]
@@ -289,7 +313,7 @@ def training_run(run_dag: RunDag) -> Run:
 
 @pytest.fixture(scope="session")
 def inference_run(training_run: Run, run_dag: RunDag) -> Run:
-    assert training_run.state == "success", "there is no model to predict with"
+    assert training_run.state == "success", training_run.told()
     return run_dag("inference_dag", INFERENCE_SECONDS)
 
 

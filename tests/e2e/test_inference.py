@@ -19,7 +19,7 @@ def predictions(stack: Stack, run_id: str) -> list[dict[str, str]]:
 
 
 def test_every_task_succeeds_at_the_first_try(inference_run) -> None:
-    assert inference_run.state == "success"
+    assert inference_run.state == "success", inference_run.told()
     assert {
         name: (task.state, task.try_number) for name, task in inference_run.tasks.items()
     } == dict.fromkeys(TASKS, ("success", 1))

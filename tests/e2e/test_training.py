@@ -13,7 +13,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def test_every_task_succeeds_at_the_first_try(training_run) -> None:
-    assert training_run.state == "success"
+    assert training_run.state == "success", training_run.told()
     assert {
         name: (task.state, task.try_number) for name, task in training_run.tasks.items()
     } == dict.fromkeys(ORDER, ("success", 1))
