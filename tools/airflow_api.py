@@ -15,7 +15,8 @@ import requests
 from tools.errors import UserError
 
 FINISHED_RUN = {"success", "failed"}
-FINISHED_TASK = {"success", "failed", "upstream_failed", "skipped", "removed"}
+PAGE = 100
+"""As many runs as Airflow gives in one answer."""
 POLL_SECONDS = 1.0
 LOG_SECONDS = 4.0
 """How often the log of a running task is read for its last line."""
@@ -210,9 +211,18 @@ class Airflow:
         """Return the entries of several runs, in the order of their ids, in as few requests as
         Airflow allows: asking for each alone keeps its web server busy while tasks wait for it.
         """
-        page = self.get(f"dags/{dag_id}/dagRuns", limit=100, order_by="-execution_date")
+        page = self.get(f"dags/{dag_id}/dagRuns", limit=PAGE, order_by="-execution_date")
         newest = {one["dag_run_id"]: one for one in page["dag_runs"]}
         return [newest.get(run_id) or self.run(dag_id, run_id) for run_id in run_ids]
+
+    def all_runs(self, dag_id: str) -> list[dict[str, Any]]:
+        """Return the entries of all runs of a DAG."""
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self.get(f"dags/{dag_id}/dagRuns", limit=PAGE, offset=len(found))
+            found += page["dag_runs"]
+            if not page["dag_runs"] or len(found) >= page["total_entries"]:
+                return found
 
     def newest_run(self, dag_id: str) -> dict[str, Any] | None:
         """Return the entry of the newest run, or None."""

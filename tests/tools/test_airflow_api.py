@@ -210,6 +210,15 @@ def test_many_runs_are_one_request_and_older_ones_one_each(
     assert len(server.asked) == 2
 
 
+def test_all_runs_come_page_by_page(server: Server, airflow: Airflow) -> None:
+    pages = [["a", "b"], ["c"]]
+    server.answers["dags/x/dagRuns"] = [
+        (200, {"dag_runs": [{"dag_run_id": name} for name in page], "total_entries": 3})
+        for page in pages
+    ]
+    assert [one["dag_run_id"] for one in airflow.all_runs("x")] == ["a", "b", "c"]
+
+
 def test_a_result_is_the_value_and_not_its_text(server: Server, airflow: Airflow) -> None:
     path = "dags/x/dagRuns/a%2Fb/taskInstances/t/xcomEntries/return_value"
     server.answers[path] = [(200, {"value": "{'accuracy': 0.9, 'note': None}"})]

@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.embedded.cluster import EmbeddedCluster
 from tools.airflow_api import FINISHED_RUN, Airflow, Task, run_seconds
-from tools.drill.evidence import leftovers, lost, runs, take
+from tools.drill.evidence import leftovers, lost, take
 from tools.drill.faults import Fault, Scene, chosen, remove_marks
 from tools.drill.report import Row, table, write
 from tools.errors import UserError, run_main
@@ -69,7 +69,7 @@ class Drill:
 
     def _going(self) -> str:
         for dag_id in DAG_IDS:
-            for run in runs(self.airflow, dag_id):
+            for run in self.airflow.all_runs(dag_id):
                 if run["state"] not in FINISHED_RUN:
                     return f"{dag_id} {run['dag_run_id']}"
         return ""

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import requests
 
@@ -17,7 +16,6 @@ from tools.kube import Kube
 from tools.mlflow_api import Mlflow
 from tools.stack import DAG_IDS, MLFLOW_PORT, MLFLOW_SERVICE, Stack
 
-PAGE = 100
 PREDICTIONS = ("pred.csv", "pred.json")
 
 
@@ -45,7 +43,7 @@ def take(stack: Stack, airflow: Airflow) -> Snapshot:
         runs={
             f"{dag_id} {run['dag_run_id']}": run["state"]
             for dag_id in DAG_IDS
-            for run in runs(airflow, dag_id)
+            for run in airflow.all_runs(dag_id)
             if run["state"] in FINISHED_RUN
         },
     )
@@ -101,16 +99,6 @@ def versions(stack: Stack) -> dict[str, str]:
         except requests.RequestException as error:
             raise UserError(f"MLflow: {error}") from error
     return {version["version"]: version["tags"].get("run_id", "") for version in found}
-
-
-def runs(airflow: Airflow, dag_id: str) -> list[dict[str, Any]]:
-    """Return all runs of a DAG."""
-    found: list[dict[str, Any]] = []
-    while True:
-        page = airflow.get(f"dags/{dag_id}/dagRuns", limit=PAGE, offset=len(found))
-        found += page["dag_runs"]
-        if not page["dag_runs"] or len(found) >= page["total_entries"]:
-            return found
 
 
 def claim_directory(kube: Kube, claim: str) -> Path:
