@@ -2,35 +2,23 @@
 
 import configparser
 import json
-import subprocess
-import sys
 
+import yaml
 from urllib3.exceptions import ProtocolError
 from urllib3.util import Retry
 
 from tests.helpers.helm import rendered
-
-FORK = """
-import os, sys, types
-
-calls = []
-engine = types.SimpleNamespace(dispose=lambda close: calls.append(close))
-airflow = types.ModuleType("airflow")
-airflow.settings = types.SimpleNamespace(engine=engine)
-sys.modules["airflow"] = airflow
-exec(sys.stdin.read(), {})
-if os.fork() == 0:
-    # Closed by the child, the connections would be gone for the parent.
-    os._exit(0 if calls == [False] else 1)
-sys.exit(os.waitstatus_to_exitcode(os.wait()[1]) or len(calls))
-"""
+from tools.paths import CHART
 
 
-def test_forked_processes_forget_the_connections_to_the_database():
+def test_airflow_gets_the_local_settings_of_the_values():
+    # tests/dags runs them.
     config = rendered("local").one("ConfigMap", "ml-pipelines-config")["data"]
-    source = config["airflow_local_settings.py"]
-    result = subprocess.run([sys.executable, "-c", FORK], input=source, text=True)
-    assert result.returncode == 0
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert (
+        config["airflow_local_settings.py"].strip()
+        == values["airflow"]["airflowLocalSettings"].strip()
+    )
 
 
 def test_the_scheduler_is_patient_with_the_api_server():
