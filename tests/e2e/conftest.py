@@ -53,16 +53,17 @@ ORDER = [
     "dag_sync",
     "training",
     "inference",
-    "new_model",
     "isolation",
+    "new_model",
     "failures",
     "wandb",
     "storage",
     "secrets",
     "drill",
 ]
-"""An upgrade right after the install, then what needs the release as it was installed; towards the
-end the search for secrets in what all the others have left, and last the faults."""
+"""An upgrade right after the install, then what needs the release as it was installed. The models
+of short trainings come after what compares models. Towards the end the search for secrets in what
+all the others have left, and last the faults."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -187,7 +188,12 @@ def with_values(release: Release, aloud: Aloud) -> WithValues:
 
     @contextmanager
     def change(*assignments: str) -> Iterator[None]:
-        words = [word for one in assignments for word in ("--set", one)]
+        # A variable is text, whatever it looks like.
+        words = [
+            word
+            for one in assignments
+            for word in ("--set-string" if ".env." in one else "--set", one)
+        ]
         before = release.installed_values()
         with aloud(f"upgrade with {', '.join(assignments)}") as phase:
             release.deploy(phase, extra=tuple(words))

@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.helpers.releases import SHORT_TRAINING
 from tests.helpers.waiting import until
 from tools.airflow_api import Airflow
 from tools.stack import Stack
@@ -52,7 +53,7 @@ def test_with_the_switch_a_new_model_starts_one_run_that_uses_it(
     inference_run, with_values, settle, run_dag, follow_run, airflow: Airflow, consumers
 ) -> None:
     before = runs_by_type(airflow)
-    with with_values("pipelines.inferenceOnNewModel=true"):
+    with with_values("pipelines.inferenceOnNewModel=true", SHORT_TRAINING):
         settle()
         assert consumers() == ["inference_dag"]
         training = run_dag("training_dag", TRAINING_SECONDS)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import requests
 
+from tests.helpers.releases import SHORT_TRAINING
 from tools.airflow_api import Airflow, Task, container_lines
 from tools.forward import Forward
 from tools.kube import Kube
@@ -147,6 +148,7 @@ def with_wandb(server: StandIn, with_values, settle) -> Iterator[None]:
         f"wandb.existingSecret={KEY_SECRET}",
         f"wandb.baseUrl=http://{NAME}:{PORT}",
         f"wandb.project={PROJECT}",
+        SHORT_TRAINING,
     ):
         # Not with the retries that a test before this one has set.
         settle()

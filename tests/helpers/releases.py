@@ -4,6 +4,9 @@ import subprocess
 
 from tools.release import Release
 
+SHORT_TRAINING = "pipelines.tasks.train_model.env.TRAIN_MAX_STEPS=120"
+"""Value for a third of the steps, where it does not matter how well the model learns."""
+
 
 def helm(release: Release, *words: str) -> str:
     """Return what helm printed. Raises AssertionError with its output when it fails."""

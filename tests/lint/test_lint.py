@@ -13,7 +13,6 @@ from tools.paths import ROOT
 from tools.wheels import go_root
 
 TOOLS = Path(sys.executable).parent
-NODE = ROOT / "cluster" / "embedded" / "node"
 
 
 def tracked(*patterns: str) -> list[str]:
