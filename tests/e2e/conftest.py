@@ -231,6 +231,8 @@ class Run:
 
     dag_id: str
     run_id: str
+    commit: str
+    """Of the DAGs, as the scheduler had them when the run was followed first."""
     state: str
     tasks: dict[str, Task]
     results: dict[str, dict[str, Any]]
@@ -249,11 +251,12 @@ class Run:
 RunDag = Callable[..., Run]
 
 
-def look_at(airflow: Airflow, dag_id: str, run_id: str, state: str) -> Run:
+def look_at(airflow: Airflow, dag_id: str, run_id: str, commit: str, state: str) -> Run:
     tasks = {task.task_id: task for task in airflow.tasks(dag_id, run_id)}
     return Run(
         dag_id=dag_id,
         run_id=run_id,
+        commit=commit,
         state=state,
         tasks=tasks,
         results=airflow.results(dag_id, run_id),
@@ -273,7 +276,7 @@ def pods_seen(release: Release) -> Iterator[PodRecorder]:
 
 
 @pytest.fixture(scope="session")
-def follow_run(client: Airflow, pods_seen: PodRecorder, aloud: Aloud) -> RunDag:
+def follow_run(stack: Stack, client: Airflow, pods_seen: PodRecorder, aloud: Aloud) -> RunDag:
     """Wait until a run that something else has started has ended, as run_dag does."""
 
     def follow(
@@ -282,6 +285,7 @@ def follow_run(client: Airflow, pods_seen: PodRecorder, aloud: Aloud) -> RunDag:
         timeout: float,
         on_change: Callable[[Task], None] = lambda task: None,
     ) -> Run:
+        commit, _ = stack.served_commit()
         with aloud(f"{dag_id}, {run_id}") as phase:
 
             def changed(_: str, task: Task) -> None:
@@ -291,7 +295,7 @@ def follow_run(client: Airflow, pods_seen: PodRecorder, aloud: Aloud) -> RunDag:
             ended = client.wait_for_run(
                 dag_id, run_id, timeout=timeout, on_change=changed, note=phase.note
             )
-        return look_at(client, dag_id, run_id, ended["state"])
+        return look_at(client, dag_id, run_id, commit, ended["state"])
 
     return follow
 

@@ -66,7 +66,6 @@ def test_the_predictions_say_what_made_them(training_run, inference_run, stack: 
     uploaded, trained = (training_run.results[task] for task in ("upload_model", "train_model"))
     ran = inference_run.results["run_inference"]
     image = stack.settings["image"]["reference"]
-    commit = stack.served_commit()[0]
     assert (made["model"]["version"], made["model"]["uri"]) == (
         uploaded["version"],
         uploaded["uri"],
@@ -76,7 +75,7 @@ def test_the_predictions_say_what_made_them(training_run, inference_run, stack: 
     assert made["model"]["tags"] == {
         "dag_id": "training_dag",
         "run_id": training_run.run_id,
-        "dags_commit": commit,
+        "dags_commit": training_run.commit,
         "image": image,
         "image_digest": trained["image_digest"],
         "data_source": training_run.results["load_data"]["source"],
@@ -85,7 +84,7 @@ def test_the_predictions_say_what_made_them(training_run, inference_run, stack: 
     assert made["made_by"] == {
         "dag_id": "inference_dag",
         "run_id": inference_run.run_id,
-        "dags_commit": commit,
+        "dags_commit": inference_run.commit,
         "image": image,
     }
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", ran["image_digest"])

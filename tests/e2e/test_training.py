@@ -54,7 +54,7 @@ def test_the_version_says_what_made_it(training_run, mlflow, stack: Stack) -> No
     assert made == {
         "dag_id": "training_dag",
         "run_id": training_run.run_id,
-        "dags_commit": stack.served_commit()[0],
+        "dags_commit": training_run.commit,
         "image": stack.settings["image"]["reference"],
         "image_digest": trained["image_digest"],
         "data_source": loaded["source"],
