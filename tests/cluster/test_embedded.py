@@ -6,6 +6,7 @@ The tests follow one cluster through its life, in the order they stand in.
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import socketserver
@@ -40,13 +41,15 @@ def host_facts() -> dict[str, list[str]]:
     def lines(*command: str) -> list[str]:
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         # Counters and dates differ from call to call.
-        return [re.sub(r"\[\d+:\d+\]|^#.*", "", line) for line in output.splitlines()]
+        kept = (re.sub(r"\[\d+:\d+\]|^#.*", "", line) for line in output.splitlines())
+        return [line for line in kept if line]
 
     return {
         "mounts": lines("mount"),
         "links": lines("ip", "-brief", "link"),
         "routes": lines("ip", "route", "show", "table", "all"),
-        "iptables": lines("iptables-save"),
+        # A machine on which no cluster has been yet does not have the program.
+        "iptables": lines("iptables-save") if shutil.which("iptables-save") else [],
         "cgroups": [str(p) for h in cgroups.hierarchies() for p in h.glob("ml-pipelines-*")],
         "directories": [p for p in ("/var/lib/kubelet", "/var/lib/cni") if Path(p).exists()],
         "processes": [
