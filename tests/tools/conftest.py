@@ -1,4 +1,4 @@
-"""The tests of the commands send them Ctrl-C."""
+"""The tests of the commands send them Ctrl-C, and hang up on them."""
 
 import signal
 from collections.abc import Iterator
@@ -8,7 +8,9 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> Iterator[None]:
-    """Let children take SIGINT: a shell starts what it puts in the background ignoring it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Let children take these signals: what runs in the background, or by nohup, ignores them."""
+    changed = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in changed.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
