@@ -137,7 +137,7 @@ class Stack:
         if served != commit:
             return f"the scheduler has {served[:10] or 'no commit'} yet, not {commit[:10]}"
         settings, changed = self.served_settings()
-        if settings != self._settings_text():
+        if settings != self.installed_settings():
             return "the kubelet has not brought the new settings to the scheduler yet"
         since = max(since, changed)
         for error in airflow.import_errors():
@@ -167,23 +167,20 @@ class Stack:
             return "", datetime.now(UTC)
         return target.rsplit("/", 1)[-1], datetime.fromtimestamp(float(stamp), UTC)
 
-    def served_settings(self) -> tuple[str, datetime]:
-        """Return the text of the settings that the scheduler reads, and since when.
+    def served_settings(self) -> tuple[dict[str, Any], datetime]:
+        """Return the settings that the scheduler reads, and since when.
 
-        ('' and the present moment while it reads none.)
+        ({} and the present moment while it reads none.)
         """
         # The kubelet swaps the link ..data when the content of the ConfigMap has changed.
         directory, name = SETTINGS_PATH.rsplit("/", 1)
         script = f"stat --format=%.Y {directory}/..data && cat {directory}/{name}"
         try:
             stamp, text = self._in_scheduler(script).split("\n", 1)
+            settings = json.loads(text)
         except (KubectlError, ValueError):
-            return "", datetime.now(UTC)
-        return text, datetime.fromtimestamp(float(stamp), UTC)
-
-    def _settings_text(self) -> str:
-        found = self.kube.get("configmap", SETTINGS_CONFIG_MAP) or {}
-        return found.get("data", {}).get("settings.json", "")
+            return {}, datetime.now(UTC)
+        return settings, datetime.fromtimestamp(float(stamp), UTC)
 
     def _in_scheduler(self, script: str) -> str:
         where = [f"deployment/{RELEASE}-scheduler", "--container", "scheduler"]
@@ -206,8 +203,12 @@ class Stack:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What the chart tells the DAGs (settings.json of its ConfigMap)."""
-        found = self.kube.get("configmap", f"{RELEASE}-settings")
+        """What the chart told the DAGs when it was asked for first."""
+        return self.installed_settings()
+
+    def installed_settings(self) -> dict[str, Any]:
+        """Return what the chart tells the DAGs now (settings.json of its ConfigMap)."""
+        found = self.kube.get("configmap", SETTINGS_CONFIG_MAP)
         if found is None:
             raise UserError(f"the release {RELEASE} is not installed: `make up`")
         return json.loads(found["data"]["settings.json"])
