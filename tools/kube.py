@@ -185,12 +185,19 @@ def describe_trouble(kube: Kube, *, lines: int = 15) -> str:
             if now.get("terminated", {}).get("exitCode") == 0:
                 continue
             started = now.get("running") or now.get("terminated")
-            if not started and not before.get("terminated"):
+            ended = before.get("terminated")
+            if not started and not ended:
                 message = now.get("waiting", {}).get("message")
                 text += [f"  {container['name']}: {message}"] if message else []
                 continue
-            text.append(f"  {container['name']}, last lines of the log:")
-            log = kube.logs(name, container["name"], lines, previous=not started)
+            if ended:
+                why, when = ended.get("reason"), ended.get("finishedAt")
+                status = f"status {ended.get('exitCode')}"
+                text.append(f"  {container['name']} ended with {status} ({why}) at {when}")
+            # What is well again says nothing of what had ended it.
+            earlier = not started or bool(container.get("ready"))
+            text.append(f"  {container['name']}, last lines of {'that' if earlier else 'the'} log:")
+            log = kube.logs(name, container["name"], lines, previous=earlier)
             text += [f"    {line}" for line in log.splitlines()]
     warnings = [e for e in kube.items("events") if e.get("type") == "Warning"]
     warnings.sort(key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")

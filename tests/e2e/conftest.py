@@ -336,19 +336,20 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if report.failed and call.when in {"setup", "call"} and _STACK in item.config.stash:
         directory = ARTIFACTS / re.sub(r"[^A-Za-z0-9_.-]+", "-", item.nodeid.split("/")[-1])
         try:
-            collect(item.config.stash[_STACK], directory)
+            trouble = collect(item.config.stash[_STACK], directory)
         except (KubectlError, OSError, subprocess.SubprocessError) as error:
             report.sections.append(("cluster", f"could not be described: {error}"))
         else:
-            report.sections.append(("cluster", f"described in {directory}"))
+            report.sections.append(("cluster", f"described in {directory}\n{trouble}"))
     return report
 
 
-def collect(stack: Stack, directory: Path) -> None:
-    """Write pods, events and container logs of the namespace to files."""
+def collect(stack: Stack, directory: Path) -> str:
+    """Write pods, events and container logs of the namespace to files; return what is wrong."""
     directory.mkdir(parents=True, exist_ok=True)
     kube = stack.kube
-    (directory / "trouble.txt").write_text(describe_trouble(kube))
+    trouble = describe_trouble(kube)
+    (directory / "trouble.txt").write_text(trouble)
     (directory / "pods.txt").write_text(kube.run("describe", "pods").stdout)
     events = kube.run("get", "events", "--sort-by=.lastTimestamp", "--output=wide").stdout
     (directory / "events.txt").write_text(events)
@@ -360,3 +361,4 @@ def collect(stack: Stack, directory: Path) -> None:
             if container["restartCount"]:
                 log = kube.logs(pod["metadata"]["name"], container["name"], 500, previous=True)
                 (directory / f"{name}.previous.log").write_text(log)
+    return trouble

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tools.kube import is_ready, is_stuck, not_ready, restarts, state
+from tools.kube import Kube, describe_trouble, is_ready, is_stuck, not_ready, restarts, state
 
 
 def pod(phase: str = "Running", *, ready: bool = False, **status: Any) -> dict[str, Any]:
@@ -99,3 +99,38 @@ def test_many_restarts_are_no_accident() -> None:
 
     assert [is_stuck(tried(times)) for times in (0, 2, 3)] == [False, False, True]
     assert not is_stuck(tried(3, ready=True))
+
+
+class OnePod(Kube):
+    """Answers for a namespace that holds one pod."""
+
+    def __init__(self, only: dict[str, Any]) -> None:
+        self.only = only
+
+    def items(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
+        return {"pods": [self.only], "events": []}[kind]
+
+    def logs(self, pod: str, container: str, lines: int, *, previous: bool = False) -> str:
+        return "before the restart" if previous else "after the restart"
+
+
+def test_trouble_is_nothing_when_all_is_well() -> None:
+    assert describe_trouble(OnePod(pod(ready=True, containerStatuses=[container(True)]))) == ""
+
+
+@pytest.mark.parametrize(
+    ("well", "now", "log"),
+    [
+        (True, {"running": {"startedAt": "now"}}, "before the restart"),
+        (False, {"running": {"startedAt": "now"}}, "after the restart"),
+        (False, {"waiting": {"reason": "CrashLoopBackOff"}}, "before the restart"),
+    ],
+)
+def test_trouble_shows_the_log_that_tells_why(well: bool, now: dict[str, Any], log: str) -> None:
+    restarted = container(well, restarts=1, **now)
+    restarted["lastState"] = {
+        "terminated": {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "then"}
+    }
+    told = describe_trouble(OnePod(pod(ready=well, containerStatuses=[restarted])))
+    assert "c ended with status 137 (OOMKilled) at then" in told
+    assert told.endswith(f"\n    {log}")
