@@ -1,4 +1,4 @@
-"""Every DAG file imports, quickly, and is what the document says: id, schedule, order."""
+"""Every DAG file imports, with little else, and is what the document says: id, schedule, order."""
 
 from __future__ import annotations
 
@@ -34,9 +34,6 @@ ORDER = {
         ("run_inference", "clean_up"),
     },
 }
-
-# Seconds to run a DAG file in a process that has imported Airflow's operator already.
-PARSE_SECONDS = 0.5
 
 
 def test_no_dag_file_is_unlisted(dags_folder: Path) -> None:
@@ -112,26 +109,25 @@ def test_schedules_come_from_the_settings(load_dag, settings_file) -> None:
     assert load_dag("inference_dag").timetable.can_be_scheduled is False
 
 
-def test_parsing_is_quick_and_imports_nothing_heavy(dags_folder: Path) -> None:
-    """In a fresh process, where nothing of ours is imported yet."""
+def test_parsing_imports_nothing_but_the_dags_own_modules(dags_folder: Path) -> None:
+    """In a fresh process that has what every Airflow process has: each parse pays for the rest."""
     script = (
-        "import json, sys, time\n"
+        "import json, sys\n"
         f"sys.path.insert(0, {str(dags_folder)!r})\n"
         "from airflow import DAG\n"
         "from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator\n"
-        "before, seconds = set(sys.modules), {}\n"
+        "from airflow.providers_manager import ProvidersManager\n"
+        "ProvidersManager()\n"
+        "before = set(sys.modules)\n"
         f"for name in {DAG_FILES!r}:\n"
-        "    start = time.process_time()\n"
         "    __import__(name)\n"
-        "    seconds[name] = time.process_time() - start\n"
         "modules = {module.split('.')[0] for module in set(sys.modules) - before}\n"
-        "print(json.dumps([seconds, sorted(modules)]))\n"
+        "print(json.dumps(sorted(modules)))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    seconds, modules = json.loads(done.stdout.splitlines()[-1])
-    assert sorted(seconds) == DAG_FILES
-    assert {name: value for name, value in seconds.items() if value > PARSE_SECONDS} == {}
-    assert set(modules) & {"torch", "transformers", "mlflow", "wandb", "pandas", "numpy"} == set()
+    modules = set(json.loads(done.stdout.splitlines()[-1]))
+    # croniter: Airflow 3 takes it for a DAG with a schedule.
+    assert modules - {"airflow", "croniter"} == {"ml_pipelines", *DAG_FILES}
