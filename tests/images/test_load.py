@@ -198,9 +198,10 @@ def test_containerd_takes_the_images_under_their_digests(entries, disk: Path):
             )
             # Unpacked: the base, git-sync's own layer, and pause's.
             assert len(snapshots.stdout.splitlines()) == 1 + 3
-            started = time.monotonic()
-            load(ctr, chosen, Phase("load"))
-            assert time.monotonic() - started < 2
+            again = Phase("load")
+            load(ctr, chosen, again)
+            # Nothing was sent.
+            assert not again.detail
             load_again_without_its_layers(ctr, chosen["git-sync"], disk)
             remove(ctr, {*project_images(ctr), *images_of(listing.stdout)})
             assert project_images(ctr) == set()
