@@ -264,7 +264,9 @@ class Release:
         ]
 
     def wait_ready(self, phase: Phase, timeout: float = 300) -> None:
-        """Wait until every Deployment and StatefulSet of the release runs as it is specified.
+        """Wait until every Deployment and StatefulSet runs as specified and the Jobs are done.
+
+        Helm 3 does not wait for Jobs by itself, and the setup Job makes the first user.
 
         Raises UserError with a description of what is not well.
         """
@@ -275,6 +277,12 @@ class Release:
                 for kind in ("deployments", "statefulsets")
                 for one in self.kube.items(kind)
                 if not _rolled_out(one)
+            ]
+            waiting += [
+                f"job {one['metadata']['name']}"
+                for one in self.kube.items("jobs")
+                # Not those of CronJobs, which come and go.
+                if not one["metadata"].get("ownerReferences") and not _succeeded(one)
             ]
             if not waiting:
                 return
@@ -309,6 +317,11 @@ def _rolled_out(controller: Mapping[str, Any]) -> bool:
         # An old pod that still ends counts as a replica.
         and status.get("replicas", 0) == wanted
     )
+
+
+def _succeeded(job: Mapping[str, Any]) -> bool:
+    wanted = job["spec"].get("completions", 1)
+    return job.get("status", {}).get("succeeded", 0) >= wanted
 
 
 def package() -> Path:

@@ -1,12 +1,14 @@
 """Values of the release: which files, and how the overlays are laid over each other."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tools.errors import UserError
 from tools.kube import Kube
 from tools.paths import VALUES
+from tools.progress import Phase
 from tools.release import Release, image_values, merge, project_images, values_files
 
 IMAGES = {
@@ -76,3 +78,26 @@ def test_other_arguments_are_another_release(monkeypatch: pytest.MonkeyPatch) ->
     files = values_files({})
     assert release.inputs(files) == release.inputs(files)
     assert release.inputs(files, ("--set", "a=2")) != release.inputs(files)
+
+
+class Namespace(Kube):
+    """Answers with what is given for each kind."""
+
+    def __init__(self, **kinds: list[dict[str, Any]]) -> None:
+        self.kinds = kinds
+
+    def items(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
+        return self.kinds.get(kind, [])
+
+
+def job(name: str, *, of_a_cron_job: bool = False, **status: int) -> dict[str, Any]:
+    owners = {"ownerReferences": [{"kind": "CronJob"}]} if of_a_cron_job else {}
+    return {"kind": "Job", "metadata": {"name": name, **owners}, "spec": {}, "status": status}
+
+
+def test_a_release_is_ready_when_its_jobs_are_done() -> None:
+    at_work = Release(Namespace(jobs=[job("setup", active=1)]), {}, "unit")
+    with pytest.raises(UserError, match="not ready after 0 s: job setup"):
+        at_work.wait_ready(Phase("ready"), timeout=0)
+    done = [job("setup", succeeded=1), job("janitor", of_a_cron_job=True, active=1)]
+    Release(Namespace(jobs=done), {}, "unit").wait_ready(Phase("ready"), timeout=0)

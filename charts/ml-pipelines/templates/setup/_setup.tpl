@@ -40,18 +40,11 @@ template:
           - -c
           - |
             password() { printf '%s\n%s\n' "$ADMIN_PASSWORD" "$ADMIN_PASSWORD"; }
-            create() {
-              password | airflow users create --role Admin --username "$ADMIN_USERNAME" \
-                --email "$ADMIN_EMAIL" --firstname Airflow --lastname Admin 2>&1 | tee "$result"
-            }
             result=$(mktemp)
-            deadline=$((SECONDS + {{ .Values.airflow.images.migrationsWaitTimeout }}))
-            until create; do
-              grep -q 'not a valid role' "$result" || exit 1
-              ((SECONDS < deadline)) || exit 1
-              echo 'The webserver has not made the roles yet: trying again.'
-              sleep 2
-            done
+            # The webserver gives the role its permissions.
+            airflow roles create Admin
+            password | airflow users create --role Admin --username "$ADMIN_USERNAME" \
+              --email "$ADMIN_EMAIL" --firstname Airflow --lastname Admin | tee "$result"
             if grep -q 'already exist' "$result"; then
               # The Secret decides, also after it was changed.
               password | airflow users reset-password --username "$ADMIN_USERNAME"
@@ -63,12 +56,10 @@ template:
         env:
           {{- include "standard_airflow_environment" $airflow | indent 8 }}
           {{- include "custom_airflow_environment" $airflow | indent 8 }}
-          {{- if .Values.airflow.webserver.enabled }}
           # The webserver writes all roles and permissions when it starts, which is when this runs
-          # on an empty database: two writers trip over each other's rows, so this one only reads.
+          # on an empty database: two writers trip over each other's rows.
           - name: AIRFLOW__FAB__UPDATE_FAB_PERMS
             value: "False"
-          {{- end }}
           - name: ADMIN_USERNAME
             value: {{ .Values.admin.username | quote }}
           - name: ADMIN_EMAIL
