@@ -15,7 +15,7 @@ from tools.progress import Phase
 from tools.soak import Checked, compare, leftover_pods, look_at, wait
 from tools.stack import Stack
 
-SECONDS = 900
+SECONDS = 2400
 FAILING_SECONDS = 300
 
 
