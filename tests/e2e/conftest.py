@@ -30,7 +30,7 @@ from tools.stack import MLFLOW_PORT, MLFLOW_SERVICE, Stack
 
 ARTIFACTS = BUILD / "artifacts"
 TRAINING_SECONDS = 1800
-INFERENCE_SECONDS = 2400
+INFERENCE_SECONDS = 900
 
 Aloud = Callable[[str], AbstractContextManager[Phase]]
 
