@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from tools.kube import Kube, describe_trouble, is_ready, is_stuck, not_ready, restarts, state
+from tests.helpers.namespace import Namespace
+from tools.kube import describe_trouble, is_ready, is_stuck, not_ready, restarts, state
 
 
 def pod(phase: str = "Running", *, ready: bool = False, **status: Any) -> dict[str, Any]:
@@ -101,21 +102,11 @@ def test_many_restarts_are_no_accident() -> None:
     assert not is_stuck(tried(3, ready=True))
 
 
-class OnePod(Kube):
-    """Answers for a namespace that holds one pod."""
-
-    def __init__(self, only: dict[str, Any]) -> None:
-        self.only = only
-
-    def items(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
-        return {"pods": [self.only], "events": []}[kind]
-
-    def logs(self, pod: str, container: str, lines: int, *, previous: bool = False) -> str:
-        return "before the restart" if previous else "after the restart"
-
-
 def test_trouble_is_nothing_when_all_is_well() -> None:
-    assert describe_trouble(OnePod(pod(ready=True, containerStatuses=[container(True)]))) == ""
+    assert (
+        describe_trouble(Namespace(pods=[pod(ready=True, containerStatuses=[container(True)])]))
+        == ""
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,6 +122,6 @@ def test_trouble_shows_the_log_that_tells_why(well: bool, now: dict[str, Any], l
     restarted["lastState"] = {
         "terminated": {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "then"}
     }
-    told = describe_trouble(OnePod(pod(ready=well, containerStatuses=[restarted])))
+    told = describe_trouble(Namespace(pods=[pod(ready=well, containerStatuses=[restarted])]))
     assert "c ended with status 137 (OOMKilled) at then" in told
     assert told.endswith(f"\n    {log}")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.namespace import Namespace
 from tools.errors import UserError
 from tools.kube import Kube
 from tools.paths import VALUES
@@ -78,16 +79,6 @@ def test_other_arguments_are_another_release(monkeypatch: pytest.MonkeyPatch) ->
     files = values_files({})
     assert release.inputs(files) == release.inputs(files)
     assert release.inputs(files, ("--set", "a=2")) != release.inputs(files)
-
-
-class Namespace(Kube):
-    """Answers with what is given for each kind."""
-
-    def __init__(self, **kinds: list[dict[str, Any]]) -> None:
-        self.kinds = kinds
-
-    def items(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
-        return self.kinds.get(kind, [])
 
 
 def job(name: str, *, of_a_cron_job: bool = False, **status: int) -> dict[str, Any]:
