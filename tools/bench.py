@@ -9,7 +9,6 @@ build/bench.json.
 
 import json
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -85,25 +84,18 @@ def chains(airflow: Airflow, phase: Phase) -> list[float]:
     return seconds
 
 
-def git(*words: str) -> None:
-    """Run git as nobody in particular. Raises UserError when it refuses."""
-    identity = ["-c", "user.name=bench", "-c", "user.email=bench@ml-pipelines.invalid"]
-    command = ["git", "-c", "safe.directory=*", *identity, *words]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise UserError(f"git {words[-1]}: {result.stderr.strip()}")
-
-
 def commit(clone: Path, dag: str) -> None:
     """Commit a text as the file of the chain."""
     (clone / "dags" / f"{DAG_ID}.py").write_text(dag)
-    git("-C", str(clone), "add", "dags")
-    git("-C", str(clone), "commit", "--quiet", "--message", "Measure a chain of tasks")
+    somebody = dag_source.identity("bench", "bench@ml-pipelines.invalid")
+    dag_source.run_git("add", "dags", at=clone)
+    words = ["commit", "--quiet", "--message", "Measure a chain of tasks"]
+    dag_source.run_git(*words, at=clone, env=somebody)
 
 
 def publish_clone(cluster: EmbeddedCluster, clone: Path) -> None:
     """Serve a clone of the checkout that has the chain as one more DAG."""
-    git("clone", "--quiet", "--no-hardlinks", str(ROOT), str(clone))
+    dag_source.run_git("clone", "--quiet", "--no-hardlinks", str(ROOT), str(clone))
     commit(clone, DAG)
     dag_source.publish(cluster.config.git, clone, worktree=False)
 
@@ -112,7 +104,6 @@ def commits(airflow: Airflow, clone: Path, phase: Phase) -> list[float]:
     """Return the seconds from a commit to its sight in Airflow, one for each of some commits."""
     seconds = []
     for number in range(1, COMMITS + 1):
-        phase.note(f"commit {number} of {COMMITS}")
         commit(clone, DAG.replace("commit 0", f"commit {number}"))
         started = time.monotonic()
         wait_for_dag(airflow, phase, f"commit {number}")

@@ -29,7 +29,7 @@ def use_checkout(git: Path, checkout: Path) -> None:
     repository = git / "dags.git"
     if not (repository / "HEAD").exists():
         git.mkdir(parents=True, exist_ok=True)
-        _git("init", "--quiet", "--bare", f"--initial-branch={BRANCH}", str(repository))
+        run_git("init", "--quiet", "--bare", f"--initial-branch={BRANCH}", str(repository))
     objects = _git_path(checkout, "objects")
     # Earlier checkouts stay listed: the commit that is live now may be one of theirs.
     alternates = repository / "objects" / "info" / "alternates"
@@ -85,39 +85,48 @@ def _snapshot(git: Path, checkout: Path, head: str | None) -> str:
             "GIT_INDEX_FILE": f"{scratch}/index",
             "GIT_OBJECT_DIRECTORY": str(git / "dags.git" / "objects"),
             "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(_git_path(checkout, "objects")),
-            "GIT_AUTHOR_NAME": "make sync",
-            "GIT_AUTHOR_EMAIL": "sync@ml-pipelines.invalid",
-            "GIT_COMMITTER_NAME": "make sync",
-            "GIT_COMMITTER_EMAIL": "sync@ml-pipelines.invalid",
+            **identity("make sync", "sync@ml-pipelines.invalid"),
         }
         if head:
-            _git("read-tree", head, at=checkout, env=env)
-        _git("add", "--all", "--", "dags", at=checkout, env=env)
-        tree = _git("write-tree", at=checkout, env=env)
+            run_git("read-tree", head, at=checkout, env=env)
+        run_git("add", "--all", "--", "dags", at=checkout, env=env)
+        tree = run_git("write-tree", at=checkout, env=env)
         parents = ["-p", head] if head else []
-        return _git("commit-tree", tree, *parents, "-m", "Uncommitted work", at=checkout, env=env)
+        return run_git(
+            "commit-tree", tree, *parents, "-m", "Uncommitted work", at=checkout, env=env
+        )
 
 
 def _publish(git: Path, commit: str) -> None:
-    _git("update-ref", f"refs/heads/{BRANCH}", commit, at=git / "dags.git")
+    run_git("update-ref", f"refs/heads/{BRANCH}", commit, at=git / "dags.git")
 
 
 def _head(checkout: Path) -> str | None:
     try:
-        return _git("rev-parse", "--verify", "--quiet", "HEAD^{commit}", at=checkout)
+        return run_git("rev-parse", "--verify", "--quiet", "HEAD^{commit}", at=checkout)
     except UserError:
         return None
 
 
 def _git_path(checkout: Path, name: str) -> Path:
-    return (checkout / _git("rev-parse", "--git-path", name, at=checkout)).resolve()
+    return (checkout / run_git("rev-parse", "--git-path", name, at=checkout)).resolve()
 
 
 def _read(path: Path) -> str:
     return path.read_text().strip() if path.exists() else ""
 
 
-def _git(*words: str, at: Path | None = None, env: dict[str, str] | None = None) -> str:
+def identity(name: str, email: str) -> dict[str, str]:
+    """Return the environment in which git commits as this person."""
+    return {
+        f"GIT_{role}_{what}": value
+        for role in ("AUTHOR", "COMMITTER")
+        for what, value in (("NAME", name), ("EMAIL", email))
+    }
+
+
+def run_git(*words: str, at: Path | None = None, env: dict[str, str] | None = None) -> str:
+    """Run git in ``at`` and return what it prints. Raises UserError when it fails."""
     # The checkout may belong to another user than root, who runs the cluster.
     safe = ["-c", "safe.directory=*"]
     place = ["-C", str(at)] if at else []
