@@ -11,53 +11,53 @@ help: ## Show the targets and variables (this text)
 	@awk -f tools/help.awk $(MAKEFILE_LIST)
 
 run: ## Cluster, images, chart, then training_dag and inference_dag, and what came out
-	@$(PY) -m tools.run run
+	@$(PY) -m mlctl.commands.runs run
 test: ## Every test: lint, tools, chart, DAGs, images, workload, cluster, end to end
 	@$(PY) -m tools.test
 up: ## The same as run, without the two DAG runs
-	@$(PY) -m tools.run up
+	@$(PY) -m mlctl.commands.runs up
 down: ## Stop the cluster; its data stays
-	@$(PY) -m cluster down
+	@$(PY) -m mlctl.commands.cluster down
 status: ## The cluster, the release, its pods and the newest DAG runs
-	@$(PY) -m tools.run status
+	@$(PY) -m mlctl.commands.runs status
 password: ## Print the password of the Airflow pages
-	@$(PY) -m tools.run password
+	@$(PY) -m mlctl.commands.runs password
 ui: ## Forward the Airflow and MLflow pages until Ctrl-C
-	@$(PY) -m tools.run ui
+	@$(PY) -m mlctl.commands.runs ui
 logs: ## Task states and last log lines of the newest runs (C=kubelet: a part of the cluster)
-	@$(PY) -m tools.run logs
+	@$(PY) -m mlctl.commands.runs logs
 train: ## Trigger training_dag and wait (N=5: five runs at once)
-	@$(PY) -m tools.run train
+	@$(PY) -m mlctl.commands.runs train
 infer: ## Trigger inference_dag and wait (N=5: five runs at once)
-	@$(PY) -m tools.run infer
+	@$(PY) -m mlctl.commands.runs infer
 sync: ## Publish uncommitted work under dags/, without touching branch or index
-	@$(PY) -m tools.run sync
+	@$(PY) -m mlctl.commands.runs sync
 kubeconfig: ## Print the path of the kubeconfig
-	@$(PY) -m cluster kubeconfig
+	@$(PY) -m mlctl.commands.cluster kubeconfig
 doctor: ## Say whether this machine can run the cluster, and what to do if not
-	@$(PY) -m cluster doctor
+	@$(PY) -m mlctl.commands.cluster doctor
 lint: ## ruff, yamllint, gofmt, go vet, helm lint
 	@$(PY) -m tools.test lint vet
 chart: ## Fetch the locked dependency of the chart
-	@$(PY) -m tools.chart dependency
+	@$(PY) -m mlctl.release.chart dependency
 images: ## Build the images (cached by content)
-	@$(PY) -m images
+	@$(PY) -m mlctl.commands.images
 lock: ## Resolve requirements/*.in anew
 	@$(PY) -m tools.lock
 bench: ## What a task costs, and when a commit shows in Airflow
-	@$(PY) -m tools.bench
+	@$(PY) -m mlctl.trials.bench
 soak: ## 20 runs of both DAGs at once (N=5: five), each checked by what it left
-	@$(PY) -m tools.soak
+	@$(PY) -m mlctl.trials.soak
 drill: ## Break one part after the other in the middle of training runs (FAULT=oom: this one)
-	@$(PY) -m tools.drill
+	@$(PY) -m mlctl.trials.drill
 package: ## Package the chart into build/
-	@$(PY) -m tools.release package
+	@$(PY) -m mlctl.release.release package
 clean: ## Delete the cluster and its data
-	@$(PY) -m cluster clean
+	@$(PY) -m mlctl.commands.cluster clean
 clean-cache: ## Delete what builds have left in the cache, after saying how much it is
-	@$(PY) -m tools.prune all
+	@$(PY) -m mlctl.base.prune all
 test-tools: ## Tests of the commands themselves
-	@$(PY) -m tools.test tools
+	@$(PY) -m tools.test mlctl
 test-chart: ## Render tests of the chart (no cluster)
 	@$(PY) -m tools.test chart
 test-dags: ## DAG tests on Airflow 2.9.3 and on the newest Airflow 3 (no cluster)
@@ -71,7 +71,7 @@ test-cluster: ## Tests of the cluster providers
 test-e2e: ## Install and run everything on a cluster of its own
 	@$(PY) -m tools.test e2e
 test-wandb: ## Upload and load a small model at the real W&B service (needs WANDB_API_KEY)
-	@$(PY) -m images test-wandb
+	@$(PY) -m mlctl.commands.images test-wandb
 
 #: ENV=local            values/$(ENV).yaml: local, staging, production
 #: CLUSTER=embedded     embedded, kind or existing (default: kind with a Docker engine, else embedded)

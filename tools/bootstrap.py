@@ -21,9 +21,9 @@ from typing import TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.errors import UserError, run_main
-from tools.packages import ensure_packages
-from tools.paths import CACHE, ROOT
+from mlctl.base.errors import UserError, run_main
+from mlctl.base.packages import ensure_packages
+from mlctl.base.paths import CACHE, ROOT
 
 PYTHON_OF_THE_LOCKS = (3, 11)
 """The locks are resolved for this Python: Debian 12's, and the one inside the images."""

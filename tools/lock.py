@@ -10,9 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tools.errors import UserError, run_main
-from tools.paths import ROOT
-from tools.progress import console
+from mlctl.base.errors import UserError, run_main
+from mlctl.base.paths import ROOT
+from mlctl.base.progress import console
 
 REQUIREMENTS = ROOT / "requirements"
 UV = Path(sys.executable).parent / "uv"

@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from tools.errors import UserError, run_main
-from tools.paths import BUILD, ROOT
+from mlctl.base.errors import UserError, run_main
+from mlctl.base.paths import BUILD, ROOT
 
 RESULTS = BUILD / "test"
 ALLOWED_SKIPS = ROOT / "tests" / "allowed-skips.txt"
@@ -136,12 +136,12 @@ def _with_airflow(lock: str) -> Callable[[str], list[str]]:
 
 
 def _in_image(suite: str) -> list[str]:
-    return [sys.executable, "-m", "images", "test", *_options(suite)]
+    return [sys.executable, "-m", "mlctl.commands.images", "test", *_options(suite)]
 
 
 SUITES: dict[str, Callable[[str], list[str]]] = {
     "lint": _pytest(sys.executable, "tests/lint/test_lint.py"),
-    "tools": _pytest(sys.executable, "tests/tools"),
+    "mlctl": _pytest(sys.executable, "tests/mlctl", "tests/tools"),
     # A hundred times helm, which is one program after the other: two at a time.
     "chart": _pytest(sys.executable, "-n", "2", "tests/chart"),
     "dags": _with_airflow("airflow"),
@@ -156,7 +156,7 @@ SUITES: dict[str, Callable[[str], list[str]]] = {
 """Cheap ones first: what is wrong in a line of code shows before anything is built."""
 
 
-BESIDE = frozenset({"lint", "tools", "chart", "dags", "dags-airflow3"})
+BESIDE = frozenset({"lint", "mlctl", "chart", "dags", "dags-airflow3"})
 """These may run at the same time: no cluster, no image, nothing that is only there once."""
 
 AT_ONCE = 2

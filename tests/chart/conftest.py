@@ -2,7 +2,7 @@
 
 import pytest
 
-from tools.chart import dependency
+from mlctl.release.chart import dependency
 
 
 @pytest.fixture(scope="session", autouse=True)

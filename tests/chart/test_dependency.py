@@ -6,10 +6,10 @@ import json
 import pytest
 import yaml
 
-from tools import chart
-from tools.errors import UserError
-from tools.paths import CHART, ROOT
-from tools.versions import pins
+from mlctl.base.errors import UserError
+from mlctl.base.paths import CHART, ROOT
+from mlctl.base.versions import pins
+from mlctl.release import chart
 
 PIN = pins()["chart"]
 WANTED = {

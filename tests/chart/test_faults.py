@@ -7,8 +7,8 @@ import yaml
 from urllib3.exceptions import ProtocolError
 from urllib3.util import Retry
 
+from mlctl.base.paths import CHART
 from tests.helpers.helm import rendered
-from tools.paths import CHART
 
 
 def test_airflow_gets_the_local_settings_of_the_values():

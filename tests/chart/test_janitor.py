@@ -2,8 +2,8 @@
 
 import pytest
 
+from mlctl.base.paths import CHART
 from tests.helpers.helm import ENVIRONMENTS, HelmError, render, rendered
-from tools.paths import CHART
 
 WANDB = {"wandb": {"enabled": True, "existingSecret": "key"}, "mlflow": {"enabled": False}}
 

@@ -6,8 +6,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from mlctl.base.paths import CHART, VALUES
 from tests.helpers.helm import ENVIRONMENTS, OLDEST_KUBERNETES, render, rendered, run
-from tools.paths import CHART, VALUES
 
 NEWEST_KUBERNETES = ".".join(kubernetes_validate.latest_version().split(".")[:2])
 EVERYTHING = {

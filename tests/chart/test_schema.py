@@ -6,9 +6,9 @@ import re
 import pytest
 import yaml
 
+from mlctl.base.paths import CHART, VALUES
+from mlctl.release.chart import read_archive, readme
 from tests.helpers.helm import HelmError, render
-from tools.chart import read_archive, readme
-from tools.paths import CHART, VALUES
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())

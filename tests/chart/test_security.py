@@ -6,8 +6,8 @@ import re
 import pytest
 import yaml
 
+from mlctl.base.paths import CHART, VALUES
 from tests.helpers.helm import ENVIRONMENTS, render, rendered
-from tools.paths import CHART, VALUES
 
 # Our own containers have a read-only root; Airflow and git-sync write below their homes.
 READ_ONLY = ("janitor", "mlflow", "postgres", "upgrade-database", "test")

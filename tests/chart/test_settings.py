@@ -7,8 +7,8 @@ import sys
 import pytest
 import yaml
 
+from mlctl.base.paths import CHART, ROOT
 from tests.helpers.helm import ENVIRONMENTS, render, rendered
-from tools.paths import CHART, ROOT
 
 DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
 WANDB = {

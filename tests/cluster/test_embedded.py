@@ -23,11 +23,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cluster.embedded import cgroups, control, doctor, mountpoints, outbound
-from cluster.embedded.cluster import EmbeddedCluster
-from tools.errors import UserError
-from tools.progress import Phases
-from tools.wheels import kubectl
+from mlctl.base.errors import UserError
+from mlctl.base.progress import Phases
+from mlctl.base.wheels import kubectl
+from mlctl.cluster.embedded import cgroups, control, doctor, mountpoints, outbound
+from mlctl.cluster.embedded.lifecycle import EmbeddedCluster
 
 NAME = "ml-pipelines-unit"
 NODE_SECONDS = 90

@@ -17,16 +17,16 @@ from typing import Any
 
 import pytest
 
+from mlctl.base.paths import BUILD, CHART
+from mlctl.base.progress import Phase, Phases
+from mlctl.clients.airflow import Airflow, Task, telling_lines
+from mlctl.clients.forward import Forward
+from mlctl.clients.kube import KubectlError, containers, describe_trouble
+from mlctl.clients.mlflow import Mlflow
+from mlctl.commands.runs import tell_change
+from mlctl.release.release import Release, values_files
+from mlctl.stack import MLFLOW_PORT, MLFLOW_SERVICE, Stack
 from tests.helpers.secret_search import PodRecorder
-from tools.airflow_api import Airflow, Task, telling_lines
-from tools.forward import Forward
-from tools.kube import KubectlError, containers, describe_trouble
-from tools.mlflow_api import Mlflow
-from tools.paths import BUILD, CHART
-from tools.progress import Phase, Phases
-from tools.release import Release, values_files
-from tools.run import tell_change
-from tools.stack import MLFLOW_PORT, MLFLOW_SERVICE, Stack
 
 ARTIFACTS = BUILD / "artifacts"
 TRAINING_SECONDS = 1800

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.embedded import dag_source
+from mlctl.base.paths import ROOT
+from mlctl.base.progress import Phase
+from mlctl.clients.airflow import Airflow
+from mlctl.cluster.embedded import dag_source
+from mlctl.release.release import Release
+from mlctl.stack import Stack
 from tests.helpers.waiting import until
-from tools.airflow_api import Airflow
-from tools.paths import ROOT
-from tools.progress import Phase
-from tools.release import Release
-from tools.stack import Stack
 
 SHOWN_SECONDS = 60
 """Other suites may have both cores meanwhile; `make bench` tells how long it takes."""

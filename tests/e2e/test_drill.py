@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from mlctl.clients.airflow import Airflow
+from mlctl.release.release import Release
+from mlctl.stack import Stack
+from mlctl.trials.drill.__main__ import REPORT, Drill
+from mlctl.trials.drill.faults import Fault, chosen
+from mlctl.trials.drill.report import Row, table, write
 from tests.helpers.releases import SHORT_TRAINING
-from tools.airflow_api import Airflow
-from tools.drill.__main__ import REPORT, Drill
-from tools.drill.faults import Fault, chosen
-from tools.drill.report import Row, table, write
-from tools.release import Release
-from tools.stack import Stack
 
 MEMORY = "pipelines.tasks.train_model.resources.limits.memory=2Gi"
 NAMES = "scheduler-pod worker-pod task-pod api-server postgres"

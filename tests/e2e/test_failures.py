@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tools.airflow_api import Airflow, container_lines
-from tools.release import Release, merge
-from tools.run import explain_failure, tell_failed_cleaning
-from tools.stack import SETTINGS_CONFIG_MAP, Stack
+from mlctl.clients.airflow import Airflow, container_lines
+from mlctl.commands.runs import explain_failure, tell_failed_cleaning
+from mlctl.release.release import Release, merge
+from mlctl.stack import SETTINGS_CONFIG_MAP, Stack
 
 FAILING_SECONDS = 600
 

@@ -5,12 +5,12 @@ from contextlib import AbstractContextManager
 
 import pytest
 
+from mlctl.base.progress import Phase
+from mlctl.base.wheels import program
+from mlctl.clients.kube import Kube, is_ready
+from mlctl.release.release import RELEASE, Release, Status, merge
+from mlctl.stack import Stack
 from tests.helpers.releases import helm, secrets
-from tools.kube import Kube, is_ready
-from tools.progress import Phase
-from tools.release import RELEASE, Release, Status, merge
-from tools.stack import Stack
-from tools.wheels import program
 
 NAMESPACE = "ml-pipelines-helm3"
 

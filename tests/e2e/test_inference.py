@@ -6,9 +6,9 @@ import io
 import json
 import re
 
-from tools.airflow_api import Airflow
-from tools.run import tell_change
-from tools.stack import Stack
+from mlctl.clients.airflow import Airflow
+from mlctl.commands.runs import tell_change
+from mlctl.stack import Stack
 
 TASKS = {"clean_storage_before_start", "load_data", "load_model", "run_inference", "clean_up"}
 

@@ -8,11 +8,11 @@ from pytest_helm_charts.clusters import Cluster
 from pytest_helm_charts.k8s.deployment import wait_for_deployments_to_run
 from pytest_helm_charts.k8s.stateful_set import wait_for_stateful_sets_to_run
 
+from mlctl.base.progress import Phase
+from mlctl.clients.airflow import Airflow
+from mlctl.clients.kube import is_ready, restarts, state
+from mlctl.release.release import NAMESPACE, RELEASE, Release
 from tests.helpers.releases import helm, secrets
-from tools.airflow_api import Airflow
-from tools.kube import is_ready, restarts, state
-from tools.progress import Phase
-from tools.release import NAMESPACE, RELEASE, Release
 
 Aloud = Callable[[str], AbstractContextManager[Phase]]
 

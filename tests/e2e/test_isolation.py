@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import requests
 
+from mlctl.base.progress import Phase
+from mlctl.clients.airflow import Airflow, container_lines
+from mlctl.clients.mlflow import Mlflow
+from mlctl.stack import Stack
+from mlctl.trials.soak import Checked, compare, leftover_pods, look_at, wait
 from tests.helpers.secret_search import PodRecorder
-from tools.airflow_api import Airflow, container_lines
-from tools.mlflow_api import Mlflow
-from tools.progress import Phase
-from tools.soak import Checked, compare, leftover_pods, look_at, wait
-from tools.stack import Stack
 
 SECONDS = 2400
 FAILING_SECONDS = 300

@@ -5,10 +5,10 @@ from urllib.parse import quote
 
 import pytest
 
+from mlctl.clients.airflow import Airflow
+from mlctl.stack import Stack
 from tests.helpers.releases import SHORT_TRAINING
 from tests.helpers.waiting import until
-from tools.airflow_api import Airflow
-from tools.stack import Stack
 
 TRAINING_SECONDS = 1800
 INFERENCE_SECONDS = 900

@@ -14,6 +14,11 @@ from urllib.parse import quote
 import pytest
 import requests
 
+from mlctl.clients.airflow import Airflow
+from mlctl.clients.kube import Kube
+from mlctl.clients.mlflow import Mlflow
+from mlctl.release.release import NAMESPACE, RELEASE
+from mlctl.stack import Stack
 from tests.helpers.secret_search import (
     HELM_RECORD,
     PodRecorder,
@@ -24,11 +29,6 @@ from tests.helpers.secret_search import (
     search,
     secrets_of,
 )
-from tools.airflow_api import Airflow
-from tools.kube import Kube
-from tools.mlflow_api import Mlflow
-from tools.release import NAMESPACE, RELEASE
-from tools.stack import Stack
 
 FAILING_SECONDS = 600
 WANDB_SECRET = "wandb-of-a-test"
@@ -100,7 +100,7 @@ def test_a_planted_secret_is_found_in_each_kind_of_place(
     with ExitStack() as undo:
         plant(secret, inference_run.run_id, stack, airflow, mlflow, undo)
         # Printed with the addresses of the pages.
-        monkeypatch.setattr("tools.run.PASSWORD_COMMAND", secret.value)
+        monkeypatch.setattr("mlctl.commands.runs.PASSWORD_COMMAND", secret.value)
         runs = [("inference_dag", inference_run.run_id)]
         found = search(everywhere(stack, airflow, pods_seen, runs), [secret])
     found |= search(repository(checkout(tmp_path, secret)), [secret])

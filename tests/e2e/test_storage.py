@@ -6,10 +6,10 @@ import time
 import pytest
 import requests
 
-from tools.kube import Kube
-from tools.release import RELEASE
-from tools.stack import Stack
-from tools.volume import run_pod
+from mlctl.clients.kube import Kube
+from mlctl.clients.volume import run_pod
+from mlctl.release.release import RELEASE
+from mlctl.stack import Stack
 
 JOB_SECONDS = 300
 MODEL = EXPERIMENT = f"janitor-test-{secrets.token_hex(3)}"

@@ -4,9 +4,9 @@ import json
 import re
 from pathlib import Path
 
-from tools.airflow_api import Airflow, container_lines
-from tools.paths import IMAGES_LOCK
-from tools.stack import Stack
+from mlctl.base.paths import IMAGES_LOCK
+from mlctl.clients.airflow import Airflow, container_lines
+from mlctl.stack import Stack
 
 ORDER = ["clean_storage_before_start", "load_data", "train_model", "upload_model", "clean_up"]
 PNG = b"\x89PNG\r\n\x1a\n"

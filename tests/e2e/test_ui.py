@@ -3,7 +3,7 @@
 import pytest
 import requests
 
-from tools.airflow_api import Airflow, AirflowError
+from mlctl.clients.airflow import Airflow, AirflowError
 
 
 def test_login_with_the_generated_password(airflow: Airflow) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import requests
 
+from mlctl.base.paths import ROOT
+from mlctl.clients.airflow import Airflow, Task, container_lines
+from mlctl.clients.forward import Forward
+from mlctl.clients.kube import Kube
+from mlctl.stack import Stack
 from tests.helpers.releases import SHORT_TRAINING
-from tools.airflow_api import Airflow, Task, container_lines
-from tools.forward import Forward
-from tools.kube import Kube
-from tools.paths import ROOT
-from tools.stack import Stack
 
 NAME, PORT = "wandb-stand-in", 8080
 KEY_SECRET = f"{NAME}-key"

@@ -9,10 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mlctl.base import wheels
+from mlctl.base.paths import CHART, VALUES
 from tests.helpers.api_server import api_server
 from tests.helpers.manifests import Manifests
-from tools import wheels
-from tools.paths import CHART, VALUES
 
 OLDEST_KUBERNETES = "1.29"
 ENVIRONMENTS = ("local", "staging", "production")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tools.kube import Kube
+from mlctl.clients.kube import Kube
 
 
 class Namespace(Kube):

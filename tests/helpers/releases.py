@@ -2,7 +2,7 @@
 
 import subprocess
 
-from tools.release import Release
+from mlctl.release.release import Release
 
 SHORT_TRAINING = "pipelines.tasks.train_model.env.TRAIN_MAX_STEPS=120"
 """Value for a third of the steps, where it does not matter how well the model learns."""

@@ -16,12 +16,12 @@ from urllib.parse import quote, quote_plus
 
 import yaml
 
-from tools.airflow_api import Airflow
-from tools.kube import Kube, KubectlError, containers
-from tools.paths import ROOT
-from tools.release import RELEASE
-from tools.run import explain_failure, logs, status, summary
-from tools.stack import Stack
+from mlctl.base.paths import ROOT
+from mlctl.clients.airflow import Airflow
+from mlctl.clients.kube import Kube, KubectlError, containers
+from mlctl.commands.runs import explain_failure, logs, status, summary
+from mlctl.release.release import RELEASE
+from mlctl.stack import Stack
 
 # Shorter ones (a user's name) are no secrets.
 SHORTEST = 12

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from images.build import Entry, build_all
-from images.container import Image, open_image
-from tools.paths import CACHE
-from tools.progress import Phases
+from mlctl.base.paths import CACHE
+from mlctl.base.progress import Phases
+from mlctl.builder.build import Entry, build_all
+from tools.in_image.container import Image, open_image
 
 
 class Entries(dict[str, Entry]):

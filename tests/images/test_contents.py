@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from images import buildah, debian, oci
-from images.build import base_image
-from images.catalog import Recipe
-from images.container import Image
-from images.containerfile import parse
-from images.isolation import isolated, run_isolated
-from tools.paths import CACHE, ROOT
-from tools.progress import Phase
+from mlctl.base.paths import CACHE, ROOT
+from mlctl.base.progress import Phase
+from mlctl.builder import buildah, debian, oci
+from mlctl.builder.build import base_image
+from mlctl.builder.catalog import Recipe
+from mlctl.builder.containerfile import parse
+from mlctl.builder.isolation import isolated, run_isolated
+from tools.in_image.container import Image
 
 USERS = {
     "airflow": "50000:0",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from images.container import Command, Container, Image, run
+from tools.in_image.container import Command, Container, Image, run
 
 SECONDS = 120
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from images.container import Command, Container, Image, run
 from images.git_sync.git_sync import ConfigError, seconds, settings
+from tools.in_image.container import Command, Container, Image, run
 
 UID = 65533
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from images import oci
-from images.isolation import isolated
-from images.load import images_of, load, project_images, remove
-from tools.errors import UserError
-from tools.packages import ensure_packages
-from tools.progress import Phase
+from mlctl.base.errors import UserError
+from mlctl.base.packages import ensure_packages
+from mlctl.base.progress import Phase
+from mlctl.builder import oci
+from mlctl.builder.isolation import isolated
+from mlctl.builder.load import images_of, load, project_images, remove
 
 
 def entry(tmp_path: Path, name: str, content: bytes = b"x") -> dict[str, str]:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from images.container import Command, Container, Image
+from tools.in_image.container import Command, Container, Image
 
 PT_INTERP = 3
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tools.paths import ROOT
-from tools.wheels import go_root
+from mlctl.base.paths import ROOT
+from mlctl.base.wheels import go_root
 
 TOOLS = Path(sys.executable).parent
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cluster.embedded.binary import SOURCE, build_environment, find_go
+from mlctl.cluster.embedded.binary import SOURCE, build_environment, find_go
 
 GO, VERSION = find_go()
 FIELDS = "ImportPath,Dir,GoFiles,Export,Standard,DepOnly"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tools.errors import UserError
+from mlctl.base.errors import UserError
+from mlctl.base.paths import ROOT
 from tools.lock import REQUIREMENTS, command_of
-from tools.paths import ROOT
 
 
 @pytest.mark.parametrize("name", sorted(file.name for file in REQUIREMENTS.glob("*.txt")))

@@ -1,5 +1,0 @@
-"""Clusters to run on: embedded (this machine, no Docker), kind, or an existing one."""
-
-from cluster.provider import Provider, provider
-
-__all__ = ["Provider", "provider"]

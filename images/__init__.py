@@ -1,1 +1,0 @@
-"""Container images of the project: built without a registry, a Docker engine or a daemon."""

@@ -1,3 +1,0 @@
-module ml-pipelines/pause
-
-go 1.24

@@ -1,0 +1,228 @@
+"""What the cache forgets, so that it does not grow with every change.
+
+    python -m mlctl.base.prune          what is done after each build of an image
+    python -m mlctl.base.prune all      the whole cache, after saying what it holds (make clean-cache)
+
+Of what is made anew under another name with each change, the two that were used last are kept,
+and everything that was used within a day: other checkouts share the cache. What a process runs
+from, or somebody is building, is never touched.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlctl.base import paths
+from mlctl.base.cache import if_free, lock_file
+from mlctl.base.errors import UserError, run_main
+from mlctl.base.progress import console
+
+DAY_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A directory of the cache whose entries are pruned."""
+
+    name: str
+    """Path below the cache."""
+
+    changing: str
+    """Pattern of what changes in an entry's name; entries that differ only there are a group."""
+
+    keep: int = 2
+    """How many of a group stay whatever their age."""
+
+
+KINDS = (
+    Kind("images", r"-[0-9a-f]{12}$"),
+    Kind("node", r".*"),
+    Kind("venvs", r"-[0-9a-f]{12}$"),
+    Kind("wheels", r"-[\d.]+-[0-9a-f]{12}$"),
+    Kind("chart", r".*"),
+    Kind("pytest", r".*"),
+    # Layers unpacked for tests: made again in seconds.
+    Kind("image-layers", r".*", keep=0),
+    # A test that was killed could not remove its directory.
+    Kind("test", r".*", keep=0),
+    # Packages that Debian has replaced since: name_version_architecture.deb.
+    Kind("apt/archives/archives", r"_[^_]*(?=_)"),
+)
+"""Not here: go/build, which Go itself trims (unused for five days), and go/modules and uv, which
+grow with changed pins only."""
+
+PARTS = frozenset(
+    {"apt", "go", "locks", "logs", "uv", *(kind.name.partition("/")[0] for kind in KINDS)}
+)
+"""What the cache holds: nothing else below it is ever deleted."""
+
+
+def prune() -> int:
+    """Delete what is stale, say in one line what that was, and return how many bytes it freed."""
+    with if_free(lock_file("prune")) as alone:
+        if not alone:
+            return 0
+        gone: dict[str, list[Path]] = {}
+        freed = 0
+        running = named_by_processes()
+        for kind in KINDS:
+            for entry in stale(kind, time.time()):
+                if f"{entry}/" in running or not _moved(entry, kind):
+                    continue
+                freed += size([_aside(entry)], alone=True)
+                _delete(_aside(entry))
+                gone.setdefault(kind.name, []).append(entry)
+    if gone:
+        what = ", ".join(f"{len(entries)} of {name}" for name, entries in gone.items())
+        console.print(f"    freed {freed / 1e6:.0f} MB of {paths.CACHE}: {what}", markup=False)
+    return freed
+
+
+def stale(kind: Kind, now: float) -> Iterator[Path]:
+    """Yield the entries of a kind that have had their time; ``now`` is in seconds since 1970."""
+    groups: dict[str, list[tuple[float, Path]]] = defaultdict(list)
+    for entry in list((paths.CACHE / kind.name).glob("*")):
+        try:
+            used = entry.lstat().st_mtime
+        except FileNotFoundError:
+            continue
+        if unfinished_key(entry.name) and now - used > DAY_SECONDS:
+            yield entry
+        elif entry.name[0] != "." and (entry.is_dir() or entry.suffix == ".deb"):
+            groups[re.sub(kind.changing, "", entry.name, count=1)].append((used, entry))
+    for group in groups.values():
+        for used, entry in sorted(group, reverse=True)[kind.keep :]:
+            if now - used > DAY_SECONDS:
+                yield entry
+
+
+def unfinished_key(name: str) -> str:
+    """Return the key of a build that was killed, from the name of its directory; '' for others.
+
+    (See cache.cached, which makes them, and _aside.)
+    """
+    found = re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}", name)
+    return found[1] if found else ""
+
+
+def _aside(entry: Path) -> Path:
+    return entry if entry.name[0] == "." else entry.with_name(f".{entry.name}.outdated")
+
+
+def _moved(entry: Path, kind: Kind) -> bool:
+    """Take an entry out of sight unless somebody builds it; nobody finds it half deleted then."""
+    key = unfinished_key(entry.name) or entry.name
+    venv = kind.name == "venvs"
+    # bootstrap.py has locks of its own: it runs before anything else is there.
+    file = entry.with_name(f".{key}.lock") if venv else lock_file(f"{kind.name}-{key}")
+    if kind.name.startswith("apt/"):
+        file = lock_file("apt-cache")
+    with if_free(file) as free:
+        if free:
+            try:
+                entry.rename(_aside(entry))
+            except OSError:
+                return False
+        return free
+
+
+def _delete(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        entry.unlink(missing_ok=True)
+
+
+def size(entries: Iterable[Path], *, alone: bool = False) -> int:
+    """Return how many bytes of disk files and directories take, a file with two links once.
+
+    With ``alone``: how many would be free without them; files that others link to do not count.
+    """
+    links: Counter[tuple[int, int]] = Counter()
+    found: dict[tuple[int, int], os.stat_result] = {}
+    for entry in entries:
+        below = (Path(base) / name for base, _, names in os.walk(entry) for name in names)
+        for file in below if entry.is_dir() else [entry]:
+            try:
+                status = file.lstat()
+            except FileNotFoundError:
+                continue
+            found[status.st_dev, status.st_ino] = status
+            links[status.st_dev, status.st_ino] += 1
+    return sum(
+        status.st_blocks * 512
+        for inode, status in found.items()
+        if not alone or links[inode] >= status.st_nlink
+    )
+
+
+def named_by_processes(leave_out: frozenset[int] = frozenset()) -> str:
+    """Return the programs, command lines and working directories of all processes, as one text."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        if int(process.name) in leave_out:
+            continue
+        try:
+            found.append((process / "cmdline").read_bytes().decode(errors="replace"))
+            found += [f"{(process / name).readlink()}/" for name in ("exe", "cwd")]
+        except OSError:
+            continue  # It has ended, or is the kernel's.
+    return "\0".join(found)
+
+
+def clean() -> int:
+    """Delete the whole cache, after saying what it holds, and return how many bytes it freed.
+
+    Raises UserError while something runs from it, or when the answer on a terminal is no.
+    """
+    if f"{paths.CACHE}/" in named_by_processes(_own_family()):
+        raise UserError(
+            f"something runs from {paths.CACHE}: stop the clusters (`make down`, for another one "
+            "`CLUSTER_NAME=name make down`) and other commands of this project first"
+        )
+    parts = sorted(part for part in paths.CACHE.glob("*") if part.name in PARTS)
+    for part in parts:
+        console.print(f"{size([part]) / 1e6:9.0f} MB  {part}", markup=False)
+    total = size(parts)
+    console.print(f"{total / 1e6:9.0f} MB  together: the next `make run` makes it all again")
+    if os.environ.get("YES") != "1" and sys.stdin.isatty():
+        console.print("delete it? \\[y/N] ", end="")
+        if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+            raise UserError("nothing was deleted")
+    for part in parts:
+        # Go makes its modules read-only.
+        subprocess.run(["chmod", "-R", "u+w", part], check=False)
+        _delete(part)
+    return total
+
+
+def _own_family() -> frozenset[int]:
+    """Return this process and those that wait for it: make, the shell of tools/python."""
+    family, process = set(), os.getpid()
+    while process > 1:
+        family.add(process)
+        # "pid (name) state parent ...": a name may hold blanks and brackets.
+        status = Path(f"/proc/{process}/stat").read_text()
+        process = int(status.rpartition(")")[2].split()[1])
+    return frozenset(family)
+
+
+def main() -> None:
+    """Prune, or with the word ``all`` delete everything."""
+    if sys.argv[1:] == ["all"]:
+        clean()
+    elif not sys.argv[1:]:
+        prune()
+    else:
+        raise UserError("usage: python -m mlctl.base.prune [all]")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,426 @@
+"""The Airflow of a release, through its REST API (version 1, Airflow 2)."""
+
+import ast
+import html
+import re
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import requests
+
+from mlctl.base.errors import UserError
+
+FINISHED_RUN = {"success", "failed"}
+PAGE = 100
+"""As many runs as Airflow gives in one answer."""
+POLL_SECONDS = 1.0
+LOG_SECONDS = 4.0
+"""How often the log of a running task is read for its last line."""
+LOGIN_PAUSE_SECONDS = 10.0
+"""Airflow takes five logins in 40 seconds, and counts refused ones; a session outlives its pod."""
+
+_LOG_LINE = re.compile(r"^\[[^]]*\] \{[^}]*\} (?P<level>[A-Z]+) - (?P<text>.*)$")
+_BASE_CONTAINER = re.compile(r"^\[base\] ?")
+_CSRF = re.compile(r'name="csrf_token"[^>]*value="([^"]+)"')
+
+
+class AirflowError(UserError):
+    """Airflow refused a request; the text is its answer."""
+
+
+class Connection(Protocol):
+    """What leads to the web server; mlctl.clients.forward.Forward is one."""
+
+    @property
+    def url(self) -> str:
+        """Address of the web server."""
+
+    def ensure(self) -> None:
+        """Make sure that the address answers."""
+
+    def restart(self) -> None:
+        """Make the way anew after a lost connection."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a run, at one moment."""
+
+    task_id: str
+    state: str
+    try_number: int
+    seconds: float | None
+    """Seconds of work so far of the present try, None before it began."""
+
+
+class Airflow:
+    """Session with the web server of a release.
+
+    It logs in through the page's form, the one way that needs no setting in the chart. A lost
+    connection (the web server was replaced, the forward broke) is made anew for ``patience``
+    seconds; requests can be repeated safely because a run is triggered under a chosen id.
+    """
+
+    def __init__(
+        self, connection: Connection, user: str, password: str, *, patience: float = 120
+    ) -> None:
+        self.connection = connection
+        self.user = user
+        self.password = password
+        self.patience = patience
+        self._session: requests.Session | None = None
+
+    # Requests
+
+    def login(self) -> requests.Session:
+        """Log in and return the session. Raises AirflowError when the password is refused."""
+        session = requests.Session()
+        # Proxy settings of the machine are not for a port on it.
+        session.trust_env = False
+        page = session.get(f"{self.connection.url}/login/", timeout=30)
+        page.raise_for_status()
+        found = _CSRF.search(page.text)
+        if not found:
+            raise AirflowError("the login page of Airflow holds no form")
+        form = {
+            "username": self.user,
+            "password": self.password,
+            "csrf_token": html.unescape(found[1]),
+        }
+        answer = session.post(
+            f"{self.connection.url}/login/", data=form, timeout=30, allow_redirects=False
+        )
+        answer.raise_for_status()
+        if answer.status_code != 302 or "/login" in answer.headers.get("Location", ""):
+            raise AirflowError(f"Airflow refuses the password of the user {self.user}")
+        return session
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        params: dict[str, Any] | None = None,
+        accept: str = "application/json",
+        good: tuple[int, ...] = (),
+    ) -> requests.Response:
+        """Send a request to the API. Raises AirflowError on a refusal not listed in ``good``."""
+        headers = {"Accept": accept}
+        answer = self._send(method, f"api/v1/{path}", json=json, params=params, headers=headers)
+        if answer.ok or answer.status_code in good:
+            return answer
+        raise AirflowError(f"Airflow: {method} {path}: {_refusal(answer)}")
+
+    def page(self, path: str) -> requests.Response:
+        """Return a page of the web server, as the user sees it after the login."""
+        return self._send("GET", path)
+
+    def _send(self, method: str, path: str, **arguments: Any) -> requests.Response:
+        deadline = time.monotonic() + self.patience
+        while True:
+            pause = 1.0
+            try:
+                self.connection.ensure()
+                if self._session is None:
+                    self._session = self.login()
+                url = f"{self.connection.url}/{path}"
+                answer = self._session.request(method, url, timeout=60, **arguments)
+            except requests.RequestException as error:
+                problem = f"Airflow's web server does not answer ({type(error).__name__})"
+                if error.response is not None and error.response.status_code == 429:
+                    problem = "Airflow takes no more logins for a while"
+                    pause = LOGIN_PAUSE_SECONDS
+            else:
+                if answer.status_code == 401:
+                    problem = "Airflow ended the session"
+                    self._session = None
+                elif answer.status_code >= 500:
+                    problem = f"Airflow answers {answer.status_code}"
+                else:
+                    return answer
+            if time.monotonic() > deadline:
+                raise AirflowError(f"{problem}; `make status` shows its pods")
+            time.sleep(pause)
+            self.connection.restart()
+
+    def get(self, path: str, **params: Any) -> Any:
+        """Return the JSON answer to a GET."""
+        return self.request("GET", path, params=params).json()
+
+    # DAGs
+
+    def dag(self, dag_id: str) -> dict[str, Any] | None:
+        """Return a DAG's entry, or None while Airflow does not know it."""
+        answer = self.request("GET", f"dags/{dag_id}", good=(404,))
+        return answer.json() if answer.ok else None
+
+    def source(self, dag_id: str) -> str:
+        """Return the source of the DAG's file as Airflow holds it ('' while unknown)."""
+        dag = self.dag(dag_id)
+        if dag is None:
+            return ""
+        path = f"dagSources/{dag['file_token']}"
+        answer = self.request("GET", path, accept="text/plain", good=(404,))
+        return answer.text if answer.ok else ""
+
+    def import_errors(self) -> list[dict[str, Any]]:
+        """Return the import errors: ``filename``, ``stack_trace``, ``timestamp``."""
+        return self.get("importErrors")["import_errors"]
+
+    def unpause(self, dag_id: str) -> None:
+        """Let the scheduler start the DAG's runs."""
+        self.request("PATCH", f"dags/{dag_id}", json={"is_paused": False})
+
+    # Runs
+
+    def trigger(
+        self,
+        dag_id: str,
+        conf: dict[str, Any] | None = None,
+        *,
+        run_id: str = "",
+        logical_date: str = "",
+    ) -> str:
+        """Start a run, under a new id and at this moment unless others are given; return its id.
+
+        A logical date is in ISO 8601; Airflow takes each once for a DAG.
+
+        Raises AirflowError with Airflow's own words when it refuses the id.
+        """
+        run_id = run_id or f"manual__{datetime.now(UTC).isoformat()}"
+        # A repeated request after a lost answer finds the run there: 409 is as good.
+        self.request(
+            "POST",
+            f"dags/{dag_id}/dagRuns",
+            json={"dag_run_id": run_id, "conf": conf or {}}
+            | ({"logical_date": logical_date} if logical_date else {}),
+            good=(409,),
+        )
+        return run_id
+
+    def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        """Return a run's entry."""
+        return self.get(_run_path(dag_id, run_id))
+
+    def runs(self, dag_id: str, run_ids: Collection[str]) -> list[dict[str, Any]]:
+        """Return the entries of several runs, in the order of their ids, in as few requests as
+        Airflow allows: asking for each alone keeps its web server busy while tasks wait for it.
+        """
+        page = self.get(f"dags/{dag_id}/dagRuns", limit=PAGE, order_by="-execution_date")
+        newest = {one["dag_run_id"]: one for one in page["dag_runs"]}
+        return [newest.get(run_id) or self.run(dag_id, run_id) for run_id in run_ids]
+
+    def all_runs(self, dag_id: str) -> list[dict[str, Any]]:
+        """Return the entries of all runs of a DAG."""
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self.get(f"dags/{dag_id}/dagRuns", limit=PAGE, offset=len(found))
+            found += page["dag_runs"]
+            if not page["dag_runs"] or len(found) >= page["total_entries"]:
+                return found
+
+    def newest_run(self, dag_id: str) -> dict[str, Any] | None:
+        """Return the entry of the newest run, or None."""
+        answer = self.request(
+            "GET",
+            f"dags/{dag_id}/dagRuns",
+            params={"limit": 1, "order_by": "-start_date"},
+            good=(404,),
+        )
+        runs = answer.json()["dag_runs"] if answer.ok else []
+        return runs[0] if runs else None
+
+    def tasks(self, dag_id: str, run_id: str) -> list[Task]:
+        """Return the tasks of a run, in the order in which they began."""
+        found = self.get(f"{_run_path(dag_id, run_id)}/taskInstances")["task_instances"]
+        found.sort(key=lambda one: (one["start_date"] is None, one["start_date"] or ""))
+        return [
+            Task(one["task_id"], one["state"] or "none", one["try_number"], _task_seconds(one))
+            for one in found
+        ]
+
+    def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1) -> str:
+        """Return the whole log of one try of a task."""
+        return self.request(
+            "GET",
+            f"{_run_path(dag_id, run_id)}/taskInstances/{task_id}/logs/{max(1, try_number)}",
+            params={"full_content": True},
+            accept="text/plain",
+        ).text
+
+    def result(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
+        """Return what a task handed over (XCom ``return_value``), {} when it has none."""
+        path = f"{_run_path(dag_id, run_id)}/taskInstances/{task_id}/xcomEntries/return_value"
+        answer = self.request("GET", path, good=(404,))
+        if not answer.ok:
+            return {}
+        value = answer.json()["value"]
+        # Airflow 2.9 answers with the text of the Python value.
+        value = ast.literal_eval(value) if isinstance(value, str) else value
+        return value if isinstance(value, dict) else {}
+
+    def results(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
+        """Return the results of all tasks of a run, task id -> result."""
+        found = {task.task_id: None for task in self.tasks(dag_id, run_id)}
+        return {task_id: self.result(dag_id, run_id, task_id) for task_id in found}
+
+    def wait_for_run(
+        self,
+        dag_id: str,
+        run_id: str,
+        *,
+        timeout: float,
+        on_change: Callable[[str, Task], None] = lambda run_id, task: None,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> dict[str, Any]:
+        """Wait for one run: see ``wait_for_runs``."""
+        (run,) = self.wait_for_runs(
+            dag_id, [run_id], timeout=timeout, on_change=on_change, note=note
+        )
+        return run
+
+    def wait_for_runs(
+        self,
+        dag_id: str,
+        run_ids: list[str],
+        *,
+        timeout: float,
+        on_change: Callable[[str, Task], None] = lambda run_id, task: None,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> list[dict[str, Any]]:
+        """Wait until the runs have ended, well or badly, and return their entries.
+
+        ``on_change`` is called with the run id and each task that took on another state,
+        ``note`` with a few words on what runs now and its last log line.
+
+        Raises AirflowError after ``timeout`` seconds, with the states of that moment.
+        """
+        deadline = time.monotonic() + timeout
+        seen: dict[tuple[str, str], tuple[str, int]] = {}
+        ended: dict[str, dict[str, Any]] = {}
+        read_at = 0.0
+        while True:
+            going: dict[str, list[Task]] = {}
+            for run_id in run_ids:
+                if run_id in ended:
+                    continue
+                # The run before its tasks: when it has ended, their states are the last ones.
+                run = self.run(dag_id, run_id)
+                tasks = self.tasks(dag_id, run_id)
+                for task in tasks:
+                    if (task.state, task.try_number) != seen.get((run_id, task.task_id)):
+                        seen[run_id, task.task_id] = (task.state, task.try_number)
+                        on_change(run_id, task)
+                        read_at = 0.0  # What was noted of it is over.
+                if run["state"] in FINISHED_RUN:
+                    ended[run_id] = run
+                else:
+                    going[run_id] = tasks
+            if not going:
+                return [ended[run_id] for run_id in run_ids]
+            if time.monotonic() - read_at > LOG_SECONDS:
+                read_at = time.monotonic()
+                note(" || ".join(self._activity(dag_id, *item) for item in going.items()))
+            if time.monotonic() > deadline:
+                states = ", ".join(f"{t.task_id} {t.state}" for ts in going.values() for t in ts)
+                raise AirflowError(f"{dag_id} has not ended after {timeout:.0f} s: {states}")
+            time.sleep(POLL_SECONDS)
+
+    def _activity(self, dag_id: str, run_id: str, tasks: list[Task]) -> str:
+        words = []
+        for task in tasks:
+            if task.state != "running":
+                continue
+            try:
+                lines = container_lines(self.log(dag_id, run_id, task.task_id, task.try_number))
+            except AirflowError:
+                lines = []  # A log that is not there yet is no reason to stop waiting.
+            # The result is for programs.
+            lines = [line for line in lines if not line.startswith("RESULT ")]
+            last = lines[-1] if lines else "its pod starts"
+            words.append(f"{task.task_id} {task.seconds or 0:.0f} s: {last}")
+        if words:
+            return " | ".join(words)
+        waiting = [task.task_id for task in tasks if task.state in {"queued", "scheduled"}]
+        if waiting:
+            return f"{', '.join(waiting)}: waiting for its worker"
+        return self._scheduler_words()
+
+    def _scheduler_words(self) -> str:
+        """What the scheduler is doing when no task of a run is under way."""
+        try:
+            scheduler = self.get("health")["scheduler"]
+        except AirflowError:
+            return "Airflow does not answer"
+        if scheduler["status"] == "healthy":
+            return "the scheduler decides"
+        return (
+            f"the scheduler is {scheduler['status']}, its last sign of life was at "
+            f"{scheduler['latest_scheduler_heartbeat']} (`make status` shows its pod)"
+        )
+
+
+def container_lines(log: str) -> list[str]:
+    """Return what the task's container wrote, out of the log of the task."""
+    lines = []
+    for line in log.splitlines():
+        found = _LOG_LINE.match(line)
+        text = found["text"] if found else ""
+        if _BASE_CONTAINER.match(text):
+            lines.append(_BASE_CONTAINER.sub("", text))
+    return [line for line in lines if line.strip()]
+
+
+def telling_lines(log: str, count: int = 15) -> list[str]:
+    """Return the lines of a failed task's log that say why.
+
+    The container's own last lines when it wrote any, else the last warnings, errors and
+    tracebacks of Airflow (the pod did not start, the time was over).
+    """
+    own = container_lines(log)
+    if own:
+        return own[-count:]
+    trouble: list[str] = []
+    begun = False
+    for line in log.splitlines():
+        found = _LOG_LINE.match(line)
+        begun = begun or bool(found)  # Before that: where Airflow has found the log.
+        if not begun:
+            continue
+        if not found or found["level"] in {"WARNING", "ERROR", "CRITICAL"}:
+            trouble.append(found["text"] if found else line)
+    return trouble[-count:]
+
+
+def _run_path(dag_id: str, run_id: str) -> str:
+    # A run id may hold any character, `/` and `?` among them.
+    return f"dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"
+
+
+def run_seconds(run: dict[str, Any]) -> float | None:
+    """Return how many seconds a run took, by Airflow's clock; None while it goes on."""
+    if not run.get("start_date") or not run.get("end_date"):
+        return None
+    start, end = (datetime.fromisoformat(run[key]) for key in ("start_date", "end_date"))
+    return round((end - start).total_seconds(), 1)
+
+
+def _task_seconds(entry: dict[str, Any]) -> float | None:
+    if entry["start_date"] is None:
+        return None
+    start = datetime.fromisoformat(entry["start_date"])
+    end = datetime.fromisoformat(entry["end_date"]) if entry["end_date"] else datetime.now(UTC)
+    return max(0.0, (end - start).total_seconds())
+
+
+def _refusal(answer: requests.Response) -> str:
+    try:
+        body = answer.json()
+        return f"{answer.status_code} {body.get('title', '')} {body.get('detail') or ''}".strip()
+    except ValueError:
+        return f"{answer.status_code} {answer.reason}"

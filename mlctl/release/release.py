@@ -1,0 +1,353 @@
+"""The Helm release: what is installed, from which values, and whether it is well.
+
+python -m mlctl.release.release package     the chart as an archive in build/
+python -m mlctl.release.release uninstall   remove the release; claims with data stay
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mlctl.base.cache import digest, lock
+from mlctl.base.errors import UserError, run_main
+from mlctl.base.paths import BUILD, CHART, ROOT, VALUES
+from mlctl.base.progress import Phase, console
+from mlctl.base.wheels import helm
+from mlctl.builder.catalog import REPOSITORY
+from mlctl.clients.kube import Kube, describe_trouble, is_stuck, last_words, not_ready
+from mlctl.release.chart import dependency
+
+RELEASE = "ml-pipelines"
+NAMESPACE = "ml-pipelines"
+TIMEOUT_SECONDS = 900
+STUCK_SECONDS = 90
+"""A pod that cannot start for so long (no image, no Secret) ends the wait early."""
+
+_INPUTS = "inputs "
+"""What the description of a revision begins with; the hash of its inputs follows."""
+
+
+def program() -> str:
+    """Return the path of helm: the one in the variable HELM, else the pinned one."""
+    return os.environ.get("HELM") or str(helm())
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``above`` over ``below`` the way Helm merges values files."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(old, Mapping)
+        merged[key] = merge(old, value) if both else value
+    return merged
+
+
+def values_files(environ: Mapping[str, str] = os.environ) -> list[Path]:
+    """Return the values files of the variables ENV (default: local) and VALUES.
+
+    Raises UserError when one does not exist.
+    """
+    name = environ.get("ENV") or "local"
+    files = [VALUES / f"{name}.yaml"]
+    if not files[0].is_file():
+        known = ", ".join(sorted(file.stem for file in VALUES.glob("*.yaml")))
+        raise UserError(f"ENV={name} is not one of {known} (values/*.yaml)")
+    extra = environ.get("VALUES")
+    if extra:
+        files.append(ROOT / extra)
+        if not files[-1].is_file():
+            raise UserError(f"VALUES={extra}: no such file")
+    return files
+
+
+def image_values(images: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """Return the values that make the release use the images of build/images.json."""
+
+    def one(name: str) -> dict[str, str]:
+        return {
+            "repository": images[name]["repository"],
+            "tag": images[name]["tag"],
+            # The tag holds the content's hash, and no registry could be asked for a digest.
+            "pullPolicy": "IfNotPresent",
+        }
+
+    return {
+        "images": {
+            "classicExample": one("classic-example"),
+            # It has the same packages, and stays the same while the workload's code changes.
+            "mlflow": one("classic-example-environment"),
+            "postgres": one("postgres"),
+        },
+        "airflow": {
+            # The workers know this image only, so it is the one for every part of Airflow.
+            "defaultAirflowRepository": images["airflow"]["repository"],
+            "defaultAirflowTag": images["airflow"]["tag"],
+            "images": {"gitSync": one("git-sync")},
+        },
+    }
+
+
+@dataclass(frozen=True)
+class Status:
+    """The newest revision of the release."""
+
+    state: str
+    """As helm says: deployed, failed, pending-upgrade ..."""
+    revision: int
+    inputs: str
+    """Hash of chart and values, '' when somebody else installed it."""
+
+
+class Release:
+    """The release in one cluster."""
+
+    def __init__(self, kube: Kube, values: Mapping[str, Any], cluster: str) -> None:
+        """``values`` is the overlay that image lock and cluster give, over values/$(ENV).yaml."""
+        self.kube = kube
+        self.values = values
+        self.overlay = BUILD / f"values-{cluster}.yaml"
+
+    def helm(self, *words: str) -> list[str]:
+        """Return a helm command line for this cluster and namespace."""
+        config = ["--kubeconfig", str(self.kube.kubeconfig)]
+        return [program(), *config, "--namespace", self.kube.namespace, *words]
+
+    def status(self) -> Status | None:
+        """Return the newest revision, None when nothing is installed."""
+        command = self.helm("status", RELEASE, "--output", "json")
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode != 0:
+            if "not found" in result.stderr:
+                return None
+            raise UserError(f"helm status: {result.stderr.strip()}")
+        found = json.loads(result.stdout)
+        description = found["info"].get("description", "")
+        inputs = description.removeprefix(_INPUTS) if description.startswith(_INPUTS) else ""
+        return Status(found["info"]["status"], int(found["version"]), inputs)
+
+    def installed_values(self) -> dict[str, Any]:
+        """Return all values of the newest revision, the chart's defaults among them.
+
+        Raises UserError when nothing is installed.
+        """
+        command = self.helm("get", "values", RELEASE, "--all", "--output", "json")
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode != 0:
+            raise UserError(f"the release {RELEASE} is not installed, `make up`: {result.stderr}")
+        return json.loads(result.stdout)
+
+    def images(self) -> set[str]:
+        """Return what is named like an image of this project in the newest two good revisions.
+
+        (The second is the one that `helm rollback` goes back to.)
+
+        Raises UserError when helm fails.
+        """
+        history = json.loads(self._output("history", RELEASE, "--output", "json"))
+        good = [one["revision"] for one in history if one["status"] in {"deployed", "superseded"}]
+        manifests = [
+            self._output("get", "manifest", RELEASE, "--revision", str(revision))
+            for revision in sorted(good)[-2:]
+        ]
+        return project_images("\n".join(manifests))
+
+    def _output(self, *words: str) -> str:
+        result = subprocess.run(self.helm(*words), capture_output=True, text=True)
+        if result.returncode != 0:
+            raise UserError(f"helm {words[0]}: {result.stderr.strip()}")
+        return result.stdout
+
+    def inputs(self, files: list[Path], extra: tuple[str, ...] = ()) -> str:
+        """Return the hash over everything that decides what is installed."""
+        values = json.dumps(self.values, sort_keys=True)
+        return digest(CHART, *files, values, Path(program()).name, *extra)
+
+    def deploy(self, phase: Phase, *, extra: tuple[str, ...] = ()) -> bool:
+        """Install or upgrade, and wait until all of it is ready.
+
+        Returns False when the release was up to date: then nothing is changed, only awaited.
+
+        Raises UserError with a description of the pods that are not well.
+        """
+        dependency(os.environ.get("CHART_REPOSITORY") or "package")
+        files = values_files()
+        inputs = self.inputs(files, extra)
+        self.overlay.parent.mkdir(parents=True, exist_ok=True)
+        self.overlay.write_text(yaml.safe_dump(dict(self.values), sort_keys=True))
+        with lock(f"release-{digest(str(self.kube.kubeconfig), self.kube.namespace)}"):
+            status = self.status()
+            if not extra and status and (status.state, status.inputs) == ("deployed", inputs):
+                phase.say(f"revision {status.revision} is up to date")
+                self.wait_ready(phase)
+                return False
+            if status and status.state.startswith("pending-"):
+                self._forget_interrupted(phase, status)
+            words = ["upgrade", RELEASE, str(CHART), "--install", "--create-namespace", "--wait"]
+            for file in [*files, self.overlay]:
+                words += ["--values", str(file)]
+            words += ["--timeout", f"{TIMEOUT_SECONDS}s", "--description", f"{_INPUTS}{inputs}"]
+            self._helm_and_watch([*words, *extra], phase)
+            self.wait_ready(phase)
+        return True
+
+    def _forget_interrupted(self, phase: Phase, status: Status) -> None:
+        # A helm that was killed leaves its revision pending, and every later helm refuses. The
+        # lock says that no helm of this machine is at work. Without the revision's record helm
+        # adopts the objects that are there, so no Secret and no claim is made anew.
+        phase.say(f"revision {status.revision} was interrupted ({status.state}): going on from it")
+        selector = f"owner=helm,name={RELEASE},status={status.state}"
+        self.kube.run("delete", "secret", "--selector", selector)
+
+    def _helm_and_watch(self, words: list[str], phase: Phase) -> None:
+        log = BUILD / "log" / "helm.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as out:
+            out.write(f"$ {' '.join(self.helm(*words))}\n")
+            out.flush()
+            process = subprocess.Popen(
+                self.helm(*words), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+            )
+            try:
+                stuck = self._watch(process, phase)
+            finally:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGINT)
+                    process.wait()
+        if stuck or process.returncode != 0:
+            tail = "\n".join(log.read_text().splitlines()[1:][-8:])
+            reason = stuck or f"helm ended with status {process.returncode}"
+            raise UserError(
+                f"the release {RELEASE} did not become ready: {reason}; whole log: {log}\n{tail}\n"
+                + describe_trouble(self.kube)
+            )
+
+    def _watch(self, process: subprocess.Popen[bytes], phase: Phase) -> str:
+        stuck_since: float | None = None
+        while process.poll() is None:
+            try:
+                pods = self.pods()
+            except UserError:
+                pods = []  # The namespace may not be there yet, or the API be busy.
+            waiting = not_ready(pods)
+            words = last_words(self.kube, pods)
+            phase.note(f"waiting for {waiting}{words}" if waiting else "helm is at work")
+            stuck = [pod for pod in pods if is_stuck(pod)]
+            if not stuck:
+                stuck_since = None
+            elif stuck_since is None:
+                stuck_since = time.monotonic()
+            elif time.monotonic() - stuck_since > STUCK_SECONDS:
+                return f"{not_ready(stuck)} for {STUCK_SECONDS} s"
+            try:
+                process.wait(2)
+            except subprocess.TimeoutExpired:
+                continue
+        return ""
+
+    def pods(self) -> list[dict[str, Any]]:
+        """Return the release's own pods: those of its controllers, not those of tasks."""
+        owned = {"ReplicaSet", "StatefulSet", "DaemonSet", "Job"}
+        return [
+            pod
+            for pod in self.kube.items("pods")
+            if owned & {owner["kind"] for owner in pod["metadata"].get("ownerReferences", [])}
+        ]
+
+    def wait_ready(self, phase: Phase, timeout: float = 300) -> None:
+        """Wait until every Deployment and StatefulSet runs as specified and the Jobs are done.
+
+        Helm 3 does not wait for Jobs by itself, and the setup Job makes the first user.
+
+        Raises UserError with a description of what is not well.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            waiting = [
+                f"{one['kind'].lower()} {one['metadata']['name']}"
+                for kind in ("deployments", "statefulsets")
+                for one in self.kube.items(kind)
+                if not _rolled_out(one)
+            ]
+            waiting += [
+                f"job {one['metadata']['name']}"
+                for one in self.kube.items("jobs")
+                # Not those of CronJobs, which come and go.
+                if not one["metadata"].get("ownerReferences") and not _succeeded(one)
+            ]
+            if not waiting:
+                return
+            phase.note(f"waiting for {not_ready(self.pods()) or ', '.join(waiting)}")
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"not ready after {timeout:.0f} s: {', '.join(waiting)}\n"
+                    + describe_trouble(self.kube)
+                )
+            time.sleep(1)
+
+    def uninstall(self) -> None:
+        """Remove the release. Claims that hold data stay (the chart keeps them)."""
+        command = self.helm("uninstall", RELEASE, "--wait", "--timeout", "300s")
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode != 0 and "not found" not in result.stderr:
+            raise UserError(f"helm uninstall: {result.stderr.strip()}")
+
+
+def project_images(text: str) -> set[str]:
+    """Return the full names of images of this project that are in a text."""
+    return set(re.findall(rf"{re.escape(REPOSITORY)}/[\w.-]+:[\w.-]+", text))
+
+
+def _rolled_out(controller: Mapping[str, Any]) -> bool:
+    wanted = controller["spec"].get("replicas", 1)
+    status = controller.get("status", {})
+    return (
+        status.get("observedGeneration", 0) >= controller["metadata"]["generation"]
+        and status.get("updatedReplicas", 0) >= wanted
+        and status.get("readyReplicas", 0) >= wanted
+        # An old pod that still ends counts as a replica.
+        and status.get("replicas", 0) == wanted
+    )
+
+
+def _succeeded(job: Mapping[str, Any]) -> bool:
+    wanted = job["spec"].get("completions", 1)
+    return job.get("status", {}).get("succeeded", 0) >= wanted
+
+
+def package() -> Path:
+    """Package the chart with its dependency into build/ and return the archive's path."""
+    dependency(os.environ.get("CHART_REPOSITORY") or "package")
+    BUILD.mkdir(exist_ok=True)
+    command = [program(), "package", str(CHART), "--destination", str(BUILD)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise UserError(f"helm package: {result.stderr.strip()}")
+    return Path(result.stdout.strip().rsplit(": ", 1)[-1])
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description="The Helm release.")
+    parser.add_argument("command", choices=["package", "uninstall"])
+    if parser.parse_args().command == "package":
+        print(package())
+        return
+    from mlctl.cluster import provider
+
+    cluster = provider()
+    Release(Kube(cluster.kubeconfig, NAMESPACE), {}, cluster.name).uninstall()
+    console.print(f"the release {RELEASE} is gone; its claims and their data stay")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,353 @@
+"""Many runs of both DAGs at once, each checked by what it left behind.
+
+    N=20 python -m mlctl.trials.soak     needs the release with its own MLflow (`make up`)
+
+A run of inference_dag alone, before and after, says what the predictions of a model are when
+nothing runs beside it: every other run must have written the same bytes for the same weights. All
+training runs have the same seed, so that all their models must have the same weights.
+
+The figures go to build/soak.json:
+
+    {"runs", "seconds", "ok", "alone": [run], "training_dag": [run], "inference_dag": [run]}
+
+where a run is what `Checked` holds.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from mlctl.base.errors import UserError, run_main
+from mlctl.base.paths import BUILD
+from mlctl.base.progress import Phase, Phases
+from mlctl.clients.airflow import FINISHED_RUN, Airflow, AirflowError, run_seconds
+from mlctl.clients.forward import Forward
+from mlctl.clients.mlflow import Mlflow
+from mlctl.clients.volume import run_pod
+from mlctl.commands.runs import explain_failure, run_count, say
+from mlctl.stack import DAG_IDS, MLFLOW_PORT, MLFLOW_SERVICE, Stack
+
+REPORT = BUILD / "soak.json"
+TRAINING, INFERENCE = DAG_IDS
+RUNS = 20
+POLL_SECONDS = 3.0
+SECONDS_PER_RUN = 600
+"""Limit for a run of each DAG; on two cores they take 100 s together."""
+POD_SECONDS = 60
+"""The pods of an ended run are gone after so long."""
+
+# Kept by clean_up of the DAG; everything else in the directory of an ended run is left behind.
+KEPT = {TRAINING: set(), INFERENCE: {"pred.csv", "pred.json"}}
+
+# Run in a pod with the claim: prints {directory: {"sha256", "rows", "about"} or null}.
+READ_PREDICTIONS = """
+import csv, hashlib, io, json, pathlib, sys
+found = {}
+for name in sys.argv[1:]:
+    path = pathlib.Path("/volume", name, "pred.csv")
+    found[name] = None
+    if path.is_file():
+        content = path.read_bytes()
+        about = path.with_name("pred.json")
+        found[name] = {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "rows": sum(1 for _ in csv.DictReader(io.StringIO(content.decode()))),
+            "about": json.loads(about.read_text()) if about.is_file() else {},
+        }
+print(json.dumps(found))
+"""
+
+
+@dataclass
+class Checked:
+    """A run that has ended, and what is wrong with it."""
+
+    dag_id: str
+    run_id: str
+    state: str
+    seconds: float | None
+    """From its start, waiting for its turn not included."""
+    retries: int = 0
+    """Tries of all tasks beyond their first."""
+    model_version: str = ""
+    """Registered by a training run, applied by an inference run."""
+    weights: str = ""
+    """SHA-256 of the model's weights."""
+    accuracy: float | None = None
+    predictions: str = ""
+    """SHA-256 of the predictions file."""
+    rows: int | None = None
+    faults: list[str] = field(default_factory=list)
+
+
+def start(airflow: Airflow, run_ids: Mapping[str, Sequence[str]]) -> None:
+    """Trigger runs of several DAGs under the given ids, the DAGs in turn."""
+    for dag_id in run_ids:
+        airflow.unpause(dag_id)
+    turns = max(len(ids) for ids in run_ids.values())
+    for turn in range(turns):
+        for dag_id, ids in run_ids.items():
+            if turn < len(ids):
+                airflow.trigger(dag_id, run_id=ids[turn])
+
+
+def wait(
+    airflow: Airflow, run_ids: Mapping[str, Sequence[str]], timeout: float, phase: Phase
+) -> None:
+    """Return when all runs have ended, well or badly; tell each end.
+
+    Raises AirflowError after ``timeout`` seconds, with the number of runs in each state.
+    """
+    deadline = time.monotonic() + timeout
+    told: set[tuple[str, str]] = set()
+    while True:
+        counts = {}
+        for dag_id, ids in run_ids.items():
+            runs = airflow.runs(dag_id, ids)
+            counts[dag_id] = Counter(run["state"] for run in runs)
+            for run in runs:
+                key = (dag_id, run["dag_run_id"])
+                if run["state"] in FINISHED_RUN and key not in told:
+                    told.add(key)
+                    seconds = run_seconds(run) or 0
+                    phase.say(f"{dag_id} {run['dag_run_id']}: {run['state']} in {seconds:.0f} s")
+        states = "; ".join(f"{dag_id}: {_counted(count)}" for dag_id, count in counts.items())
+        phase.note(states)
+        if len(told) == sum(len(ids) for ids in run_ids.values()):
+            return
+        if time.monotonic() > deadline:
+            raise AirflowError(f"not ended after {timeout:.0f} s: {states}")
+        time.sleep(POLL_SECONDS)
+
+
+def _counted(count: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {state}" for state, number in sorted(count.items()))
+
+
+def look_at(
+    stack: Stack, airflow: Airflow, mlflow: Mlflow, run_ids: Mapping[str, Sequence[str]]
+) -> list[Checked]:
+    """Return what ended runs came to, with the faults that each shows by itself."""
+    inference = {run_id: stack.run_path(INFERENCE, run_id) for run_id in run_ids.get(INFERENCE, ())}
+    predictions = read_predictions(stack, inference.values())
+    files = stack.list_volume()
+    checked = []
+    for dag_id, ids in run_ids.items():
+        for run in airflow.runs(dag_id, ids):
+            one = Checked(dag_id, run["dag_run_id"], run["state"], run_seconds(run))
+            _look_at_tasks(airflow, one)
+            _look_at_files(stack.run_path(dag_id, one.run_id), files, one)
+            if dag_id == TRAINING:
+                trained, uploaded = (
+                    airflow.result(dag_id, one.run_id, task_id)
+                    for task_id in ("train_model", "upload_model")
+                )
+                _look_at_model(mlflow, trained, uploaded, one)
+            else:
+                _look_at_predictions(predictions[inference[one.run_id]], one)
+            checked.append(one)
+    return checked
+
+
+def read_predictions(stack: Stack, directories: Iterable[str]) -> dict[str, dict[str, Any] | None]:
+    """Return hash, rows and description of the predictions in directories of the storage.
+
+    All of them by one pod; None where there are no predictions.
+    """
+    names = list(directories)
+    if not names:
+        return {}
+    claim, image = stack.settings["storage"]["claimName"], stack.settings["image"]["reference"]
+    command = ["python", "-c", READ_PREDICTIONS, *names]
+    return json.loads(run_pod(stack.kube, claim, image, command))
+
+
+def _look_at_tasks(airflow: Airflow, one: Checked) -> None:
+    if one.state != "success":
+        one.faults.append(f"the run is {one.state}")
+    for task in airflow.tasks(one.dag_id, one.run_id):
+        one.retries += max(0, task.try_number - 1)
+        if task.state != "success":
+            one.faults.append(f"{task.task_id} is {task.state}")
+
+
+def _look_at_files(path: str, files: Collection[str], one: Checked) -> None:
+    names = {name.removeprefix(f"{path}/") for name in files if name.startswith(f"{path}/")}
+    if left := sorted(names - KEPT[one.dag_id]):
+        one.faults.append(f"left behind: {', '.join(left)}")
+
+
+def _look_at_model(
+    mlflow: Mlflow, trained: Mapping[str, Any], uploaded: Mapping[str, Any], one: Checked
+) -> None:
+    one.accuracy = trained.get("accuracy")
+    if not uploaded:
+        one.faults.append("no model was registered")
+        return
+    one.model_version = uploaded["version"]
+    version = mlflow.version(uploaded["name"], one.model_version)
+    one.weights = version["tags"].get("model_sha256", "")
+    # Written into the model's directory by train_model: whose files upload_model has taken.
+    trained_by = mlflow.get(
+        "get-artifact", run_id=version["run_id"], path="model/lineage.json"
+    ).json()
+    if trained_by.get("run_id") != one.run_id:
+        one.faults.append(f"{one.model_version} was trained by the run {trained_by.get('run_id')}")
+
+
+def _look_at_predictions(found: Mapping[str, Any] | None, one: Checked) -> None:
+    if found is None:
+        one.faults.append("there are no predictions")
+        return
+    one.predictions, one.rows = found["sha256"], found["rows"]
+    about = found["about"]
+    one.model_version = about.get("model", {}).get("version", "")
+    one.weights = about.get("model", {}).get("tags", {}).get("model_sha256", "")
+    if about.get("predictions", {}).get("sha256") != one.predictions:
+        one.faults.append("pred.json describes other predictions")
+    made_by = about.get("made_by", {}).get("run_id")
+    if made_by != one.run_id:
+        one.faults.append(f"the predictions are those of the run {made_by}")
+
+
+def compare(checked: Sequence[Checked], alone: Sequence[Checked]) -> None:
+    """Add the faults that show only beside other runs.
+
+    ``alone`` are inference runs that had the cluster for themselves.
+    """
+    training = [one for one in checked if one.dag_id == TRAINING]
+    weights = Counter(one.weights for one in training if one.weights)
+    usual = weights.most_common(1)[0][0] if weights else ""
+    versions = Counter(one.model_version for one in training if one.model_version)
+    for one in training:
+        if one.weights and one.weights != usual:
+            one.faults.append(f"other weights than {weights[usual]} runs of the same seed")
+        if versions[one.model_version] > 1:
+            one.faults.append(f"{one.model_version} is registered for several runs")
+    known = {one.weights: one.predictions for one in alone}
+    for one in checked:
+        if one.dag_id != INFERENCE or not one.predictions:
+            continue
+        if one.weights not in known:
+            one.faults.append(f"no run alone has used the weights of {one.model_version}")
+        elif one.predictions != known[one.weights]:
+            one.faults.append("other predictions than those of a run alone")
+
+
+def leftover_pods(stack: Stack) -> list[str]:
+    """Return the pods of runs that are still there POD_SECONDS after the last run has ended."""
+    deadline = time.monotonic() + POD_SECONDS
+    while True:
+        pods = [
+            pod["metadata"]["name"]
+            for pod in stack.kube.items("pods", f"dag_id in ({', '.join(DAG_IDS)})")
+        ]
+        if not pods or time.monotonic() > deadline:
+            return pods
+        time.sleep(1)
+
+
+def run_alone(
+    stack: Stack, airflow: Airflow, mlflow: Mlflow, dag_id: str, phases: Phases
+) -> Checked:
+    """Run a DAG with nothing beside it. Raises UserError when it does not go well."""
+    with phases.phase(f"{dag_id} alone") as phase:
+        (run_id,) = new_run_ids("alone", 1)
+        start(airflow, {dag_id: [run_id]})
+        wait(airflow, {dag_id: [run_id]}, 2 * SECONDS_PER_RUN, phase)
+        (one,) = look_at(stack, airflow, mlflow, {dag_id: [run_id]})
+        if one.faults:
+            if one.state != "success":
+                explain_failure(airflow, dag_id, run_id)
+            raise UserError(f"{dag_id} alone: {', '.join(one.faults)}")
+        phase.say(f"model {one.model_version}, weights {one.weights[:10]}")
+    return one
+
+
+def new_run_ids(name: str, count: int) -> list[str]:
+    """Return ids that no run has yet."""
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return [f"{name}__{stamp}+{number}" for number in range(1, count + 1)]
+
+
+def soak(stack: Stack, count: int) -> int:
+    """Run, check, print and write build/soak.json. Returns the exit status."""
+    registry = stack.settings["registry"]
+    if registry["type"] != "mlflow" or stack.kube.get("service", MLFLOW_SERVICE) is None:
+        raise UserError("the models are compared in the MLflow of the release: mlflow.enabled=true")
+    phases = Phases()
+    with (
+        stack.airflow() as airflow,
+        Forward(stack.kube, MLFLOW_SERVICE, MLFLOW_PORT) as forward,
+    ):
+        mlflow = Mlflow(forward)
+        if not mlflow.has_model(registry["modelName"]):
+            run_alone(stack, airflow, mlflow, TRAINING, phases)
+        alone = [run_alone(stack, airflow, mlflow, INFERENCE, phases)]
+        run_ids = {dag_id: new_run_ids("soak", count) for dag_id in DAG_IDS}
+        with phases.phase(f"{count} x {TRAINING} and {count} x {INFERENCE}") as phase:
+            started = time.monotonic()
+            start(airflow, run_ids)
+            phase.say(f"{2 * count} runs triggered in {phase.age:.1f} s")
+            wait(airflow, run_ids, 2 * SECONDS_PER_RUN + SECONDS_PER_RUN * count, phase)
+            seconds = round(time.monotonic() - started, 1)
+        pods = leftover_pods(stack)
+        # The newest model is one of theirs now.
+        alone.append(run_alone(stack, airflow, mlflow, INFERENCE, phases))
+        with phases.phase("look at what the runs left"):
+            checked = look_at(stack, airflow, mlflow, run_ids)
+            compare(checked, alone)
+    ok = not pods and not any(one.faults for one in checked)
+    report = {
+        "runs": count,
+        "seconds": seconds,
+        "ok": ok,
+        "leftover_pods": pods,
+        "alone": [asdict(one) for one in alone],
+        **{dag_id: [asdict(one) for one in checked if one.dag_id == dag_id] for dag_id in DAG_IDS},
+    }
+    REPORT.parent.mkdir(parents=True, exist_ok=True)
+    REPORT.write_text(json.dumps(report, indent=2) + "\n")
+    show(checked, alone)
+    for dag_id in DAG_IDS:
+        runs = [one for one in checked if one.dag_id == dag_id]
+        right = sum(not one.faults for one in runs)
+        say(f"{dag_id:<14} {right} of {len(runs)} right, {sum(r.retries for r in runs)} retries")
+    if pods:
+        say(f"pods left behind: {', '.join(pods)}")
+    say(f"all together   {seconds:.0f} s; {REPORT}")
+    return 0 if ok else 1
+
+
+def show(checked: Sequence[Checked], alone: Sequence[Checked]) -> None:
+    """Print a line for each run."""
+    line = "{:<20} {:<8} {:>7} {:>7} {:>6}  {:<11} {:<11} {}"
+    columns = ("run", "state", "seconds", "retries", "model", "weights", "predictions", "right")
+    say(line.format(*columns))
+    for one in [*alone, *checked]:
+        number = "alone" if one in alone else one.run_id.rpartition("+")[2]
+        say(
+            line.format(
+                f"{one.dag_id} {number}",
+                one.state,
+                f"{one.seconds or 0:.0f}",
+                one.retries,
+                one.model_version,
+                one.weights[:10],
+                one.predictions[:10],
+                "; ".join(one.faults) or "yes",
+            )
+        )
+
+
+def main() -> int:
+    """Take N from the environment and run."""
+    return soak(Stack(), run_count(RUNS))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,315 @@
+"""The client of Airflow's REST API, against a small server that answers as Airflow 2.9 does."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+
+from mlctl.clients.airflow import (
+    Airflow,
+    AirflowError,
+    container_lines,
+    run_seconds,
+    telling_lines,
+)
+
+LOG = """pod-name
+*** Found local files:
+[2026-11-23T16:46:13.256+0000] {local_task_job_runner.py:120} INFO - ::group::Pre task logs
+[2026-11-23T16:46:14.256+0000] {pod_manager.py:471} INFO - [base] step 1 of 2
+[2026-11-23T16:46:15.256+0000] {pod_manager.py:471} INFO - [base] ERROR: no column sentence
+[2026-11-23T16:46:16.256+0000] {taskinstance.py:2905} ERROR - Task failed with exception
+Traceback (most recent call last):
+  File "x.py", line 1, in <module>
+AirflowException: exit code 1
+"""
+
+
+class Server(ThreadingHTTPServer):
+    """Answers that a test sets, and what was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked: list[str] = []
+        self.answers: dict[str, list[tuple[int, Any]]] = {}
+        self.logins = 0
+        self.refused_logins = 0
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def reply(self, status: int, body: str, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body.encode())))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def do_GET(self) -> None:
+        if self.path == "/login/":
+            form = '<input id="csrf_token" name="csrf_token" type="hidden" value="a&#39;b">'
+            self.reply(200, form, {"Set-Cookie": "session=anonymous; Path=/"})
+            return
+        self.api()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        if self.path != "/login/":
+            self.api()
+            return
+        form = {key: value[0] for key, value in parse_qs(body).items()}
+        if self.server.refused_logins:
+            self.server.refused_logins -= 1
+            self.reply(429, "Too Many Requests")
+            return
+        self.server.logins += 1
+        good = form == {"username": "admin", "password": "right", "csrf_token": "a'b"}
+        where = "/home" if good else "/login/"
+        cookie = {"Set-Cookie": f"session={'known' if good else 'anonymous'}; Path=/"}
+        self.reply(302, "", {"Location": where} | cookie)
+
+    def api(self) -> None:
+        self.server.asked.append(f"{self.command} {self.path}")
+        if "session=known" not in self.headers.get("Cookie", ""):
+            self.reply(401, '{"title": "Unauthorized"}')
+            return
+        answers = self.server.answers.get(self.path.removeprefix("/api/v1/").partition("?")[0])
+        if answers is None:
+            self.reply(404, '{"title": "Not found"}')
+            return
+        status, body = answers.pop(0) if len(answers) > 1 else answers[0]
+        self.reply(status, body if isinstance(body, str) else json.dumps(body))
+
+
+class Connection:
+    """The way to the server; counts how often it was made anew."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.restarts = 0
+
+    def ensure(self) -> None:
+        pass
+
+    def restart(self) -> None:
+        self.restarts += 1
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture
+def airflow(server: Server) -> Airflow:
+    return Airflow(Connection(f"http://127.0.0.1:{server.server_port}"), "admin", "right")
+
+
+def run_entry(state: str) -> dict[str, Any]:
+    return {"dag_run_id": "r", "state": state}
+
+
+def task_entry(name: str, state: str | None, number: int = 1) -> dict[str, Any]:
+    start = "2026-11-23T16:46:13+00:00" if state else None
+    end = "2026-11-23T16:46:15+00:00" if state in {"success", "failed"} else None
+    return {
+        "task_id": name,
+        "state": state,
+        "try_number": number,
+        "start_date": start,
+        "end_date": end,
+    }
+
+
+def test_it_logs_in_once(server: Server, airflow: Airflow) -> None:
+    server.answers["dags/x"] = [(200, {"dag_id": "x"})]
+    assert airflow.dag("x") == {"dag_id": "x"}
+    assert airflow.dag("x") == {"dag_id": "x"}
+    assert server.logins == 1
+
+
+def test_a_wrong_password_is_said_at_once(server: Server) -> None:
+    url = f"http://127.0.0.1:{server.server_port}"
+    with pytest.raises(AirflowError, match="refuses the password of the user admin"):
+        Airflow(Connection(url), "admin", "wrong").dag("x")
+    assert server.logins == 1
+
+
+def test_an_unknown_dag_is_none(server: Server, airflow: Airflow) -> None:
+    server.answers["dags/x"] = [(404, {"title": "DAG not found"})]
+    assert airflow.dag("x") is None
+
+
+def test_a_refusal_is_told_and_not_repeated(server: Server, airflow: Airflow) -> None:
+    server.answers["dags/x/dagRuns"] = [(400, {"title": "Bad Request", "detail": "bad conf"})]
+    with pytest.raises(AirflowError, match="400 Bad Request bad conf"):
+        airflow.trigger("x")
+    assert len(server.asked) == 1
+
+
+def test_an_ended_session_and_a_restart_are_ridden_out(server: Server, airflow: Airflow) -> None:
+    server.answers["dags/x"] = [(401, {}), (503, "starting"), (200, {"dag_id": "x"})]
+    assert airflow.dag("x") == {"dag_id": "x"}
+    # The session outlives the web server.
+    assert server.logins == 2
+    assert airflow.connection.restarts == 2
+
+
+def test_a_limit_of_logins_is_waited_out(
+    server: Server, airflow: Airflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlctl.clients.airflow.LOGIN_PAUSE_SECONDS", 0.01)
+    server.refused_logins = 2
+    server.answers["dags/x"] = [(200, {"dag_id": "x"})]
+    assert airflow.dag("x") == {"dag_id": "x"}
+    assert server.logins == 1
+
+
+def test_a_server_that_stays_away_is_given_up(server: Server, airflow: Airflow) -> None:
+    airflow.patience = 0
+    server.answers["dags/x"] = [(503, "starting")]
+    with pytest.raises(AirflowError, match="answers 503"):
+        airflow.dag("x")
+
+
+def test_a_repeated_trigger_is_no_second_run(server: Server, airflow: Airflow) -> None:
+    server.answers["dags/x/dagRuns"] = [(409, {"title": "Conflict"})]
+    assert airflow.trigger("x").startswith("manual__")
+
+
+def test_a_run_id_can_be_chosen(server: Server, airflow: Airflow) -> None:
+    server.answers["dags/x/dagRuns"] = [(200, {})]
+    assert airflow.trigger("x", run_id="a+b") == "a+b"
+
+
+def test_many_runs_are_one_request_and_older_ones_one_each(
+    server: Server, airflow: Airflow
+) -> None:
+    newest = [{"dag_run_id": name, "state": "running"} for name in ("c", "b", "other")]
+    server.answers["dags/x/dagRuns"] = [(200, {"dag_runs": newest})]
+    server.answers["dags/x/dagRuns/a"] = [(200, {"dag_run_id": "a", "state": "success"})]
+    found = airflow.runs("x", ["a", "b", "c"])
+    assert [(one["dag_run_id"], one["state"]) for one in found] == [
+        ("a", "success"),
+        ("b", "running"),
+        ("c", "running"),
+    ]
+    assert len(server.asked) == 2
+
+
+def test_all_runs_come_page_by_page(server: Server, airflow: Airflow) -> None:
+    pages = [["a", "b"], ["c"]]
+    server.answers["dags/x/dagRuns"] = [
+        (200, {"dag_runs": [{"dag_run_id": name} for name in page], "total_entries": 3})
+        for page in pages
+    ]
+    assert [one["dag_run_id"] for one in airflow.all_runs("x")] == ["a", "b", "c"]
+
+
+def test_a_result_is_the_value_and_not_its_text(server: Server, airflow: Airflow) -> None:
+    path = "dags/x/dagRuns/a%2Fb/taskInstances/t/xcomEntries/return_value"
+    server.answers[path] = [(200, {"value": "{'accuracy': 0.9, 'note': None}"})]
+    assert airflow.result("x", "a/b", "t") == {"accuracy": 0.9, "note": None}
+    server.answers[path] = [(404, {})]
+    assert airflow.result("x", "a/b", "t") == {}
+
+
+def test_waiting_ends_with_the_run_and_tells_every_change_once(
+    server: Server, airflow: Airflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlctl.clients.airflow.POLL_SECONDS", 0.01)
+    server.answers["dags/x/dagRuns/r"] = [
+        (200, run_entry("running")),
+        (200, run_entry("running")),
+        (200, run_entry("failed")),
+    ]
+    server.answers["dags/x/dagRuns/r/taskInstances"] = [
+        (200, {"task_instances": [task_entry("a", "running"), task_entry("b", None, 0)]}),
+        (200, {"task_instances": [task_entry("a", "success"), task_entry("b", "running")]}),
+        (200, {"task_instances": [task_entry("b", "failed"), task_entry("a", "success")]}),
+    ]
+    for name in ("a", "b"):
+        server.answers[f"dags/x/dagRuns/r/taskInstances/{name}/logs/1"] = [(200, LOG)]
+    changes: list[tuple[str, str]] = []
+    notes: list[str] = []
+    run = airflow.wait_for_run(
+        "x",
+        "r",
+        timeout=60,
+        on_change=lambda _, task: changes.append((task.task_id, task.state)),
+        note=notes.append,
+    )
+    assert run["state"] == "failed"
+    assert [change for change in changes if change[1] != "none"] == [
+        ("a", "running"),
+        ("a", "success"),
+        ("b", "running"),
+        ("b", "failed"),
+    ]
+    assert notes[0].startswith("a ")
+    assert notes[0].endswith("ERROR: no column sentence")
+    assert notes[1].startswith("b ")
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        ("healthy", "the scheduler decides"),
+        ("unhealthy", "the scheduler is unhealthy, its last sign of life was at 10:00"),
+    ],
+)
+def test_a_run_that_nobody_starts_is_told_by_the_schedulers_health(
+    server: Server, airflow: Airflow, status: str, told: str
+) -> None:
+    server.answers["health"] = [
+        (200, {"scheduler": {"status": status, "latest_scheduler_heartbeat": "10:00"}})
+    ]
+    server.answers["dags/x/dagRuns/r"] = [(200, run_entry("queued")), (200, run_entry("success"))]
+    server.answers["dags/x/dagRuns/r/taskInstances"] = [(200, {"task_instances": []})]
+    notes: list[str] = []
+    airflow.wait_for_run("x", "r", timeout=60, note=notes.append)
+    assert notes[0].startswith(told)
+
+
+def test_waiting_too_long_names_the_states(server: Server, airflow: Airflow) -> None:
+    server.answers["dags/x/dagRuns/r"] = [(200, run_entry("running"))]
+    server.answers["dags/x/dagRuns/r/taskInstances"] = [
+        (200, {"task_instances": [task_entry("a", "queued")]})
+    ]
+    with pytest.raises(AirflowError, match="x has not ended after 0 s: a queued"):
+        airflow.wait_for_run("x", "r", timeout=0)
+
+
+def test_lines_of_the_container() -> None:
+    assert container_lines(LOG) == ["step 1 of 2", "ERROR: no column sentence"]
+
+
+def test_a_failure_is_told_by_the_container_else_by_airflow() -> None:
+    assert telling_lines(LOG, 1) == ["ERROR: no column sentence"]
+    without = "\n".join(line for line in LOG.splitlines() if "[base]" not in line)
+    assert telling_lines(without, 4) == [
+        "Task failed with exception",
+        "Traceback (most recent call last):",
+        '  File "x.py", line 1, in <module>',
+        "AirflowException: exit code 1",
+    ]
+    assert "pod-name" not in telling_lines(without, 99)
+
+
+def test_seconds_of_a_run() -> None:
+    start, end = "2026-11-23T16:46:13.250000+00:00", "2026-11-23T16:46:24.500000+00:00"
+    assert run_seconds({"start_date": start, "end_date": end}) == 11.2
+    assert run_seconds({"start_date": start, "end_date": None}) is None

@@ -1,0 +1,89 @@
+"""The forward to a Service: kubectl is a small program of the test here."""
+
+import os
+import socket
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from mlctl.base.errors import UserError
+from mlctl.clients import kube
+from mlctl.clients.forward import Forward, free_port
+from mlctl.clients.kube import Kube
+
+KUBECTL = """#!/bin/sh
+echo "$$ $*" >> {calls}
+case "$(cat {behaviour})" in
+  refuse) echo "error: services \\"x\\" not found" >&2; exit 1 ;;
+  *) echo "Forwarding from 127.0.0.1:41234 -> 8080"; i=0
+     while [ $i -lt 5000 ]; do echo "Handling connection for 41234"; i=$((i + 1)); done
+     exec sleep 60 ;;
+esac
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    program = tmp_path / "kubectl"
+    calls, behaviour = tmp_path / "calls", tmp_path / "behaviour"
+    behaviour.write_text("forward")
+    program.write_text(KUBECTL.format(calls=calls, behaviour=behaviour))
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(kube, "kubectl", lambda: program)
+    return tmp_path
+
+
+def forward(local_port: int = 0) -> Forward:
+    return Forward(Kube("/k", "ns"), "x", 8080, local_port)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
+    except FileNotFoundError:
+        return False
+
+
+def test_it_knows_its_port_and_ends_with_the_block(fake: Path) -> None:
+    with forward() as way:
+        assert way.url == "http://127.0.0.1:41234"
+        pid = way.process.pid
+        assert alive(pid)
+    assert not alive(pid)
+    (call,) = (fake / "calls").read_text().splitlines()
+    assert call.endswith("--kubeconfig /k --namespace ns port-forward service/x :8080")
+
+
+def test_much_output_does_not_stop_it(fake: Path) -> None:
+    """A pipe holds 64 KiB; a forward writes a line for each connection."""
+    with forward() as way:
+        deadline = time.monotonic() + 20
+        while Path(f"/proc/{way.process.pid}/comm").read_text().strip() != "sleep":
+            assert time.monotonic() < deadline, "it is stuck writing"
+            time.sleep(0.05)
+
+
+def test_an_ended_forward_is_made_anew_on_the_same_port(fake: Path) -> None:
+    with forward() as way:
+        os.kill(way.process.pid, 15)
+        way.process.wait()
+        way.ensure()
+        assert alive(way.process.pid)
+    assert (fake / "calls").read_text().splitlines()[1].endswith("service/x 41234:8080")
+
+
+def test_a_refusal_is_told_after_the_deadline(fake: Path) -> None:
+    (fake / "behaviour").write_text("refuse")
+    with pytest.raises(UserError, match=r'service x: error: services "x" not found'):
+        forward().ensure(timeout=0)
+
+
+def test_a_port_in_use_is_not_taken() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert free_port(port) == 0
+    assert free_port(port) == port

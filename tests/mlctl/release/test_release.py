@@ -1,0 +1,94 @@
+"""Values of the release: which files, and how the overlays are laid over each other."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlctl.base.errors import UserError
+from mlctl.base.paths import VALUES
+from mlctl.base.progress import Phase
+from mlctl.clients.kube import Kube
+from mlctl.release.release import Release, image_values, merge, project_images, values_files
+from tests.helpers.namespace import Namespace
+
+IMAGES = {
+    name: {"repository": f"localhost/ml-pipelines/{name}", "tag": f"1-{name}", "digest": "sha256:0"}
+    for name in (
+        "airflow",
+        "classic-example",
+        "classic-example-environment",
+        "postgres",
+        "git-sync",
+        "pause",
+    )
+}
+
+
+def test_merge_is_deep_and_the_later_wins() -> None:
+    below = {"a": {"b": 1, "c": [1, 2]}, "d": 1}
+    above = {"a": {"c": [3]}, "d": {"e": None}}
+    assert merge(below, above) == {"a": {"b": 1, "c": [3]}, "d": {"e": None}}
+    assert below == {"a": {"b": 1, "c": [1, 2]}, "d": 1}
+
+
+def test_values_files_follow_the_variables(tmp_path: Path) -> None:
+    assert values_files({}) == [VALUES / "local.yaml"]
+    assert values_files({"ENV": ""}) == [VALUES / "local.yaml"]
+    assert values_files({"ENV": "production"}) == [VALUES / "production.yaml"]
+    own = tmp_path / "own.yaml"
+    own.write_text("{}\n")
+    assert values_files({"VALUES": str(own)}) == [VALUES / "local.yaml", own]
+
+
+def test_unknown_values_files_are_named() -> None:
+    with pytest.raises(UserError, match=r"ENV=lokal is not one of local, production, staging"):
+        values_files({"ENV": "lokal"})
+    with pytest.raises(UserError, match=r"VALUES=nowhere\.yaml: no such file"):
+        values_files({"VALUES": "nowhere.yaml"})
+
+
+def test_every_image_of_the_lock_reaches_the_values() -> None:
+    values = image_values(IMAGES)
+    assert values["images"]["classicExample"]["tag"] == "1-classic-example"
+    assert values["images"]["mlflow"]["tag"] == "1-classic-example-environment"
+    assert values["images"]["postgres"]["repository"] == "localhost/ml-pipelines/postgres"
+    assert values["airflow"]["defaultAirflowTag"] == "1-airflow"
+    assert values["airflow"]["images"]["gitSync"]["tag"] == "1-git-sync"
+
+
+def test_images_of_the_project_are_found_in_manifests() -> None:
+    manifest = """
+    image: "localhost/ml-pipelines/airflow:2.9.3-abc"
+    image: localhost/ml-pipelines/git-sync:1-def
+    settings.json: |-
+      {"image": {"reference": "localhost/ml-pipelines/classic-example:1.0.0-123", "pullPolicy": 1}}
+    image: ghcr.io/mlflow/mlflow:v3
+    """
+    assert project_images(manifest) == {
+        "localhost/ml-pipelines/airflow:2.9.3-abc",
+        "localhost/ml-pipelines/git-sync:1-def",
+        "localhost/ml-pipelines/classic-example:1.0.0-123",
+    }
+
+
+def test_other_arguments_are_another_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else setting them back would find the release up to date, and change nothing."""
+    monkeypatch.setenv("HELM", "/bin/helm")
+    release = Release(Kube("config", "namespace"), {"a": 1}, "test")
+    files = values_files({})
+    assert release.inputs(files) == release.inputs(files)
+    assert release.inputs(files, ("--set", "a=2")) != release.inputs(files)
+
+
+def job(name: str, *, of_a_cron_job: bool = False, **status: int) -> dict[str, Any]:
+    owners = {"ownerReferences": [{"kind": "CronJob"}]} if of_a_cron_job else {}
+    return {"kind": "Job", "metadata": {"name": name, **owners}, "spec": {}, "status": status}
+
+
+def test_a_release_is_ready_when_its_jobs_are_done() -> None:
+    at_work = Release(Namespace(jobs=[job("setup", active=1)]), {}, "unit")
+    with pytest.raises(UserError, match="not ready after 0 s: job setup"):
+        at_work.wait_ready(Phase("ready"), timeout=0)
+    done = [job("setup", succeeded=1), job("janitor", of_a_cron_job=True, active=1)]
+    Release(Namespace(jobs=done), {}, "unit").wait_ready(Phase("ready"), timeout=0)
