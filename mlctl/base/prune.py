@@ -1,7 +1,7 @@
 """What the cache forgets, so that it does not grow with every change.
 
     python -m mlctl.base.prune          what is done after each build of an image
-    python -m mlctl.base.prune all      the whole cache, after saying what it holds (make clean-cache)
+    python -m mlctl.base.prune all      the whole cache, after saying what it holds
 
 Of what is made anew under another name with each change, the two that were used last are kept,
 and everything that was used within a day: other checkouts share the cache. What a process runs

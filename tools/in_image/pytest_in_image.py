@@ -74,7 +74,7 @@ def run_pytest(
 ) -> int:
     """Run pytest in the image on one file of tests/workload, or on all.
 
-    ``more`` are fields of tools.in_image.container.Command. A ``--junitxml=FILE`` is written here, on this
+    ``more`` are fields of container.Command. A ``--junitxml=FILE`` is written here, on this
     machine.
 
     Raises UserError when the image or pytest cannot be had.

@@ -239,7 +239,7 @@ def test_the_whole_cache_stays_while_something_runs_from_it(directory: Path) -> 
 def test_every_part_of_the_cache_that_code_names_can_be_cleaned() -> None:
     text = "\n".join(
         file.read_text()
-        for part in ("cluster", "images", "tools")
+        for part in ("mlctl", "tools")
         for file in (paths.ROOT / part).rglob("*.py")
     )
     named = {

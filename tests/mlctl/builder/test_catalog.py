@@ -95,7 +95,7 @@ def test_the_workloads_code_is_in_the_upper_stage_alone():
     """An edit of it must not install Python packages again."""
     workload = recipes()["classic-example"]
     code = {name for name in workload.files() if name.endswith(".py")}
-    assert "images/classic_example/classic_example/cli.py" in code
+    assert "workload/classic_example/cli.py" in code
     assert workload.below is not None
     assert workload.chain() == [recipes()["classic-example-environment"], workload]
     assert [name for name in workload.below.files() if name.endswith((".py", ".json"))] == []

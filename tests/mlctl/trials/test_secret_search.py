@@ -46,4 +46,4 @@ def test_its_value_is_not_shown() -> None:
 
 def test_the_repository_is_searched() -> None:
     names = {name for name, _ in repository()}
-    assert {"file README.md", "file tools/run.py"} <= names
+    assert {"file README.md", "file tools/bootstrap.py"} <= names
