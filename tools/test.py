@@ -136,7 +136,7 @@ def _with_airflow(lock: str) -> Callable[[str], list[str]]:
 
 
 def _in_image(suite: str) -> list[str]:
-    return [sys.executable, "-m", "mlctl.commands.images", "test", *_options(suite)]
+    return [sys.executable, "-m", "tools.in_image.pytest_in_image", *_options(suite)]
 
 
 SUITES: dict[str, Callable[[str], list[str]]] = {

@@ -1,8 +1,5 @@
 """What the cache forgets, so that it does not grow with every change.
 
-    python -m mlctl.base.prune          what is done after each build of an image
-    python -m mlctl.base.prune all      the whole cache, after saying what it holds
-
 Of what is made anew under another name with each change, the two that were used last are kept,
 and everything that was used within a day: other checkouts share the cache. What a process runs
 from, or somebody is building, is never touched.
@@ -21,7 +18,7 @@ from pathlib import Path
 
 from mlctl.base import paths
 from mlctl.base.cache import if_free, lock_file
-from mlctl.base.errors import UserError, run_main
+from mlctl.base.errors import UserError
 from mlctl.base.progress import console
 
 DAY_SECONDS = 24 * 3600
@@ -212,17 +209,3 @@ def _own_family() -> frozenset[int]:
         status = Path(f"/proc/{process}/stat").read_text()
         process = int(status.rpartition(")")[2].split()[1])
     return frozenset(family)
-
-
-def main() -> None:
-    """Prune, or with the word ``all`` delete everything."""
-    if sys.argv[1:] == ["all"]:
-        clean()
-    elif not sys.argv[1:]:
-        prune()
-    else:
-        raise UserError("usage: python -m mlctl.base.prune [all]")
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -13,21 +13,12 @@ from mlctl.base import processes
 from mlctl.base.cache import cached, lock
 from mlctl.base.errors import UserError
 from mlctl.base.packages import ensure_packages, missing_packages
-from mlctl.base.paths import CACHE, IMAGES_LOCK, ROOT
-from mlctl.base.progress import Phase, Phases, run
+from mlctl.base.paths import CACHE, IMAGES_LOCK
+from mlctl.base.progress import Phase, Phases
 from mlctl.base.prune import prune
 from mlctl.builder import buildah, debian, oci
 from mlctl.builder.buildah import Foundation
-from mlctl.builder.catalog import (
-    BASE,
-    PAUSE,
-    PAUSE_VERSION,
-    Recipe,
-    names,
-    pause_key,
-    recipes,
-    repository,
-)
+from mlctl.builder.catalog import BASE, Recipe, recipes, repository
 
 HOST_PACKAGES = [
     "buildah",
@@ -65,19 +56,16 @@ def build_all(
     Raises UserError for an unknown name, or a build that fails.
     """
     known = recipes()
-    chosen = list(wanted) if wanted is not None else names()
+    chosen = list(wanted) if wanted is not None else list(known)
     for name in chosen:
-        if name not in {*known, PAUSE}:
-            raise UserError(f"no image {name!r}; there are: {', '.join([*known, PAUSE])}")
-    entries: dict[str, Entry] = {}
-    if PAUSE in chosen:
-        entries[PAUSE] = pause(phases)
+        if name not in known:
+            raise UserError(f"no image {name!r}; there are: {', '.join(known)}")
     # The keys of this moment count for the whole call: somebody may be editing.
-    keys = {name: known[name].key() for name in chosen if name != PAUSE}
+    keys = {name: known[name].key() for name in chosen}
     for name in keys:
         _use(known[name])
     missing = [name for name, key in keys.items() if not _final(name, key).is_dir()]
-    entries |= {name: _entry(name, key) for name, key in keys.items() if name not in missing}
+    entries = {name: _entry(name, key) for name, key in keys.items() if name not in missing}
     ready(dict(entries))
     if missing:
         prepare_machine(phases)
@@ -139,12 +127,11 @@ def _order(name: str) -> int:
 
 def _write(entries: dict[str, Entry]) -> None:
     with lock("images.json"):
-        before = json.loads(IMAGES_LOCK.read_text()) if IMAGES_LOCK.exists() else {}
         # An image goes when the cache is emptied.
         kept = {
             name: entry
-            for name, entry in before.items()
-            if name in names() and "layout" in entry and Path(entry["layout"]).is_dir()
+            for name, entry in built().items()
+            if "layout" in entry and Path(entry["layout"]).is_dir()
         }
         text = json.dumps(kept | entries, indent=2, sort_keys=True) + "\n"
         IMAGES_LOCK.parent.mkdir(parents=True, exist_ok=True)
@@ -215,37 +202,35 @@ def _keep(directory: Path, name: str, tag: str, built: oci.Image) -> None:
     (directory / "image.json").write_text(json.dumps(entry))
 
 
-def pause(phases: Phases) -> Entry:
-    """Return the entry of the pause image. Needs Go only, and no other image.
+def without_recipe(
+    name: str,
+    version: str,
+    key: str,
+    phases: Phases,
+    make: Callable[[Path, Path, Phase], oci.Image],
+) -> Entry:
+    """Return the entry of an image that no Containerfile describes; ``key`` is its content's.
 
-    Raises UserError when there is no Go and none can be fetched.
+    ``make`` gets an empty directory, a log and a phase; it is called unless the image is built.
     """
-    key = pause_key()
-    if not _final(PAUSE, key).is_dir():
-        with phases.phase("Images: pause") as phase:
-            cached(KIND, f"{PAUSE}-{key}", lambda directory: _make_pause(directory, key, phase))
-    entry = _entry(PAUSE, key)
-    os.utime(_final(PAUSE, key))
-    _write({PAUSE: entry})
-    return entry
+    directory = _final(name, key)
+
+    def build(work: Path, phase: Phase) -> None:
+        scratch = work / "scratch"
+        scratch.mkdir()
+        _keep(work, name, f"{version}-{key}", make(scratch, _log(name), phase))
+        shutil.rmtree(scratch)
+
+    if not directory.is_dir():
+        with phases.phase(f"Images: {name}") as phase:
+            cached(KIND, directory.name, lambda work: build(work, phase))
+    os.utime(directory)
+    return _entry(name, key)
 
 
-def _make_pause(directory: Path, key: str, phase: Phase) -> None:
-    from mlctl.cluster.embedded.binary import build_environment, find_go
-
-    go, _ = find_go()
-    rootfs = directory / "rootfs"
-    rootfs.mkdir()
-    source = ROOT / "mlctl/cluster/embedded/node"
-    build = [go, "build", "-ldflags=-s -w", "-o", str(rootfs / "pause"), "./pause"]
-    run(build, log=_log(PAUSE), phase=phase, env=build_environment(go), cwd=source)
-    layer = directory / "layer.tar"
-    oci.write_layer(layer, rootfs)
-    config: dict[str, Any] = {"Entrypoint": ["/pause"], "User": "65535:65535", "WorkingDir": "/"}
-    built = oci.image(config, [oci.blob(layer)], comment="images/pause")
-    _keep(directory, PAUSE, f"{PAUSE_VERSION}-{key}", built)
-    layer.unlink()
-    shutil.rmtree(rootfs)
+def built() -> dict[str, Entry]:
+    """Return the entries of build/images.json, none before the first build."""
+    return json.loads(IMAGES_LOCK.read_text()) if IMAGES_LOCK.exists() else {}
 
 
 def report(entries: dict[str, Entry], out: Any = sys.stdout) -> None:
@@ -261,7 +246,7 @@ def save(name: str, file: Path) -> None:
 
     Raises UserError when it is not built.
     """
-    entries = json.loads(IMAGES_LOCK.read_text()) if IMAGES_LOCK.exists() else {}
+    entries = built()
     if not Path(entries.get(name, {}).get("layout", "/nowhere")).is_dir():
-        raise UserError(f"no image {name!r} is built: tools/python -m images build {name}")
+        raise UserError(f"no image {name!r} is built: tools/python -m mlctl images build {name}")
     oci.write_archive(file, [oci.read_layout(Path(entries[name]["layout"]))])

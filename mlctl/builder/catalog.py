@@ -7,17 +7,16 @@ from pathlib import Path
 
 from mlctl.base.cache import digest
 from mlctl.base.errors import UserError
+from mlctl.base.names import REPOSITORY
 from mlctl.base.paths import ROOT
 from mlctl.builder import containerfile, debian
 from mlctl.builder.containerfile import Containerfile
 
-REPOSITORY = "localhost/ml-pipelines"
 LAYOUT = "3"
 """Counted up when the builder itself changes what comes out of the same inputs."""
 
 IMAGES = ROOT / "images"
-BASE, PAUSE = "base", "pause"
-PAUSE_VERSION = "1"
+BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -100,16 +99,6 @@ def recipes() -> dict[str, Recipe]:
             below = Recipe(f"{name}-{stage}" if stage else name, part, below=below)
             found[below.name] = below
     return found
-
-
-def names() -> list[str]:
-    """Return the names of all images that pods use."""
-    return [*recipes(), PAUSE]
-
-
-def pause_key() -> str:
-    """Return the cache key of the pause image."""
-    return digest(LAYOUT, ROOT / "mlctl/cluster/embedded/node/pause")
 
 
 def repository(name: str) -> str:

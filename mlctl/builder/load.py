@@ -6,9 +6,9 @@ from pathlib import Path
 
 from mlctl.base import processes
 from mlctl.base.errors import UserError
+from mlctl.base.names import REPOSITORY
 from mlctl.base.progress import Phase
 from mlctl.builder import oci
-from mlctl.builder.catalog import PAUSE, REPOSITORY, repository
 
 NAMESPACE = ["--namespace", "k8s.io"]
 """The namespace of containerd in which the kubelet looks for images."""
@@ -17,8 +17,10 @@ _SECOND_NAME = "sha256:"
 """What the name begins with under which containerd's side for the kubelet lists an image too."""
 
 
-def load(ctr_command: Sequence[str], lock: Mapping[str, Mapping[str, str]], phase: Phase) -> None:
-    """Import those images of ``lock`` (build/images.json) that containerd does not have.
+def load(
+    ctr_command: Sequence[str], entries: Mapping[str, Mapping[str, str]], phase: Phase
+) -> None:
+    """Import those images of ``entries`` (of build/images.json) that containerd does not have.
 
     ``ctr_command`` is ``ctr`` with what it needs to reach the daemon; the images go through its
     standard input, so that it may run in another mount namespace. All go as one archive, without
@@ -30,7 +32,7 @@ def load(ctr_command: Sequence[str], lock: Mapping[str, Mapping[str, str]], phas
     present = images_of(_output([*ctr, "images", "list"]))
     missing = [
         entry
-        for entry in lock.values()
+        for entry in entries.values()
         if present.get(f"{entry['repository']}:{entry['tag']}") != entry["digest"]
     ]
     if not missing:
@@ -72,15 +74,12 @@ def _names(layouts: list[oci.Layout]) -> str:
 
 
 def project_images(ctr_command: Sequence[str]) -> set[str]:
-    """Return the full names of this project's images that containerd has, pause not among them.
-
-    (No pod names that one: every pod has it, by containerd's own settings.)
+    """Return the full names of this project's images that containerd has.
 
     Raises UserError when it does not answer.
     """
     found = images_of(_output([*ctr_command, *NAMESPACE, "images", "list"]))
-    pause = f"{repository(PAUSE)}:"
-    return {n for n in found if n.startswith(f"{REPOSITORY}/") and not n.startswith(pause)}
+    return {name for name in found if name.startswith(f"{REPOSITORY}/")}
 
 
 def remove(ctr_command: Sequence[str], names: Collection[str]) -> None:

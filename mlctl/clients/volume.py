@@ -4,7 +4,8 @@ import secrets
 import time
 
 from mlctl.base.errors import UserError
-from mlctl.clients.kube import Kube, state
+from mlctl.clients.kube import Kube
+from mlctl.clients.pods import state
 
 SECONDS = 120
 

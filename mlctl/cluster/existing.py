@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mlctl.base.errors import UserError
-from mlctl.base.paths import BUILD, ROOT
 from mlctl.base.progress import Phase, Phases
 from mlctl.base.wheels import kubectl
+from mlctl.cluster.checkout import dag_values, head
 
 
 class ExistingCluster:
@@ -19,6 +19,7 @@ class ExistingCluster:
     """
 
     kind = "existing"
+    made_here = False
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -37,6 +38,9 @@ class ExistingCluster:
             problems.append("set DAGS_REPO to a git address that pods can clone, holding dags/")
         if problems:
             raise UserError("; ".join(problems))
+
+    def host_packages(self) -> list[str]:
+        return []
 
     def up(self, phases: Phases) -> None:
         with phases.phase("Cluster: the current context answers"):
@@ -60,7 +64,7 @@ class ExistingCluster:
     def log_files(self) -> dict[str, Path]:
         return {}
 
-    def load_images(self, lock: dict[str, Any], phase: Phase) -> None:
+    def load_images(self, entries: dict[str, Any], phase: Phase) -> None:
         raise UserError(
             "images cannot be loaded into an existing cluster: push them to its registry "
             "(images/README.md) and name them in a values file with VALUES=FILE"
@@ -83,25 +87,3 @@ class ExistingCluster:
     def _kubectl(self, *words: str) -> subprocess.CompletedProcess[str]:
         command = [str(kubectl()), "--kubeconfig", str(self.kubeconfig), "--request-timeout=10s"]
         return subprocess.run([*command, *words], capture_output=True, text=True)
-
-
-def dag_values(repository: str, ref: str) -> dict[str, Any]:
-    """Return the Helm values that make git-sync follow ``ref`` of ``repository``."""
-    return {"airflow": {"dags": {"gitSync": {"repo": repository, "ref": ref, "branch": ref}}}}
-
-
-def head() -> str:
-    """Return the commit this checkout is at."""
-    result = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True
-    )
-    if result.returncode != 0:
-        raise UserError(f"{ROOT} has no commit yet: commit first")
-    return result.stdout.strip()
-
-
-def work_directory(name: str) -> Path:
-    """Return a directory for files about one cluster that is not embedded."""
-    directory = BUILD / "clusters" / name
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory

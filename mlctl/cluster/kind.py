@@ -16,8 +16,7 @@ from mlctl.base.errors import UserError
 from mlctl.base.paths import BUILD
 from mlctl.base.progress import Phase, Phases, run
 from mlctl.builder.oci import read_layout, write_archive
-from mlctl.cluster.existing import dag_values, head, work_directory
-from mlctl.cluster.provider import docker_answers
+from mlctl.cluster.checkout import dag_values, head, work_directory
 
 CREATE_SECONDS = 600
 VOLUME_IN_NODE = "/var/local/training-storage"
@@ -27,6 +26,7 @@ class KindCluster:
     """Needs a Docker engine and the `kind` program; DAGS_REPO names the git address of the DAGs."""
 
     kind = "kind"
+    made_here = True
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -45,6 +45,9 @@ class KindCluster:
             problems.append("set DAGS_REPO to a git address that pods can clone, holding dags/")
         if problems:
             raise UserError("; ".join(problems))
+
+    def host_packages(self) -> list[str]:
+        return []
 
     def up(self, phases: Phases) -> None:
         self.doctor()
@@ -79,12 +82,12 @@ class KindCluster:
     def log_files(self) -> dict[str, Path]:
         return {"kind": self.log} if self.log.exists() else {}
 
-    def load_images(self, lock: dict[str, Any], phase: Phase) -> None:
+    def load_images(self, entries: dict[str, Any], phase: Phase) -> None:
         if not self.created.is_set() and self.name not in self._clusters():
             phase.note("waiting for the cluster")
             self.created.wait(CREATE_SECONDS)
         with tempfile.TemporaryDirectory(dir=self.directory) as place:
-            for image in lock.values():
+            for image in entries.values():
                 archive = Path(place) / "image.tar"
                 write_archive(archive, [read_layout(Path(image["layout"]))])
                 command = ["kind", "load", "image-archive", str(archive), "--name", self.name]
@@ -133,3 +136,14 @@ class KindCluster:
     def _clusters(self) -> list[str]:
         result = subprocess.run(["kind", "get", "clusters"], capture_output=True, text=True)
         return result.stdout.split()
+
+
+def docker_answers() -> bool:
+    """Say whether a Docker engine answers."""
+    if not shutil.which("docker"):
+        return False
+    try:
+        result = subprocess.run(["docker", "info"], capture_output=True, timeout=10)
+    except subprocess.TimeoutExpired:
+        return False
+    return result.returncode == 0

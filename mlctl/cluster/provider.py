@@ -3,12 +3,14 @@
 import os
 import platform
 import shutil
-import subprocess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mlctl.base.errors import UserError
 from mlctl.base.progress import Phase, Phases
+from mlctl.cluster.embedded.lifecycle import EmbeddedCluster
+from mlctl.cluster.existing import ExistingCluster
+from mlctl.cluster.kind import KindCluster, docker_answers
 
 DEFAULT_NAME = "ml-pipelines"
 
@@ -18,7 +20,13 @@ class Provider(Protocol):
 
     name: str
     kind: str
+    """What CLUSTER calls it, for messages: no caller decides by it."""
     kubeconfig: Path
+    made_here: bool
+    """It takes the images that are built here, and is ours to stop; else a registry has them."""
+
+    def host_packages(self) -> list[str]:
+        """Return the Debian packages that ``up`` needs on this machine."""
 
     def doctor(self) -> None:
         """Raise UserError, naming everything that is in the way; change nothing."""
@@ -41,7 +49,7 @@ class Provider(Protocol):
     def log_files(self) -> dict[str, Path]:
         """Return the log of each part."""
 
-    def load_images(self, lock: dict[str, Any], phase: Phase) -> None:
+    def load_images(self, entries: dict[str, Any], phase: Phase) -> None:
         """Make the images of build/images.json available to pods.
 
         May be called from another thread while ``up`` is under way.
@@ -60,6 +68,30 @@ class Provider(Protocol):
         """Publish the DAGs of this checkout to pods and return the commit's id."""
 
 
+@runtime_checkable
+class Breakable(Protocol):
+    """A cluster whose parts can be stopped, and which serves any checkout: for trials."""
+
+    def component(self, operation: str, name: str) -> None:
+        """``stop``, ``start`` or ``restart`` one part."""
+
+    def cut_power(self) -> None:
+        """End the node as a power cut does: at once, and nothing is told before."""
+
+    def in_network(self, *command: str) -> list[str]:
+        """Return the command line that runs a command of this machine in the node's network."""
+
+    def serve(self, checkout: Path, *, worktree: bool = False) -> str:
+        """Publish the DAGs of a checkout, not necessarily this one; return the commit's id."""
+
+
+def breakable(cluster: Provider) -> Breakable:
+    """Return the cluster when its parts can be stopped. Raises UserError when not."""
+    if not isinstance(cluster, Breakable):
+        raise UserError(f"this is for CLUSTER=embedded, whose parts are ours; not {cluster.kind}")
+    return cluster
+
+
 def provider(name: str | None = None) -> Provider:
     """Return the cluster that CLUSTER and CLUSTER_NAME choose.
 
@@ -68,10 +100,6 @@ def provider(name: str | None = None) -> Provider:
 
     Raises UserError for an unknown choice.
     """
-    from mlctl.cluster.embedded.lifecycle import EmbeddedCluster
-    from mlctl.cluster.existing import ExistingCluster
-    from mlctl.cluster.kind import KindCluster
-
     kinds = {"embedded": EmbeddedCluster, "kind": KindCluster, "existing": ExistingCluster}
     kind = os.environ.get("CLUSTER") or default_kind()
     if kind not in kinds:
@@ -92,14 +120,3 @@ def default_kind() -> str:
         f"{platform.system()} cannot run the embedded cluster: start Docker and install kind, "
         "or use the current kubeconfig context with CLUSTER=existing"
     )
-
-
-def docker_answers() -> bool:
-    """Say whether a Docker engine answers."""
-    if not shutil.which("docker"):
-        return False
-    try:
-        result = subprocess.run(["docker", "info"], capture_output=True, timeout=10)
-    except subprocess.TimeoutExpired:
-        return False
-    return result.returncode == 0

@@ -1,36 +1,20 @@
-"""The Helm chart's dependency, and the part of its README that is made from the values.
+"""The official Airflow chart, which ours depends on: fetched, checked, packed."""
 
-    python -m mlctl.release.chart dependency             the official Airflow chart, from the pinned package
-    python -m mlctl.release.chart dependency --source upstream     from the repository in Chart.yaml
-    python -m mlctl.release.chart dependency --source https://charts.example.com   from a mirror of it
-    python -m mlctl.release.chart readme [--check]       the table of values in the chart's README
-
-The environment variable CHART_REPOSITORY is the default of --source.
-"""
-
-import argparse
 import gzip
 import hashlib
 import io
-import json
 import os
 import subprocess
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mlctl.base.cache import cached
-from mlctl.base.errors import UserError, run_main
+from mlctl.base.errors import UserError
 from mlctl.base.paths import CHART
 from mlctl.base.versions import pins
 from mlctl.base.wheels import download, helm
-
-TABLE_BEGIN = "<!-- values: begin (made by `python -m mlctl.release.chart readme`) -->"
-TABLE_END = "<!-- values: end -->"
 
 
 def files_sha256(files: dict[str, bytes]) -> str:
@@ -83,13 +67,15 @@ def verify(files: dict[str, bytes], source: str) -> None:
         )
 
 
-def dependency(source: str = "package") -> Path:
+def dependency(source: str = "") -> Path:
     """Put the official chart's archive into the chart's charts/ directory and return its path.
 
     ``source`` is ``package`` (the pinned Python package), ``upstream`` (the repository named in
-    Chart.yaml, by `helm dependency build`) or the URL of a chart repository. An archive that is
+    Chart.yaml, by `helm dependency build`) or the URL of a chart repository; CHART_REPOSITORY when
+    nothing is given, else ``package``. An archive that is
     there already and holds the pinned files is kept. Raises UserError.
     """
+    source = source or os.environ.get("CHART_REPOSITORY") or "package"
     pin = pins()["chart"]
     archive = CHART / "charts" / f"{pin['name']}-{pin['version']}.tgz"
     if archive.exists() and _is_pinned(archive):
@@ -150,64 +136,3 @@ def _helm(*arguments: str) -> None:
             f"helm {' '.join(arguments)} failed: {result.stderr.strip()}. "
             "Without CHART_REPOSITORY the pinned package is used, which needs no chart repository"
         )
-
-
-def rows(schema: dict[str, Any], values: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield (key, default, description) for each leaf of values.schema.json, in its order.
-
-    A leaf has no properties of its own, or refers to a definition (resources, tasks). The official
-    chart's values are left out. Raises UserError when values.yaml lacks a key.
-    """
-    for name, entry in schema["properties"].items():
-        key = f"{prefix}{name}"
-        if key in {"airflow", "global"}:
-            continue
-        if name not in values:
-            raise UserError(f"values.yaml has no {key}, values.schema.json has")
-        if "properties" in entry:
-            yield from rows(entry, values[name], f"{key}.")
-        else:
-            yield key, json.dumps(values[name]), " ".join(entry["description"].split())
-
-
-def readme(*, check: bool) -> None:
-    """Write the table of values into the chart's README, or refuse a stale one (UserError)."""
-    schema = json.loads((CHART / "values.schema.json").read_text())
-    values = yaml.safe_load((CHART / "values.yaml").read_text())
-    lines = ["| Key | Default | What it is |", "|---|---|---|"]
-    for key, default, description in rows(schema, values):
-        text = description.replace("|", r"\|")
-        lines.append(f"| `{key}` | `{default}` | {text} |")
-    file = CHART / "README.md"
-    old = file.read_text()
-    before, rest = old.split(TABLE_BEGIN, 1)
-    _, after = rest.split(TABLE_END, 1)
-    new = f"{before}{TABLE_BEGIN}\n\n" + "\n".join(lines) + f"\n\n{TABLE_END}{after}"
-    if check and new != old:
-        raise UserError(
-            "charts/ml-pipelines/README.md is stale: python -m mlctl.release.chart readme"
-        )
-    file.write_text(new)
-
-
-def main() -> None:
-    """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description="The chart's dependency and its README.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    fetch = commands.add_parser("dependency", help="fetch the official Airflow chart")
-    fetch.add_argument(
-        "--source",
-        default=os.environ.get("CHART_REPOSITORY") or "package",
-        help="package, upstream, or the URL of a chart repository (default: CHART_REPOSITORY)",
-    )
-    table = commands.add_parser("readme", help="the table of values in the chart's README")
-    table.add_argument("--check", action="store_true", help="change nothing, refuse a stale table")
-    arguments = parser.parse_args()
-    if arguments.command == "dependency":
-        print(dependency(arguments.source))
-    else:
-        readme(check=arguments.check)
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -1,10 +1,5 @@
-"""The Helm release: what is installed, from which values, and whether it is well.
+"""The Helm release: what is installed, from which values, and whether it is well."""
 
-python -m mlctl.release.release package     the chart as an archive in build/
-python -m mlctl.release.release uninstall   remove the release; claims with data stay
-"""
-
-import argparse
 import json
 import os
 import re
@@ -19,16 +14,15 @@ from typing import Any
 import yaml
 
 from mlctl.base.cache import digest, lock
-from mlctl.base.errors import UserError, run_main
+from mlctl.base.errors import UserError
+from mlctl.base.names import RELEASE, REPOSITORY
 from mlctl.base.paths import BUILD, CHART, ROOT, VALUES
-from mlctl.base.progress import Phase, console
+from mlctl.base.progress import Phase
 from mlctl.base.wheels import helm
-from mlctl.builder.catalog import REPOSITORY
-from mlctl.clients.kube import Kube, describe_trouble, is_stuck, last_words, not_ready
+from mlctl.clients.kube import Kube
+from mlctl.clients.pods import describe_trouble, is_stuck, last_words, not_ready
 from mlctl.release.chart import dependency
 
-RELEASE = "ml-pipelines"
-NAMESPACE = "ml-pipelines"
 TIMEOUT_SECONDS = 900
 STUCK_SECONDS = 90
 """A pod that cannot start for so long (no image, no Secret) ends the wait early."""
@@ -179,7 +173,7 @@ class Release:
 
         Raises UserError with a description of the pods that are not well.
         """
-        dependency(os.environ.get("CHART_REPOSITORY") or "package")
+        dependency()
         files = values_files()
         inputs = self.inputs(files, extra)
         self.overlay.parent.mkdir(parents=True, exist_ok=True)
@@ -326,28 +320,10 @@ def _succeeded(job: Mapping[str, Any]) -> bool:
 
 def package() -> Path:
     """Package the chart with its dependency into build/ and return the archive's path."""
-    dependency(os.environ.get("CHART_REPOSITORY") or "package")
+    dependency()
     BUILD.mkdir(exist_ok=True)
     command = [program(), "package", str(CHART), "--destination", str(BUILD)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         raise UserError(f"helm package: {result.stderr.strip()}")
     return Path(result.stdout.strip().rsplit(": ", 1)[-1])
-
-
-def main() -> None:
-    """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description="The Helm release.")
-    parser.add_argument("command", choices=["package", "uninstall"])
-    if parser.parse_args().command == "package":
-        print(package())
-        return
-    from mlctl.cluster import provider
-
-    cluster = provider()
-    Release(Kube(cluster.kubeconfig, NAMESPACE), {}, cluster.name).uninstall()
-    console.print(f"the release {RELEASE} is gone; its claims and their data stay")
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -1,6 +1,6 @@
 """What a task costs, against the same pod without Airflow, and when a commit shows in Airflow.
 
-    python -m mlctl.trials.bench     needs a release on the embedded cluster (`make up`)
+It needs a release on the embedded cluster (`make up`).
 
 The tasks are a chain of five that do nothing, in a DAG that exists only while this runs: it is
 added to a clone of the checkout, which the cluster serves meanwhile. The figures go to
@@ -14,14 +14,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mlctl.base.errors import UserError, run_main
+from mlctl.base.errors import UserError
 from mlctl.base.paths import BUILD, ROOT
 from mlctl.base.progress import Phase, Phases, console
+from mlctl.base.waiting import until
 from mlctl.clients.airflow import Airflow, run_seconds
 from mlctl.clients.volume import run_pod
 from mlctl.cluster.embedded import dag_source
-from mlctl.cluster.embedded.lifecycle import EmbeddedCluster
-from mlctl.stack import DAG_SECONDS, Stack
+from mlctl.cluster.provider import Breakable, breakable
+from mlctl.publishing import DAG_SECONDS, publish
+from mlctl.stack import Stack
 
 REPORT = BUILD / "bench.json"
 REPEATS = 3
@@ -93,11 +95,11 @@ def commit(clone: Path, dag: str) -> None:
     dag_source.run_git(*words, at=clone, env=somebody)
 
 
-def publish_clone(cluster: EmbeddedCluster, clone: Path) -> None:
+def publish_clone(cluster: Breakable, clone: Path) -> None:
     """Serve a clone of the checkout that has the chain as one more DAG."""
     dag_source.run_git("clone", "--quiet", "--no-hardlinks", str(ROOT), str(clone))
     commit(clone, DAG)
-    dag_source.publish(cluster.config.git, clone, worktree=False)
+    cluster.serve(clone)
 
 
 def commits(airflow: Airflow, clone: Path, phase: Phase) -> list[float]:
@@ -113,19 +115,21 @@ def commits(airflow: Airflow, clone: Path, phase: Phase) -> list[float]:
 
 def wait_for_dag(airflow: Airflow, phase: Phase, description: str) -> None:
     """Wait until Airflow has the chain as described. Raises UserError after DAG_SECONDS."""
-    deadline = time.monotonic() + DAG_SECONDS
-    while (airflow.dag(DAG_ID) or {}).get("description") != description:
-        phase.note(f"Airflow does not show {description} yet")
-        if time.monotonic() > deadline:
-            raise UserError(f"Airflow does not show {description} after {DAG_SECONDS} s")
-        time.sleep(0.2)
+    phase.note(f"Airflow does not show {description} yet")
+    until(
+        lambda: (airflow.dag(DAG_ID) or {}).get("description") == description,
+        DAG_SECONDS,
+        f"Airflow does not show {description}",
+        poll=0.2,
+    )
 
 
-def main() -> None:
-    """Measure, print and write build/bench.json."""
-    stack = Stack()
-    if not isinstance(stack.cluster, EmbeddedCluster):
-        raise UserError("the measurement publishes a DAG of its own: CLUSTER=embedded only")
+def main(stack: Stack) -> None:
+    """Measure, print and write build/bench.json.
+
+    Raises UserError where no DAG of its own can be published.
+    """
+    cluster = breakable(stack.cluster)
     phases = Phases()
     with phases.phase("bare pods") as phase:
         pods = bare_pods(stack, phase)
@@ -133,7 +137,7 @@ def main() -> None:
         try:
             with phases.phase("publish the chain") as phase:
                 clone = Path(scratch) / "clone"
-                publish_clone(stack.cluster, clone)
+                publish_clone(cluster, clone)
                 wait_for_dag(airflow, phase, "commit 0")
             with phases.phase(f"{COMMITS} commits") as phase:
                 shown = commits(airflow, clone, phase)
@@ -141,7 +145,7 @@ def main() -> None:
                 runs = chains(airflow, phase)
         finally:
             with phases.phase("publish the checkout again") as phase:
-                stack.publish(phase)
+                publish(stack, phase)
                 airflow.request("DELETE", f"dags/{DAG_ID}", good=(404,))
     report: dict[str, Any] = {
         "bare_pod_seconds": round(statistics.median(pods), 2),
@@ -156,7 +160,3 @@ def main() -> None:
     console.print(f"a bare pod        {report['bare_pod_seconds']:6.2f} s (median of {len(pods)})")
     console.print(f"a task in a chain {report['task_seconds']:6.2f} s (median of {len(runs)} runs)")
     console.print(f"a commit shows in {report['commit_seconds']:6.2f} s (most of {len(shown)})")
-
-
-if __name__ == "__main__":
-    run_main(main)

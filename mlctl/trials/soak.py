@@ -1,6 +1,6 @@
 """Many runs of both DAGs at once, each checked by what it left behind.
 
-    N=20 python -m mlctl.trials.soak     needs the release with its own MLflow (`make up`)
+It needs the release with its own MLflow (`make up`).
 
 A run of inference_dag alone, before and after, says what the predictions of a model are when
 nothing runs beside it: every other run must have written the same bytes for the same weights. All
@@ -21,18 +21,18 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from mlctl.base.errors import UserError, run_main
+from mlctl.base.errors import UserError
+from mlctl.base.names import DAG_IDS, INFERENCE, MLFLOW_PORT, MLFLOW_SERVICE, TRAINING
 from mlctl.base.paths import BUILD
 from mlctl.base.progress import Phase, Phases
 from mlctl.clients.airflow import FINISHED_RUN, Airflow, AirflowError, run_seconds
 from mlctl.clients.forward import Forward
 from mlctl.clients.mlflow import Mlflow
 from mlctl.clients.volume import run_pod
-from mlctl.commands.runs import explain_failure, run_count, say
-from mlctl.stack import DAG_IDS, MLFLOW_PORT, MLFLOW_SERVICE, Stack
+from mlctl.commands.telling import explain_failure, say
+from mlctl.stack import Stack
 
 REPORT = BUILD / "soak.json"
-TRAINING, INFERENCE = DAG_IDS
 RUNS = 20
 POLL_SECONDS = 3.0
 SECONDS_PER_RUN = 600
@@ -274,7 +274,7 @@ def new_run_ids(name: str, count: int) -> list[str]:
     return [f"{name}__{stamp}+{number}" for number in range(1, count + 1)]
 
 
-def soak(stack: Stack, count: int) -> int:
+def main(stack: Stack, count: int) -> int:
     """Run, check, print and write build/soak.json. Returns the exit status."""
     registry = stack.settings["registry"]
     if registry["type"] != "mlflow" or stack.kube.get("service", MLFLOW_SERVICE) is None:
@@ -342,12 +342,3 @@ def show(checked: Sequence[Checked], alone: Sequence[Checked]) -> None:
                 "; ".join(one.faults) or "yes",
             )
         )
-
-
-def main() -> int:
-    """Take N from the environment and run."""
-    return soak(Stack(), run_count(RUNS))
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from mlctl.base.paths import CHART, VALUES
-from mlctl.release.chart import read_archive, readme
+from mlctl.release.chart import read_archive
 from tests.helpers.helm import HelmError, render
+from tools.values_table import readme
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())

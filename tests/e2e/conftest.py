@@ -17,15 +17,17 @@ from typing import Any
 
 import pytest
 
+from mlctl.base.names import MLFLOW_PORT, MLFLOW_SERVICE
 from mlctl.base.paths import BUILD, CHART
 from mlctl.base.progress import Phase, Phases
 from mlctl.clients.airflow import Airflow, Task, telling_lines
 from mlctl.clients.forward import Forward
-from mlctl.clients.kube import KubectlError, containers, describe_trouble
+from mlctl.clients.kube import KubectlError
 from mlctl.clients.mlflow import Mlflow
-from mlctl.commands.runs import tell_change
+from mlctl.clients.pods import containers, describe_trouble
+from mlctl.commands.telling import tell_change
 from mlctl.release.release import Release, values_files
-from mlctl.stack import MLFLOW_PORT, MLFLOW_SERVICE, Stack
+from mlctl.stack import Stack
 from tests.helpers.secret_search import PodRecorder
 
 ARTIFACTS = BUILD / "artifacts"

@@ -13,7 +13,8 @@ import pytest
 from mlctl.clients.airflow import Airflow
 from mlctl.release.release import Release
 from mlctl.stack import Stack
-from mlctl.trials.drill.__main__ import REPORT, Drill
+from mlctl.trials.drill.__main__ import REPORT
+from mlctl.trials.drill.drill import Drill
 from mlctl.trials.drill.faults import Fault, chosen
 from mlctl.trials.drill.report import Row, table, write
 from tests.helpers.releases import SHORT_TRAINING

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from mlctl.base.names import SETTINGS_CONFIG_MAP
 from mlctl.clients.airflow import Airflow, container_lines
-from mlctl.commands.runs import explain_failure, tell_failed_cleaning
+from mlctl.commands.telling import explain_failure, tell_failed_cleaning
 from mlctl.release.release import Release, merge
-from mlctl.stack import SETTINGS_CONFIG_MAP, Stack
+from mlctl.stack import Stack
 
 FAILING_SECONDS = 600
 

@@ -5,10 +5,12 @@ from contextlib import AbstractContextManager
 
 import pytest
 
+from mlctl.base.names import RELEASE
 from mlctl.base.progress import Phase
 from mlctl.base.wheels import program
-from mlctl.clients.kube import Kube, is_ready
-from mlctl.release.release import RELEASE, Release, Status, merge
+from mlctl.clients.kube import Kube
+from mlctl.clients.pods import is_ready
+from mlctl.release.release import Release, Status, merge
 from mlctl.stack import Stack
 from tests.helpers.releases import helm, secrets
 

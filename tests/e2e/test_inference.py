@@ -7,7 +7,7 @@ import json
 import re
 
 from mlctl.clients.airflow import Airflow
-from mlctl.commands.runs import tell_change
+from mlctl.commands.telling import tell_change
 from mlctl.stack import Stack
 
 TASKS = {"clean_storage_before_start", "load_data", "load_model", "run_inference", "clean_up"}

@@ -8,10 +8,11 @@ from pytest_helm_charts.clusters import Cluster
 from pytest_helm_charts.k8s.deployment import wait_for_deployments_to_run
 from pytest_helm_charts.k8s.stateful_set import wait_for_stateful_sets_to_run
 
+from mlctl.base.names import NAMESPACE, RELEASE
 from mlctl.base.progress import Phase
 from mlctl.clients.airflow import Airflow
-from mlctl.clients.kube import is_ready, restarts, state
-from mlctl.release.release import NAMESPACE, RELEASE, Release
+from mlctl.clients.pods import is_ready, restarts, state
+from mlctl.release.release import Release
 from tests.helpers.releases import helm, secrets
 
 Aloud = Callable[[str], AbstractContextManager[Phase]]

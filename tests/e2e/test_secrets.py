@@ -14,10 +14,10 @@ from urllib.parse import quote
 import pytest
 import requests
 
+from mlctl.base.names import NAMESPACE, RELEASE
 from mlctl.clients.airflow import Airflow
 from mlctl.clients.kube import Kube
 from mlctl.clients.mlflow import Mlflow
-from mlctl.release.release import NAMESPACE, RELEASE
 from mlctl.stack import Stack
 from tests.helpers.secret_search import (
     HELM_RECORD,
@@ -100,7 +100,7 @@ def test_a_planted_secret_is_found_in_each_kind_of_place(
     with ExitStack() as undo:
         plant(secret, inference_run.run_id, stack, airflow, mlflow, undo)
         # Printed with the addresses of the pages.
-        monkeypatch.setattr("mlctl.commands.runs.PASSWORD_COMMAND", secret.value)
+        monkeypatch.setattr("mlctl.commands.telling.PASSWORD_COMMAND", secret.value)
         runs = [("inference_dag", inference_run.run_id)]
         found = search(everywhere(stack, airflow, pods_seen, runs), [secret])
     found |= search(repository(checkout(tmp_path, secret)), [secret])

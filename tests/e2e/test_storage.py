@@ -6,9 +6,9 @@ import time
 import pytest
 import requests
 
+from mlctl.base.names import RELEASE
 from mlctl.clients.kube import Kube
 from mlctl.clients.volume import run_pod
-from mlctl.release.release import RELEASE
 from mlctl.stack import Stack
 
 JOB_SECONDS = 300

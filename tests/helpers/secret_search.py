@@ -16,11 +16,13 @@ from urllib.parse import quote, quote_plus
 
 import yaml
 
+from mlctl.base.names import RELEASE
 from mlctl.base.paths import ROOT
 from mlctl.clients.airflow import Airflow
-from mlctl.clients.kube import Kube, KubectlError, containers
-from mlctl.commands.runs import explain_failure, logs, status, summary
-from mlctl.release.release import RELEASE
+from mlctl.clients.kube import Kube, KubectlError
+from mlctl.clients.pods import containers
+from mlctl.commands.look import logs, status
+from mlctl.commands.telling import explain_failure, summary
 from mlctl.stack import Stack
 
 # Shorter ones (a user's name) are no secrets.

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlctl import stack as module
 from mlctl.base.errors import UserError
 from mlctl.base.progress import Phase
+from mlctl.builder import build
 from mlctl.clients.kube import Kube
 from mlctl.release.release import Release
 from mlctl.stack import Stack
@@ -65,7 +65,7 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     lock = tmp_path / "images.json"
     entry = {"repository": image("airflow"), "tag": "9", "digest": "sha256:9", "layout": "/x"}
     lock.write_text(json.dumps({"airflow": entry}))
-    monkeypatch.setattr(module, "IMAGES_LOCK", lock)
+    monkeypatch.setattr(build, "IMAGES_LOCK", lock)
 
     def make(cluster: Cluster, *of_pods: str) -> Stack:
         made = Stack(cluster)

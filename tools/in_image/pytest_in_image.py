@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlctl.base.cache import cached, digest
-from mlctl.base.errors import UserError
+from mlctl.base.errors import UserError, run_main
 from mlctl.base.paths import ROOT
 from mlctl.base.progress import Phases
 from mlctl.builder.build import build_all
@@ -163,3 +163,9 @@ def install_pytest() -> Path:
             raise UserError(f"could not install pytest for the image: {result.stderr.strip()}")
 
     return cached("pytest", digest(lock), install)
+
+
+if __name__ == "__main__":
+    # The first word may be `wandb`, the others are pytest's.
+    words = sys.argv[1:]
+    run_main(lambda: test_wandb(words[1:]) if words[:1] == ["wandb"] else test_workload(words))

@@ -19,7 +19,9 @@ from mlctl.base.packages import ensure_packages
 from mlctl.base.paths import ROOT
 from mlctl.base.progress import Phase, Phases
 from mlctl.base.wheels import kubectl
-from mlctl.clients.kube import is_ready
+from mlctl.builder import load
+from mlctl.clients.pods import is_ready
+from mlctl.cluster.checkout import dag_values
 from mlctl.cluster.embedded import (
     cgroups,
     config_files,
@@ -28,12 +30,12 @@ from mlctl.cluster.embedded import (
     doctor,
     mountpoints,
     outbound,
+    pause,
     pki,
 )
 from mlctl.cluster.embedded.binary import node_binary
 from mlctl.cluster.embedded.config import NODE_NAME, Config
-from mlctl.cluster.embedded.supervisor import private_directories
-from mlctl.cluster.existing import dag_values
+from mlctl.cluster.embedded.machine import private_directories
 
 START_SECONDS = 120
 WORKLOAD_SECONDS = 300
@@ -49,6 +51,7 @@ class EmbeddedCluster:
     """See provider.Provider. All its data are below ``config.state``."""
 
     kind = "embedded"
+    made_here = True
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -94,9 +97,7 @@ class EmbeddedCluster:
         self.doctor()
         with phases.phase("Cluster: packages of this machine"):
             ensure_packages("the embedded cluster", self.host_packages())
-        from mlctl.builder.build import pause
-
-        pause_image = pause(phases)
+        pause_image = pause.pause(phases)
         # From here on a start that was interrupted is taken up where it stopped.
         with phases.phase("Cluster: container runtime") as phase:
             if not control.is_running(self.config):
@@ -186,27 +187,26 @@ class EmbeddedCluster:
         """Return the log of each program."""
         return {path.stem: path for path in sorted(self.config.log.glob("*.log"))}
 
-    def load_images(self, lock: dict[str, Any], phase: Phase) -> None:
+    def load_images(self, entries: dict[str, Any], phase: Phase) -> None:
         """Import the archives that the node does not have yet.
 
         May be called while ``up`` is under way: it waits for the container runtime only.
         """
-        from mlctl.builder.load import load
-
         self._wait("the container runtime", phase, lambda: self._runs(phase, "containerd"))
-        load(self._ctr, lock, phase)
+        load.load(self._ctr, entries, phase)
 
     def images(self) -> set[str]:
         """Return the full names of the project's images that containerd has."""
-        from mlctl.builder.load import project_images
-
-        return project_images(self._ctr)
+        # No pod names the first: every pod has it, by containerd's own settings.
+        return {
+            name
+            for name in load.project_images(self._ctr)
+            if not name.startswith(f"{pause.REPOSITORY}:")
+        }
 
     def remove_images(self, names: set[str]) -> None:
         """Remove images from containerd, and their layers that no other image has."""
-        from mlctl.builder.load import remove
-
-        remove(self._ctr, names)
+        load.remove(self._ctr, names)
 
     def values(self) -> dict[str, Any]:
         """Return where the DAGs are cloned from and where the training volume lives."""
@@ -218,7 +218,11 @@ class EmbeddedCluster:
 
     def publish(self, *, worktree: bool) -> str:
         """Publish this checkout's HEAD, or its files as they are, to the pods."""
-        return dag_source.publish(self.config.git, ROOT, worktree=worktree)
+        return self.serve(ROOT, worktree=worktree)
+
+    def serve(self, checkout: Path, *, worktree: bool = False) -> str:
+        """Publish the HEAD of any checkout, or its files as they are, to the pods."""
+        return dag_source.publish(self.config.git, checkout, worktree=worktree)
 
     # Inside
 
@@ -252,7 +256,8 @@ class EmbeddedCluster:
             process = subprocess.Popen(
                 [*command, *map(str, descriptors)],
                 cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+                env=os.environ
+                | {"PYTHONPATH": f"{ROOT}:{ROOT / 'dags'}", "PYTHONDONTWRITEBYTECODE": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

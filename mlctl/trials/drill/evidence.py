@@ -10,11 +10,12 @@ import requests
 
 from ml_pipelines.settings import KEPT_UNTIL
 from mlctl.base.errors import UserError
+from mlctl.base.names import DAG_IDS, MLFLOW_PORT, MLFLOW_SERVICE
 from mlctl.clients.airflow import FINISHED_RUN, Airflow
 from mlctl.clients.forward import Forward
 from mlctl.clients.kube import Kube
 from mlctl.clients.mlflow import Mlflow
-from mlctl.stack import DAG_IDS, MLFLOW_PORT, MLFLOW_SERVICE, Stack
+from mlctl.stack import Stack
 
 PREDICTIONS = ("pred.csv", "pred.json")
 

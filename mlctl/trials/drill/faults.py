@@ -17,14 +17,15 @@ from typing import Any
 
 from ml_pipelines.settings import KEPT_UNTIL
 from mlctl.base.errors import UserError
+from mlctl.base.names import MLFLOW_PORT, RELEASE
 from mlctl.base.paths import ROOT
 from mlctl.base.progress import Phase, Phases
 from mlctl.clients.airflow import FINISHED_RUN, Airflow
-from mlctl.clients.kube import Kube, containers
+from mlctl.clients.kube import Kube
+from mlctl.clients.pods import containers
 from mlctl.cluster.embedded.config import API_PORT_IN_NODE
 from mlctl.cluster.embedded.lifecycle import EmbeddedCluster
-from mlctl.release.release import RELEASE
-from mlctl.stack import MLFLOW_PORT, Stack
+from mlctl.stack import Stack
 
 OUTAGE_SECONDS = 10
 MOMENT_SECONDS = 600

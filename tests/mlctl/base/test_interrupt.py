@@ -25,7 +25,7 @@ from mlctl.base import processes
 from mlctl.base.cache import cached, lock
 from mlctl.base.errors import run_main
 from mlctl.base.progress import Phases, run
-from mlctl.commands.runs import bring_up
+from mlctl.commands.bring_up import bring_up
 from mlctl.stack import Stack, images_build
 
 scratch, tree = Path(os.environ["SCRATCH"]), os.environ["TREE"]
@@ -36,7 +36,8 @@ def work(phases, name):
         cached("unit", name, build)
 
 class Cluster:
-    kind, name = "stand-in", "unit"
+    kind, name, made_here = "stand-in", "unit", True
+    def host_packages(self): return []
     def doctor(self): pass
     def status(self): return [{"name": "node", "state": "running"}]
     def up(self, phases): work(phases, "cluster")
@@ -50,6 +51,7 @@ def busy(phases, ready):
     (scratch / "image").touch()
     time.sleep(600)
 
+images_build.HOST_PACKAGES = []
 images_build.build_all = busy if "BUSY" in os.environ else build_all
 run_main(lambda: bring_up(Stack(Cluster()), Phases()))
 """

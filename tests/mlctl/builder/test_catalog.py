@@ -5,7 +5,7 @@ import pytest
 
 from mlctl.base.errors import UserError
 from mlctl.base.paths import ROOT
-from mlctl.builder.catalog import Recipe, names, recipes
+from mlctl.builder.catalog import Recipe, recipes
 from mlctl.builder.containerfile import parse
 
 
@@ -22,12 +22,11 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 def test_there_are_the_images_that_the_chart_names():
-    assert set(names()) == {
+    assert set(recipes()) == {
         "airflow",
         "classic-example",
         "classic-example-environment",
         "git-sync",
-        "pause",
         "postgres",
     }
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mlctl.clients.kube import describe_trouble, is_ready, is_stuck, not_ready, restarts, state
+from mlctl.clients.pods import describe_trouble, is_ready, is_stuck, not_ready, restarts, state
 from tests.helpers.namespace import Namespace
 
 

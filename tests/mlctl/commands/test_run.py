@@ -1,5 +1,6 @@
 """What `make run` says and writes, and how it takes its variables."""
 
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import pytest
 
 from ml_pipelines.runs import run_directory
+from mlctl.__main__ import main
 from mlctl.base.errors import UserError
 from mlctl.clients.airflow import Task
-from mlctl.commands.runs import dag_report, run_count, tell_change, tell_failed_cleaning
+from mlctl.commands.telling import dag_report, tell_change, tell_failed_cleaning
 from mlctl.stack import _first_error
 
 ENDED = {
@@ -52,22 +54,12 @@ def test_entry_of_a_run_that_failed_has_all_its_keys() -> None:
     assert entry["model_version"] is None
 
 
-@pytest.mark.parametrize(("text", "count"), [("", 1), ("1", 1), ("5", 5), ("100", 100)])
-def test_number_of_runs(monkeypatch: pytest.MonkeyPatch, text: str, count: int) -> None:
-    monkeypatch.setenv("N", text)
-    assert run_count() == count
-
-
-def test_number_of_runs_that_nobody_gave(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("N", raising=False)
-    assert run_count(20) == 20
-
-
 @pytest.mark.parametrize("text", ["0", "-1", "five", "101", "1.5"])
 def test_a_wrong_number_of_runs_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("N", text)
-    with pytest.raises(UserError, match="is not a number from 1 to 100"):
-        run_count()
+    monkeypatch.setattr(sys, "argv", ["mlctl", "train"])
+    with pytest.raises(UserError, match=f"'--n'.*{text}"):
+        main()
 
 
 def test_changes_of_a_task_in_words() -> None:

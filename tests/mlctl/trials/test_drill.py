@@ -10,7 +10,7 @@ from kubernetes.client import models as k8s
 
 from ml_pipelines.failures import explain_absence, explain_failure
 from mlctl.base.errors import UserError
-from mlctl.trials.drill.__main__ import reason
+from mlctl.trials.drill.drill import reason
 from mlctl.trials.drill.evidence import Snapshot, hashes, lost
 from mlctl.trials.drill.faults import FAULTS, chosen
 from mlctl.trials.drill.report import Row, table, write

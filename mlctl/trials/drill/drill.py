@@ -1,25 +1,22 @@
 """Break one part after the other in the middle of training runs, and tell what it cost.
 
-    python -m mlctl.trials.drill            all faults, on the release of the embedded cluster (`make up`)
-    FAULT=oom python -m mlctl.trials.drill  this one (several: separated by commas)
-
 A lone undisturbed run is measured first. The table goes to the terminal, the same to
 build/drill.json: [{"fault", "dag_state", "retries", "seconds_lost", "data_lost", "leftovers",
 "ok"}]. The status is 1 unless every row is ok.
 """
 
-import os
 import re
 import time
 from typing import Any
 
-from mlctl.base.errors import UserError, run_main
+from mlctl.base.errors import UserError
+from mlctl.base.names import DAG_IDS
 from mlctl.base.paths import BUILD
 from mlctl.base.progress import Phase, Phases
 from mlctl.clients.airflow import FINISHED_RUN, Airflow, Task, run_seconds
-from mlctl.cluster.embedded.lifecycle import EmbeddedCluster
-from mlctl.commands.runs import say, tell_change
-from mlctl.stack import DAG_IDS, Stack
+from mlctl.cluster.provider import breakable
+from mlctl.commands.telling import say, tell_change
+from mlctl.stack import Stack
 from mlctl.trials.drill.evidence import leftovers, lost, take
 from mlctl.trials.drill.faults import Fault, Scene, chosen, remove_marks
 from mlctl.trials.drill.report import Row, table, write
@@ -36,8 +33,7 @@ class Drill:
 
     def __init__(self, stack: Stack, airflow: Airflow) -> None:
         """Raises UserError where faults cannot be made, or would meet the work of others."""
-        if not isinstance(stack.cluster, EmbeddedCluster):
-            raise UserError("the drill stops parts of the cluster: CLUSTER=embedded only")
+        breakable(stack.cluster)
         if stack.settings["registry"]["type"] != "mlflow":
             raise UserError("the drill counts the models in MLflow: wandb.enabled must be false")
         self.stack = stack
@@ -147,10 +143,9 @@ def reason(log: str) -> str:
     return "no reason in its log"
 
 
-def main() -> int:
-    """Run the drill, print the table, write build/drill.json and return the status."""
-    faults = chosen(os.environ.get("FAULT", ""))
-    stack, phases = Stack(), Phases()
+def main(stack: Stack, names: str) -> int:
+    """Run the named faults (all if none is named), print the table and return the exit status."""
+    faults, phases = chosen(names), Phases()
     rows: list[Row] = []
     with stack.airflow() as airflow:
         drill = Drill(stack, airflow)
@@ -173,7 +168,3 @@ def main() -> int:
                 say(line)
     say(f"\nan undisturbed run took {drill.baseline:.0f} s; the table is in {REPORT}")
     return 0 if all(row.ok for row in rows) else 1
-
-
-if __name__ == "__main__":
-    run_main(main)

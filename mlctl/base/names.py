@@ -1,0 +1,14 @@
+"""What the parts of an installation are called, each name once."""
+
+from ml_pipelines.settings import DAG_IDS as DAG_IDS
+
+TRAINING, INFERENCE = DAG_IDS
+
+RELEASE = "ml-pipelines"
+NAMESPACE = "ml-pipelines"
+AIRFLOW_SERVICE, AIRFLOW_PORT = f"{RELEASE}-webserver", 8080
+MLFLOW_SERVICE, MLFLOW_PORT = f"{RELEASE}-mlflow", 5000
+SETTINGS_CONFIG_MAP = f"{RELEASE}-settings"
+
+REPOSITORY = "localhost/ml-pipelines"
+"""What the full names of this project's images begin with."""

@@ -1,0 +1,130 @@
+"""Looking at what is there: status, logs, the pages and their password."""
+
+import subprocess
+import sys
+import time
+
+from rich.table import Table
+
+from mlctl.base.names import (
+    AIRFLOW_PORT,
+    AIRFLOW_SERVICE,
+    DAG_IDS,
+    MLFLOW_PORT,
+    MLFLOW_SERVICE,
+    RELEASE,
+)
+from mlctl.base.progress import console
+from mlctl.clients.airflow import container_lines, telling_lines
+from mlctl.clients.forward import Forward, free_port
+from mlctl.clients.pods import is_ready, restarts, state
+from mlctl.cluster.provider import Provider
+from mlctl.commands.telling import PASSWORD_COMMAND, say
+from mlctl.stack import Stack
+
+
+def status(stack: Stack) -> int:
+    """Print the cluster, the release, its pods and the newest runs."""
+    if cluster_status(stack.cluster) != 0 and not stack.cluster.status():
+        return 1
+    found = stack.release().status()
+    if found is None:
+        say(f"release {RELEASE}: not installed (`make up`)")
+        return 1
+    say(f"release {RELEASE}: {found.state}, revision {found.revision}")
+    pods = stack.kube.items("pods")
+    for pod in pods:
+        times = f", {restarts(pod)} restarts" if restarts(pod) else ""
+        mark = "ready" if is_ready(pod) else "NOT READY"
+        say(f"  {pod['metadata']['name']:<55} {mark} ({state(pod)}{times})")
+    with stack.airflow() as airflow:
+        for dag_id in DAG_IDS:
+            newest = airflow.newest_run(dag_id)
+            words = f"{newest['state']}, {newest['dag_run_id']}" if newest else "no run yet"
+            say(f"{dag_id}: {words}")
+    return 0
+
+
+def logs(stack: Stack, lines: int = 12) -> int:
+    """Print the tasks of the newest run of each DAG, with the last lines of their logs."""
+    with stack.airflow() as airflow:
+        for dag_id in DAG_IDS:
+            newest = airflow.newest_run(dag_id)
+            if newest is None:
+                say(f"{dag_id}: no run yet")
+                continue
+            say(f"{dag_id}: {newest['dag_run_id']} {newest['state']}")
+            for task in airflow.tasks(dag_id, newest["dag_run_id"]):
+                seconds = f" {task.seconds:.1f} s" if task.seconds is not None else ""
+                say(f"  {task.task_id}: {task.state}{seconds}")
+                if task.try_number < 1:
+                    continue
+                log = airflow.log(dag_id, newest["dag_run_id"], task.task_id, task.try_number)
+                bad = task.state in {"failed", "up_for_retry"}
+                shown = telling_lines(log, lines) if bad else container_lines(log)[-lines:]
+                for line in shown:
+                    say(f"    {line}")
+    parts = ", ".join(stack.cluster.log_files())
+    if parts:
+        say(f"the cluster's own parts, each by `make logs C=name`: {parts}")
+    return 0
+
+
+def password(stack: Stack) -> None:
+    """Print the password of the Airflow pages."""
+    print(stack.credentials()[1])
+
+
+def ui(stack: Stack) -> None:
+    """Forward the pages until Ctrl-C."""
+    user, _ = stack.credentials()
+    pages = [("Airflow", AIRFLOW_SERVICE, AIRFLOW_PORT), ("MLflow", MLFLOW_SERVICE, MLFLOW_PORT)]
+    forwards = []
+    for name, service, port in pages:
+        if stack.kube.get("service", service) is None:
+            say(f"{name}: not part of this release")
+            continue
+        forward = Forward(stack.kube, service, port, free_port(port))
+        forward.ensure()
+        forwards.append(forward)
+        login = f"   user {user}, password: {PASSWORD_COMMAND}" if name == "Airflow" else ""
+        say(f"{name:<8} {forward.url}{login}")
+    say("Ctrl-C ends it")
+    try:
+        while True:
+            for forward in forwards:
+                forward.ensure(timeout=600)
+            time.sleep(1)
+    except KeyboardInterrupt:
+        say()
+    finally:
+        for forward in forwards:
+            forward.close()
+
+
+def cluster_status(cluster: Provider) -> int:
+    """Print a table of the cluster's parts; status 1 when it is down."""
+    rows = cluster.status()
+    if not rows:
+        print(f"cluster {cluster.name} ({cluster.kind}) is down: `make up`")
+        return 1
+    table = Table(title=f"cluster {cluster.name} ({cluster.kind})")
+    columns = [key for key in rows[0] if key != "exit_codes"]
+    for key in columns:
+        table.add_column(key)
+    for row in rows:
+        table.add_row(*("" if row[key] is None else str(row[key]) for key in columns))
+    console.print(table)
+    for line in cluster.remarks():
+        console.print(line, markup=False)
+    return 0 if all(row["state"] == "running" for row in rows) else 1
+
+
+def part_log(cluster: Provider, component: str) -> int:
+    """Show one log with the user's pager, or say which there are."""
+    logs = cluster.log_files()
+    if component not in logs:
+        print(f"name one of: {' '.join(logs) or '(none yet)'}   (C=NAME make logs)")
+        return 1
+    viewer = ["less", "+G"] if sys.stdout.isatty() else ["tail", "-n", "200"]
+    return subprocess.run([*viewer, str(logs[component])]).returncode

@@ -1,0 +1,125 @@
+"""Sentences about runs and their tasks, for people at a terminal."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ml_pipelines.runs import run_directory
+from mlctl.base.names import NAMESPACE, RELEASE
+from mlctl.base.paths import RUN_REPORT
+from mlctl.base.progress import console
+from mlctl.clients.airflow import Airflow, Task, run_seconds, telling_lines
+from mlctl.stack import Stack
+
+PASSWORD_COMMAND = "make password"
+
+
+def say(text: str = "") -> None:
+    """Print a line as it is (brackets are no markup)."""
+    console.print(text, markup=False)
+
+
+def cluster_report(stack: Stack) -> dict[str, Any]:
+    """Return what build/run.json says about the cluster."""
+    version = json.loads(stack.kube.run("version", "--output", "json").stdout)
+    return {
+        "name": stack.cluster.name,
+        "kubernetes": version["serverVersion"]["gitVersion"],
+        "kubeconfig": str(stack.cluster.kubeconfig),
+        "nodes": [node["metadata"]["name"] for node in stack.kube.items("nodes")],
+        "namespace": NAMESPACE,
+        "release": RELEASE,
+    }
+
+
+@contextmanager
+def going_on_after_interrupt() -> Iterator[None]:
+    """Say after a Ctrl-C that it ended the waiting only."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        words = "what was triggered goes on in Airflow, `make logs` shows it"
+        raise KeyboardInterrupt(words) from None
+
+
+def dag_report(
+    dag_id: str, ended: dict[str, Any], results: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the entry of a run for build/run.json, from its state and its tasks' results."""
+    report = {
+        "state": ended["state"],
+        "run_id": ended["dag_run_id"],
+        "seconds": run_seconds(ended),
+    }
+    if dag_id == "training_dag":
+        trained = results.get("train_model", {})
+        report["accuracy"] = trained.get("accuracy")
+        report["baseline_accuracy"] = trained.get("baseline_accuracy")
+        report["model_version"] = results.get("upload_model", {}).get("version")
+    else:
+        predicted = results.get("run_inference", {})
+        report["rows"] = predicted.get("rows")
+        report["predictions"] = None
+    return report
+
+
+def tell_change(tell: Callable[[str], None], task: Task, prefix: str = "") -> None:
+    """Tell that a task began or ended; the states between are no news."""
+    seconds = f" in {task.seconds:.1f} s" if task.seconds is not None else ""
+    words = {
+        "running": "started" if task.try_number < 2 else f"started (try {task.try_number})",
+        "success": f"succeeded{seconds}",
+        "failed": f"FAILED{seconds}",
+        "up_for_retry": "failed, will be tried again",
+        "upstream_failed": "not started: a task before it failed",
+    }
+    if task.state in words:
+        tell(f"{prefix}{task.task_id} {words[task.state]}")
+
+
+def explain_failure(airflow: Airflow, dag_id: str, run_id: str) -> None:
+    """Print why a run failed: the last log lines of the failed tasks, and what to try."""
+    for task in airflow.tasks(dag_id, run_id):
+        if task.state != "failed":
+            continue
+        say(f"\n{dag_id}: {task.task_id} failed in try {task.try_number}; its last lines:")
+        for line in telling_lines(airflow.log(dag_id, run_id, task.task_id, task.try_number)):
+            say(f"    {line}")
+    command = "make train" if dag_id == "training_dag" else "make infer"
+    say("\nwhat to try:")
+    say("    make logs      the newest runs, task by task")
+    say("    make status    pods that are not well")
+    say("    make ui        the whole log, in the grid view of the run")
+    say(f"    {command:<14} the run again, when the cause is mended (`make run` works too)")
+
+
+def tell_failed_cleaning(airflow: Airflow, dag_id: str, run_id: str) -> None:
+    """Say what a successful run has left behind when its clean_up, a teardown, has failed."""
+    for task in airflow.tasks(dag_id, run_id):
+        if task.state == "failed":
+            say(
+                f"{dag_id}: the run succeeded, but {task.task_id} failed: files are left in "
+                f"{dag_id}/{run_directory(run_id)} on the training storage. Its log says why; "
+                f"clear {task.task_id} of {run_id} in the page to try again"
+            )
+
+
+def summary(stack: Stack, report: dict[str, Any]) -> None:
+    """Print what `make run` did."""
+    trained, predicted = report["training_dag"], report["inference_dag"]
+    user, _ = stack.credentials()
+    rows = [
+        ("training_dag", f"{trained['state']} in {trained['seconds']:.0f} s"),
+        ("  accuracy", f"{trained['accuracy']:.3f} (baseline {trained['baseline_accuracy']:.3f})"),
+        ("  model", f"{stack.settings['registry']['modelName']} {trained['model_version']}"),
+        ("inference_dag", f"{predicted['state']} in {predicted['seconds']:.0f} s"),
+        ("  predictions", f"{predicted['predictions']} ({predicted['rows']} rows)"),
+        ("pages", f"`make ui` forwards Airflow and MLflow; user {user}"),
+        ("password", f"`{PASSWORD_COMMAND}` prints it"),
+        ("kubeconfig", report["cluster"]["kubeconfig"]),
+        ("this summary", str(RUN_REPORT)),
+    ]
+    say()
+    for name, text in rows:
+        say(f"{name:<15} {text}")

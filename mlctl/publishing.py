@@ -1,0 +1,147 @@
+"""Publishing the DAGs, and waiting until Airflow shows them."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from ml_pipelines.settings import DEFAULT_PATH as SETTINGS_PATH
+from mlctl.base.errors import UserError
+from mlctl.base.names import RELEASE
+from mlctl.base.progress import Phase
+from mlctl.base.waiting import until
+from mlctl.clients.airflow import Airflow
+from mlctl.clients.kube import KubectlError
+from mlctl.stack import Stack
+
+DAG_SECONDS = 180
+"""How long Airflow may take to show a published commit, or settings that have changed."""
+
+PARSE_SECONDS = 120
+
+# Reads every file of the DAG directory as the scheduler does, in the scheduler's container. What
+# Airflow logs goes to the standard output too: the answer is the last line.
+PARSE = """
+import json
+from airflow.models.dagbag import DagBag
+bag = DagBag(include_examples=False)
+print()
+print(json.dumps({"dags": sorted(bag.dags), "errors": bag.import_errors}))
+"""
+
+# The answer is kept beside the scheduler: the same files and settings are read once.
+PARSE_ONCE = """
+kept=/tmp/ml-pipelines-dags-$1.json
+if ! test -s $kept; then
+    python -c "$0" 2>/dev/null | tail -n 1 > $kept.new || exit 1
+    grep --quiet '"errors": {}' $kept.new || { cat $kept.new; exit; }
+    mv $kept.new $kept
+fi
+cat $kept
+"""
+
+
+def publish(stack: Stack, phase: Phase, *, worktree: bool = False) -> str:
+    """Publish the DAGs and wait until Airflow shows them, with the settings of the release.
+
+    Every file of the commit is read before a DAG of it is waited for. Returns the commit.
+
+    Raises UserError that names all files that can't be imported, or after DAG_SECONDS.
+    """
+    commit = stack.cluster.publish(worktree=worktree)
+
+    def shown(airflow: Airflow) -> bool:
+        nonlocal commit
+        problem = _behind(stack, airflow, commit)
+        phase.note(problem)
+        if problem and not worktree:
+            # A commit made meanwhile is served in place of the one before it.
+            commit = stack.cluster.publish(worktree=False)
+        return not problem
+
+    with stack.airflow() as airflow:
+        until(
+            lambda: shown(airflow),
+            DAG_SECONDS,
+            lambda: (
+                f"Airflow does not show the DAGs of {commit[:10]}: {phase.detail}. The "
+                "containers git-sync and scheduler of the scheduler's pod say more (kubectl logs)"
+            ),
+        )
+    return commit
+
+
+def _behind(stack: Stack, airflow: Airflow, commit: str) -> str:
+    """Return what Airflow lacks of a commit ('': nothing). Raises UserError for broken files."""
+    served, since = served_commit(stack)
+    if served != commit:
+        return f"the scheduler has {served[:10] or 'no commit'} yet, not {commit[:10]}"
+    settings, changed = served_settings(stack)
+    if settings != stack.installed_settings():
+        return "the kubelet has not brought the new settings to the scheduler yet"
+    since = max(since, changed)
+    try:
+        found = _parsed(stack, f"{served}-{since.timestamp():.0f}")
+    except (KubectlError, ValueError) as error:
+        return f"its files can't be read yet ({error})"
+    if found["errors"]:
+        raise UserError(_broken(found["errors"]))
+    for dag_id in found["dags"]:
+        dag = airflow.dag(dag_id)
+        if dag is None or not dag["is_active"]:
+            return f"{dag_id} is not known yet"
+        if datetime.fromisoformat(dag["last_parsed_time"]) <= since:
+            return f"{dag_id} is not parsed yet"
+    return ""
+
+
+def _parsed(stack: Stack, state: str) -> dict[str, Any]:
+    """Return ``{"dags": [id], "errors": {file: traceback}}`` of the files that are served.
+
+    ``state`` names files and settings: what is known of the same state is not read again.
+    """
+    command = ["sh", "-c", PARSE_ONCE, PARSE, state]
+    return json.loads(_in_scheduler(stack, *command, timeout=PARSE_SECONDS))
+
+
+def _broken(errors: dict[str, str]) -> str:
+    lines = [f"{len(errors)} of the DAG files can't be imported:"]
+    for file, trace in sorted(errors.items()):
+        lines.append(f"  {file.rpartition('/repo/')[2]}:")
+        lines += [f"    {line}" for line in trace.strip().splitlines()[-6:]]
+    return "\n".join(lines)
+
+
+def served_commit(stack: Stack) -> tuple[str, datetime]:
+    """Return the commit that the scheduler's DAG directory holds, and since when.
+
+    ('' and the present moment while it holds none.)
+    """
+    # git-sync swaps this link; its target is named after the commit, its own time says when.
+    link = "/opt/airflow/dags/repo"
+    script = f"readlink {link} && stat --format=%.Y {link}"
+    try:
+        target, stamp = _in_scheduler(stack, "sh", "-c", script).split()
+    except (KubectlError, ValueError):
+        return "", datetime.now(UTC)
+    return target.rsplit("/", 1)[-1], datetime.fromtimestamp(float(stamp), UTC)
+
+
+def served_settings(stack: Stack) -> tuple[dict[str, Any], datetime]:
+    """Return the settings that the scheduler reads, and since when.
+
+    ({} and the present moment while it reads none.)
+    """
+    # The kubelet swaps the link ..data when the content of the ConfigMap has changed.
+    directory, name = SETTINGS_PATH.rsplit("/", 1)
+    script = f"stat --format=%.Y {directory}/..data && cat {directory}/{name}"
+    try:
+        stamp, text = _in_scheduler(stack, "sh", "-c", script).split("\n", 1)
+        settings = json.loads(text)
+    except (KubectlError, ValueError):
+        return {}, datetime.now(UTC)
+    return settings, datetime.fromtimestamp(float(stamp), UTC)
+
+
+def _in_scheduler(stack: Stack, *command: str, timeout: float = 20) -> str:
+    where = [f"deployment/{RELEASE}-scheduler", "--container", "scheduler"]
+    return stack.kube.run("exec", *where, "--", *command, timeout=timeout).stdout
