@@ -60,8 +60,8 @@ def publish(stack: Stack, phase: Phase, *, worktree: bool = False) -> str:
 
     with stack.airflow() as airflow:
         until(
-            lambda: shown(airflow),
             DAG_SECONDS,
+            lambda: shown(airflow),
             lambda: (
                 f"Airflow does not show the DAGs of {commit[:10]}: {phase.detail}. The "
                 "containers git-sync and scheduler of the scheduler's pod say more (kubectl logs)"

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from mlctl.base import paths
 from mlctl.base.cache import if_free, lock_file
 from mlctl.base.errors import UserError
@@ -163,14 +165,11 @@ def size(entries: Iterable[Path], *, alone: bool = False) -> int:
 def named_by_processes(leave_out: frozenset[int] = frozenset()) -> str:
     """Return the programs, command lines and working directories of all processes, as one text."""
     found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        if int(process.name) in leave_out:
-            continue
-        try:
-            found.append((process / "cmdline").read_bytes().decode(errors="replace"))
-            found += [f"{(process / name).readlink()}/" for name in ("exe", "cwd")]
-        except OSError:
-            continue  # It has ended, or is the kernel's.
+    for process in psutil.process_iter(["cmdline", "exe", "cwd"]):
+        if process.pid not in leave_out:
+            # A fact is None where the process has ended or is the kernel's.
+            facts = process.info
+            found += [*(facts["cmdline"] or []), f"{facts['exe']}/", f"{facts['cwd']}/"]
     return "\0".join(found)
 
 
@@ -202,10 +201,5 @@ def clean() -> int:
 
 def _own_family() -> frozenset[int]:
     """Return this process and those that wait for it: make, the shell of tools/python."""
-    family, process = set(), os.getpid()
-    while process > 1:
-        family.add(process)
-        # "pid (name) state parent ...": a name may hold blanks and brackets.
-        status = Path(f"/proc/{process}/stat").read_text()
-        process = int(status.rpartition(")")[2].split()[1])
-    return frozenset(family)
+    own = psutil.Process()
+    return frozenset(process.pid for process in (own, *own.parents()))

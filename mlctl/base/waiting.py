@@ -12,23 +12,32 @@ Found = TypeVar("Found")
 POLL_SECONDS = 0.3
 
 
+def within(seconds: float, probe: Callable[[], Found], *, poll: float = POLL_SECONDS) -> Found:
+    """Return the first true answer of ``probe``, or its last one when the seconds are over.
+
+    It is asked every ``poll`` seconds. Raises Interrupted in a thread of a command that was
+    interrupted.
+    """
+    deadline = time.monotonic() + seconds
+    while not (found := probe()) and time.monotonic() < deadline:
+        processes.check()
+        time.sleep(poll)
+    return found
+
+
 def until(
-    probe: Callable[[], Found],
     seconds: float,
+    probe: Callable[[], Found],
     problem: str | Callable[[], str],
     *,
     poll: float = POLL_SECONDS,
 ) -> Found:
-    """Return the first true answer of ``probe``, which is asked every ``poll`` seconds.
+    """Return the first true answer of ``probe``, as ``within`` does.
 
-    Raises UserError with ``problem`` and the time after so many seconds, and Interrupted in a
-    thread of a command that was interrupted.
+    Raises UserError with ``problem`` when the seconds are over.
     """
-    deadline = time.monotonic() + seconds
-    while not (found := probe()):
-        if time.monotonic() > deadline:
-            words = problem if isinstance(problem, str) else problem()
-            raise UserError(f"after {seconds:.0f} s: {words}")
-        processes.check()
-        time.sleep(poll)
+    found = within(seconds, probe, poll=poll)
+    if not found:
+        words = problem if isinstance(problem, str) else problem()
+        raise UserError(f"after {seconds:.0f} s: {words}")
     return found

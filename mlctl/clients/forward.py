@@ -6,12 +6,14 @@ import re
 import socket
 import subprocess
 import threading
-import time
 from types import TracebackType
 from typing import Self
 
-from mlctl.base.errors import UserError
+from mlctl.base.waiting import until
 from mlctl.clients.kube import Kube
+
+ANSWER_SECONDS = 15
+"""kubectl that has said nothing for so long is started anew."""
 
 
 class Forward:
@@ -27,6 +29,7 @@ class Forward:
         self.port = port
         self.local_port = local_port
         self.process: subprocess.Popen[str] | None = None
+        self._problem = ""
         atexit.register(self.close)
 
     @property
@@ -38,18 +41,17 @@ class Forward:
         """Make sure that the forward is up. Raises UserError when it is not within ``timeout``."""
         if self.process is not None and self.process.poll() is None:
             return
-        deadline = time.monotonic() + timeout
-        while True:
-            problem = self._start(max(1.0, deadline - time.monotonic()))
-            if not problem:
-                return
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"no way to the service {self.service}: {problem}. `make status` shows its pods"
-                )
-            time.sleep(1)
+        until(
+            timeout,
+            self._start,
+            lambda: (
+                f"no way to the service {self.service}: {self._problem}. "
+                "`make status` shows its pods"
+            ),
+            poll=1,
+        )
 
-    def _start(self, timeout: float) -> str:
+    def _start(self) -> bool:
         self.close()
         target = f"{self.local_port or ''}:{self.port}"
         self.process = subprocess.Popen(
@@ -63,15 +65,16 @@ class Forward:
         # kubectl writes a line per connection: a full pipe would stop it.
         threading.Thread(target=_drain, args=(self.process, lines), daemon=True).start()
         try:
-            line = lines.get(timeout=timeout)
+            line = lines.get(timeout=ANSWER_SECONDS)
         except queue.Empty:
             line = ""
         found = re.match(r"Forwarding from 127\.0\.0\.1:(\d+)", line)
         if found:
             self.local_port = int(found[1])
-            return ""
+            return True
         self.close()
-        return line.strip() or "kubectl port-forward said nothing"
+        self._problem = line.strip() or "kubectl port-forward said nothing"
+        return False
 
     def restart(self) -> None:
         """Make the forward anew: its pod may be gone while the process still lives."""

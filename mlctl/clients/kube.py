@@ -55,9 +55,12 @@ class Kube:
         result = self.run("get", kind, name, "--output", "json", "--ignore-not-found")
         return json.loads(result.stdout) if result.stdout.strip() else None
 
-    def items(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
-        """Return the objects of a kind in the namespace."""
+    def items(
+        self, kind: str, selector: str = "", *, all_namespaces: bool = False
+    ) -> list[dict[str, Any]]:
+        """Return the objects of a kind in the namespace, or in all of them."""
         only = ["--selector", selector] if selector else []
+        only += ["--all-namespaces"] if all_namespaces else []
         return json.loads(self.run("get", kind, "--output", "json", *only).stdout)["items"]
 
     def secret(self, name: str, key: str) -> str:

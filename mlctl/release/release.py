@@ -18,6 +18,7 @@ from mlctl.base.errors import UserError
 from mlctl.base.names import RELEASE, REPOSITORY
 from mlctl.base.paths import BUILD, CHART, ROOT, VALUES
 from mlctl.base.progress import Phase
+from mlctl.base.waiting import until
 from mlctl.base.wheels import helm
 from mlctl.clients.kube import Kube
 from mlctl.clients.pods import describe_trouble, is_stuck, last_words, not_ready
@@ -264,29 +265,36 @@ class Release:
 
         Raises UserError with a description of what is not well.
         """
-        deadline = time.monotonic() + timeout
-        while True:
-            waiting = [
+
+        def ready() -> bool:
+            if waiting := self._not_rolled_out():
+                phase.note(f"waiting for {not_ready(self.pods()) or ', '.join(waiting)}")
+            return not waiting
+
+        until(
+            timeout,
+            ready,
+            lambda: (
+                f"not ready: {', '.join(self._not_rolled_out())}\n{describe_trouble(self.kube)}"
+            ),
+            poll=1,
+        )
+
+    def _not_rolled_out(self) -> list[str]:
+        return [
+            *(
                 f"{one['kind'].lower()} {one['metadata']['name']}"
                 for kind in ("deployments", "statefulsets")
                 for one in self.kube.items(kind)
                 if not _rolled_out(one)
-            ]
-            waiting += [
+            ),
+            *(
                 f"job {one['metadata']['name']}"
                 for one in self.kube.items("jobs")
                 # Not those of CronJobs, which come and go.
                 if not one["metadata"].get("ownerReferences") and not _succeeded(one)
-            ]
-            if not waiting:
-                return
-            phase.note(f"waiting for {not_ready(self.pods()) or ', '.join(waiting)}")
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"not ready after {timeout:.0f} s: {', '.join(waiting)}\n"
-                    + describe_trouble(self.kube)
-                )
-            time.sleep(1)
+            ),
+        ]
 
     def uninstall(self) -> None:
         """Remove the release. Claims that hold data stay (the chart keeps them)."""

@@ -117,8 +117,8 @@ def wait_for_dag(airflow: Airflow, phase: Phase, description: str) -> None:
     """Wait until Airflow has the chain as described. Raises UserError after DAG_SECONDS."""
     phase.note(f"Airflow does not show {description} yet")
     until(
-        lambda: (airflow.dag(DAG_ID) or {}).get("description") == description,
         DAG_SECONDS,
+        lambda: (airflow.dag(DAG_ID) or {}).get("description") == description,
         f"Airflow does not show {description}",
         poll=0.2,
     )

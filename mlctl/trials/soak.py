@@ -25,7 +25,8 @@ from mlctl.base.errors import UserError
 from mlctl.base.names import DAG_IDS, INFERENCE, MLFLOW_PORT, MLFLOW_SERVICE, TRAINING
 from mlctl.base.paths import BUILD
 from mlctl.base.progress import Phase, Phases
-from mlctl.clients.airflow import FINISHED_RUN, Airflow, AirflowError, run_seconds
+from mlctl.base.waiting import until, within
+from mlctl.clients.airflow import FINISHED_RUN, Airflow, run_seconds
 from mlctl.clients.forward import Forward
 from mlctl.clients.mlflow import Mlflow
 from mlctl.clients.volume import run_pod
@@ -100,11 +101,11 @@ def wait(
 ) -> None:
     """Return when all runs have ended, well or badly; tell each end.
 
-    Raises AirflowError after ``timeout`` seconds, with the number of runs in each state.
+    Raises UserError after ``timeout`` seconds, with the number of runs in each state.
     """
-    deadline = time.monotonic() + timeout
     told: set[tuple[str, str]] = set()
-    while True:
+
+    def ended() -> bool:
         counts = {}
         for dag_id, ids in run_ids.items():
             runs = airflow.runs(dag_id, ids)
@@ -117,11 +118,9 @@ def wait(
                     phase.say(f"{dag_id} {run['dag_run_id']}: {run['state']} in {seconds:.0f} s")
         states = "; ".join(f"{dag_id}: {_counted(count)}" for dag_id, count in counts.items())
         phase.note(states)
-        if len(told) == sum(len(ids) for ids in run_ids.values()):
-            return
-        if time.monotonic() > deadline:
-            raise AirflowError(f"not ended after {timeout:.0f} s: {states}")
-        time.sleep(POLL_SECONDS)
+        return len(told) == sum(len(ids) for ids in run_ids.values())
+
+    until(timeout, ended, lambda: f"not ended: {phase.detail}", poll=POLL_SECONDS)
 
 
 def _counted(count: Mapping[str, int]) -> str:
@@ -240,15 +239,9 @@ def compare(checked: Sequence[Checked], alone: Sequence[Checked]) -> None:
 
 def leftover_pods(stack: Stack) -> list[str]:
     """Return the pods of runs that are still there POD_SECONDS after the last run has ended."""
-    deadline = time.monotonic() + POD_SECONDS
-    while True:
-        pods = [
-            pod["metadata"]["name"]
-            for pod in stack.kube.items("pods", f"dag_id in ({', '.join(DAG_IDS)})")
-        ]
-        if not pods or time.monotonic() > deadline:
-            return pods
-        time.sleep(1)
+    selector = f"dag_id in ({', '.join(DAG_IDS)})"
+    within(POD_SECONDS, lambda: not stack.kube.items("pods", selector), poll=1)
+    return [pod["metadata"]["name"] for pod in stack.kube.items("pods", selector)]
 
 
 def run_alone(

@@ -132,9 +132,8 @@ sha256:config2 t sha256:two 1 MiB - io.cri-containerd.image=managed
 
 
 def test_images_of_the_project_are_those_of_its_repository(tmp_path: Path, ctr: Path):
-    """Without pause no pod could start; the node may run another than this checkout's."""
     (tmp_path / "listing").write_text(LISTING)
-    names = {"a:1", "a:2", "b:1"}
+    names = {"a:1", "a:2", "b:1", "pause:1-old"}
     assert project_images([str(ctr)]) == {f"localhost/ml-pipelines/{name}" for name in names}
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
+
 from mlctl.base.errors import UserError
 from mlctl.base.packages import missing_packages
 from mlctl.base.paths import CACHE
@@ -84,14 +86,12 @@ def check_root(_: Config) -> str | None:
 
 def check_kubelet(_: Config) -> str | None:
     """Another kubelet would share the pods' cgroups and /var/lib/kubelet."""
-    for process in Path("/proc").glob("[0-9]*/comm"):
-        try:
-            name = process.read_text().strip()
-        except OSError:
-            continue
-        if name == "kubelet":
-            pid = process.parent.name
-            return f"another kubelet runs here (process {pid}): stop it, or use CLUSTER=existing"
+    for process in psutil.process_iter(["name"]):
+        if process.info["name"] == "kubelet":
+            return (
+                f"another kubelet runs here (process {process.pid}): stop it, or use "
+                "CLUSTER=existing"
+            )
     directory = Path("/var/lib/kubelet")
     if directory.is_dir() and any(directory.iterdir()):
         return (
@@ -148,11 +148,9 @@ def host_networks() -> list[ipaddress.IPv4Network]:
 
 def check_memory(_: Config) -> str | None:
     """Airflow, its database, MLflow and a training pod take about 5 GiB."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
-            if available < MEMORY_BYTES:
-                return f"{_gib(available)} of memory are available, {_gib(MEMORY_BYTES)} are needed"
+    available = psutil.virtual_memory().available
+    if available < MEMORY_BYTES:
+        return f"{_gib(available)} of memory are available, {_gib(MEMORY_BYTES)} are needed"
     return None
 
 

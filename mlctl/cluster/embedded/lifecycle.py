@@ -1,25 +1,24 @@
 """The embedded cluster: a single-node Kubernetes in namespaces of this machine."""
 
-import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mlctl.base import processes
+import psutil
+
 from mlctl.base.errors import UserError
 from mlctl.base.packages import ensure_packages
 from mlctl.base.paths import ROOT
 from mlctl.base.progress import Phase, Phases
-from mlctl.base.wheels import kubectl
+from mlctl.base.waiting import until, within
 from mlctl.builder import load
+from mlctl.clients.kube import Kube, KubectlError
 from mlctl.clients.pods import is_ready
 from mlctl.cluster.checkout import dag_values
 from mlctl.cluster.embedded import (
@@ -42,9 +41,8 @@ WORKLOAD_SECONDS = 300
 """For what ran before: Airflow's pages need more than two minutes where the machine is busy."""
 
 STOP_SECONDS = 60
-REQUEST_SECONDS = 20
 LAST_BREATH_SECONDS = 5
-POLL_SECONDS = 0.3
+CLOCK_SECONDS = 5
 
 
 class EmbeddedCluster:
@@ -72,6 +70,7 @@ class EmbeddedCluster:
                 outbound=known.outbound if keep_outbound else self.config.outbound,
             )
         self.kubeconfig = self.config.kubeconfig
+        self._launched = False
 
     # Checks and preparation
 
@@ -83,10 +82,8 @@ class EmbeddedCluster:
 
     def _await_last_breath(self) -> None:
         """Give a node that was killed the moment that its processes take to let go of the port."""
-        deadline = time.monotonic() + LAST_BREATH_SECONDS
-        known = (self.config.state / "pid").exists()
-        while known and time.monotonic() < deadline and doctor.check_port(self.config):
-            time.sleep(POLL_SECONDS)
+        if self._pid_file.exists():
+            within(LAST_BREATH_SECONDS, lambda: not doctor.check_port(self.config))
 
     def up(self, phases: Phases) -> None:
         """Start the node and wait until it is ready, and what ran on it before is ready again."""
@@ -111,7 +108,7 @@ class EmbeddedCluster:
             if not self.config.node_binary.exists():
                 self.config.node_binary.symlink_to(binary)
             self._wait("the programs to start", phase, lambda: self._booted(phase))
-            self._kubectl("apply", "--filename", str(self.config.etc / "cluster.yaml"))
+            self._kube.run("apply", "--filename", str(self.config.etc / "cluster.yaml"))
             self._wait("the node to be ready", phase, lambda: self._node_ready(started))
             # Pods are refused until the controllers have made this one.
             self._wait("the default service account", phase, self._has_service_account)
@@ -129,9 +126,8 @@ class EmbeddedCluster:
         """Stop everything; the data stay. Nothing is left on the host but the data."""
         with phases.phase("Cluster: stop") as phase:
             if control.is_running(self.config):
-                pid = self._pid()
                 control.ask(self.config, "shut-down")
-                self._wait("the node to end", phase, lambda: not _alive(pid), seconds=STOP_SECONDS)
+                self._wait("the node to end", phase, lambda: self._process() is None, STOP_SECONDS)
             self._remove_traces(phase)
 
     def clean(self, phases: Phases) -> None:
@@ -151,19 +147,12 @@ class EmbeddedCluster:
 
         Raises UserError when it does not run.
         """
-        process = self._pid()
-        if not _alive(process):
-            raise UserError(f"the cluster {self.name} does not run: `make up`")
-        os.kill(process[0], signal.SIGKILL)
-        deadline = time.monotonic() + STOP_SECONDS
-        while _alive(process):
-            if time.monotonic() > deadline:
-                raise UserError(f"the node {self.name} has not ended after {STOP_SECONDS} s")
-            time.sleep(POLL_SECONDS)
+        self._running().kill()
+        until(STOP_SECONDS, lambda: self._process() is None, f"the node {self.name} is still there")
 
     def in_network(self, *command: str) -> list[str]:
         """Return the command line that runs a command of this machine in the node's network."""
-        return ["nsenter", "--target", str(self._pid()[0]), "--net", "--", *command]
+        return ["nsenter", "--target", str(self._running().pid), "--net", "--", *command]
 
     # What others need
 
@@ -227,6 +216,10 @@ class EmbeddedCluster:
     # Inside
 
     @property
+    def _kube(self) -> Kube:
+        return Kube(self.kubeconfig, "default")
+
+    @property
     def _ctr(self) -> list[str]:
         return ["ctr", "--address", str(self.config.containerd_socket)]
 
@@ -268,7 +261,9 @@ class EmbeddedCluster:
         listener.close()
         for namespace in namespaces:
             os.close(namespace)
-        (config.state / "pid").write_text(f"{process.pid} {_start_time(process.pid)}")
+        started = psutil.Process(process.pid).create_time()
+        self._pid_file.write_text(f"{process.pid} {started}")
+        self._launched = True
 
     @property
     def _ready_mark(self) -> Path:
@@ -291,11 +286,12 @@ class EmbeddedCluster:
 
         Raises UserError when it has ended or given up.
         """
-        if not self.config.control_socket.exists():
-            if (self.config.state / "pid").exists() and not _alive(self._pid()):
-                log = self.config.log / "supervisor.log"
-                tail = "\n".join(log.read_text().splitlines()[-8:])
-                raise UserError(f"the node ended at once; whole log: {log}\n{tail}")
+        # What an earlier life has left, its socket among it, says nothing before the launch.
+        if self._launched and self._process() is None:
+            log = self.config.log / "supervisor.log"
+            tail = "\n".join(log.read_text().splitlines()[-8:])
+            raise UserError(f"the node ended at once; whole log: {log}\n{tail}")
+        if not control.is_running(self.config):
             return {}
         answer = control.ask(self.config, "status")
         if answer["failure"]:
@@ -304,10 +300,8 @@ class EmbeddedCluster:
         return answer
 
     def _node_ready(self, since: datetime) -> bool:
-        result = self._kubectl("get", "node", NODE_NAME, "--output", "json", check=False)
-        if result.returncode != 0:
-            return False
-        for condition in json.loads(result.stdout)["status"].get("conditions", []):
+        node = self._get("node", NODE_NAME) or {"status": {}}
+        for condition in node["status"].get("conditions", []):
             if condition["type"] == "Ready":
                 beat = datetime.fromisoformat(condition["lastHeartbeatTime"])
                 # After a restart the stored condition is that of the earlier life.
@@ -315,11 +309,16 @@ class EmbeddedCluster:
         return False
 
     def _has_service_account(self) -> bool:
-        words = ["get", "serviceaccount", "default", "--namespace", "default"]
-        return self._kubectl(*words, check=False).returncode == 0
+        return self._get("serviceaccount", "default") is not None
+
+    def _get(self, kind: str, name: str) -> dict[str, Any] | None:
+        try:
+            return self._kube.get(kind, name)
+        except KubectlError:
+            return None  # An API server that has just started is asked again.
 
     def _pods_ready(self, phase: Phase) -> bool:
-        pods = json.loads(self._kubectl("get", "pods", "-A", "--output", "json").stdout)["items"]
+        pods = self._kube.items("pods", all_namespaces=True)
         waiting = []
         for pod in pods:
             # Pods with an owner are restarted; a task's pod that died is Airflow's business.
@@ -337,17 +336,15 @@ class EmbeddedCluster:
 
     def _remove_traces(self, phase: Phase | None) -> None:
         """Remove what the namespaces' end does not: empty cgroups and mount points."""
-        if _alive(self._pid()):
+        if process := self._process():
             # The supervisor does not answer: end it, and with it everything inside.
-            os.kill(self._pid()[0], 9)
+            process.kill()
             if phase:
-                self._wait("the node to end", phase, lambda: not _alive(self._pid()))
-        deadline = time.monotonic() + 10
-        while cgroups.remove(self.config.cgroup) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
+                self._wait("the node to end", phase, lambda: self._process() is None)
+        within(10, lambda: not cgroups.remove(self.config.cgroup))
         mountpoints.remove()
         shutil.rmtree(self.config.run, ignore_errors=True)
-        (self.config.state / "pid").unlink(missing_ok=True)
+        self._pid_file.unlink(missing_ok=True)
 
     def _switch_outbound(self, phases: Phases) -> None:
         """Give a running node the way out, or take it, if it was started otherwise."""
@@ -363,48 +360,35 @@ class EmbeddedCluster:
             self.component("restart", "coredns")
             config.save()
 
-    def _pid(self) -> tuple[int, str]:
-        """Return the node's process and start time as written at the launch, (0, '') if none."""
-        path = self.config.state / "pid"
-        if not path.exists():
-            return (0, "")
-        pid, _, started = path.read_text().partition(" ")
-        return int(pid), started
+    @property
+    def _pid_file(self) -> Path:
+        """Holds the node's process and when that began, as written at the launch."""
+        return self.config.state / "pid"
+
+    def _process(self) -> psutil.Process | None:
+        """Return the node's process, None when it has ended: process numbers are used again."""
+        try:
+            pid, started = self._pid_file.read_text().split()
+            process = psutil.Process(int(pid))
+            # The machine's clock may be set between the two looks.
+            same = abs(process.create_time() - float(started)) < CLOCK_SECONDS
+            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        except (FileNotFoundError, psutil.NoSuchProcess):
+            return None
+
+    def _running(self) -> psutil.Process:
+        if process := self._process():
+            return process
+        raise UserError(f"the cluster {self.name} does not run: `make up`")
 
     def _wait(
         self, what: str, phase: Phase, done: Callable[[], bool], seconds: float = START_SECONDS
     ) -> None:
-        # Raises Interrupted in a thread of a command that was interrupted.
-        deadline = time.monotonic() + seconds
-        while not done():
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"waited {seconds:.0f} s for {what} ({phase.detail or 'no sign'}); "
-                    f"logs: {self.config.log}, or `make logs`"
-                )
-            processes.check()
-            time.sleep(POLL_SECONDS)
-
-    def _kubectl(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        # An API server that takes connections and does not answer must not hold up who waits.
-        patience = f"--request-timeout={REQUEST_SECONDS}s"
-        command = [str(kubectl()), "--kubeconfig", str(self.kubeconfig), patience, *words]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if check and result.returncode != 0:
-            raise UserError(f"kubectl {words[0]}: {result.stderr.strip()}")
-        return result
-
-
-def _start_time(pid: int) -> str:
-    """Return the kernel's start time of a process, '' when it has ended: pids are reused."""
-    try:
-        # proc(5): the fields after the command's name begin with the state, the 20th is the time.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] == "Z" else fields[19]
-
-
-def _alive(process: tuple[int, str]) -> bool:
-    pid, started = process
-    return pid > 0 and started != "" and _start_time(pid) == started
+        until(
+            seconds,
+            done,
+            lambda: (
+                f"waited for {what} ({phase.detail or 'no sign'}); "
+                f"logs: {self.config.log}, or `make logs`"
+            ),
+        )

@@ -2,10 +2,10 @@
 
 import shutil
 import subprocess
-import threading
 import time
 from pathlib import Path
 
+from mlctl.base.waiting import within
 from mlctl.cluster.embedded import outbound
 from mlctl.cluster.embedded.config import NODE_NAME, Config
 from mlctl.cluster.embedded.config_files import BRIDGE
@@ -85,10 +85,7 @@ def stop_containers(config: Config) -> None:
             process.wait()
 
     kill("stop signal")
-    deadline = time.monotonic() + CONTAINER_STOP_SECONDS
-    pause = threading.Event()
-    while running() and time.monotonic() < deadline:
-        pause.wait(0.3)
+    within(CONTAINER_STOP_SECONDS, lambda: not running())
     kill("SIGKILL", "--signal", "SIGKILL")
 
 

@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from mlctl.base.waiting import within
 from mlctl.cluster.embedded.components import READY_SECONDS, Component
 from mlctl.cluster.embedded.config import Config
 from mlctl.cluster.embedded.machine import say
@@ -54,13 +55,11 @@ class Runner:
 
     def wait_ready(self, check: "ReadyCheck") -> bool:
         """Wait until the program serves; False if it does not within READY_SECONDS."""
-        deadline = time.monotonic() + READY_SECONDS
-        while time.monotonic() < deadline:
-            if self.process is not None and check(self.component.ready):
-                return True
-            with self.changed:
-                self.changed.wait(0.1)
-        return False
+        return within(
+            READY_SECONDS,
+            lambda: self.process is not None and check(self.component.ready),
+            poll=0.1,
+        )
 
     def status(self) -> dict[str, Any]:
         """Return what `make status` shows."""

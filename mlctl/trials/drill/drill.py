@@ -6,13 +6,13 @@ build/drill.json: [{"fault", "dag_state", "retries", "seconds_lost", "data_lost"
 """
 
 import re
-import time
 from typing import Any
 
 from mlctl.base.errors import UserError
 from mlctl.base.names import DAG_IDS
 from mlctl.base.paths import BUILD
 from mlctl.base.progress import Phase, Phases
+from mlctl.base.waiting import until, within
 from mlctl.clients.airflow import FINISHED_RUN, Airflow, Task, run_seconds
 from mlctl.cluster.provider import breakable
 from mlctl.commands.telling import say, tell_change
@@ -56,12 +56,13 @@ class Drill:
 
     def wait_for_peace(self, phase: Phase) -> None:
         """Wait until no run is under way. Raises UserError after RUN_SECONDS."""
-        deadline = time.monotonic() + RUN_SECONDS
-        while going := self._going():
-            phase.note(f"waiting for the end of {going}")
-            if time.monotonic() > deadline:
-                raise UserError(f"{going} has not ended after {RUN_SECONDS} s")
-            time.sleep(1)
+
+        def quiet() -> bool:
+            if going := self._going():
+                phase.note(f"waiting for the end of {going}")
+            return not going
+
+        until(RUN_SECONDS, quiet, lambda: f"{self._going()} has not ended", poll=1)
 
     def _going(self) -> str:
         for dag_id in DAG_IDS:
@@ -113,11 +114,13 @@ class Drill:
     def _wait_for_the_end_of(self, dag_id: str, run_id: str, phase: Phase) -> list[str]:
         """Wait until nothing of the run is left; return what does not go."""
         path = self.stack.run_path(dag_id, run_id)
-        deadline = time.monotonic() + LEFTOVER_SECONDS
-        while (left := leftovers(self.stack, path)) and time.monotonic() < deadline:
-            phase.note(f"waiting for the end of {left[0]}")
-            time.sleep(1)
-        return left
+
+        def gone() -> bool:
+            if left := leftovers(self.stack, path):
+                phase.note(f"waiting for the end of {left[0]}")
+            return not left
+
+        return [] if within(LEFTOVER_SECONDS, gone, poll=1) else leftovers(self.stack, path)
 
     def _lost_tries(self, run_id: str, tasks: list[Task]) -> dict[str, str]:
         """Return the logs of the tries that were not the last, by task."""

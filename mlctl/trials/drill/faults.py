@@ -20,6 +20,7 @@ from mlctl.base.errors import UserError
 from mlctl.base.names import MLFLOW_PORT, RELEASE
 from mlctl.base.paths import ROOT
 from mlctl.base.progress import Phase, Phases
+from mlctl.base.waiting import until
 from mlctl.clients.airflow import FINISHED_RUN, Airflow
 from mlctl.clients.kube import Kube
 from mlctl.clients.pods import containers
@@ -30,7 +31,6 @@ from mlctl.stack import Stack
 OUTAGE_SECONDS = 10
 MOMENT_SECONDS = 600
 PATIENCE_SECONDS = 120
-POLL_SECONDS = 0.3
 # What the drill makes in the cluster is called so, and nothing else is.
 MARK = "ml-pipelines-drill"
 
@@ -88,19 +88,19 @@ class Scene:
 
         Raises UserError when the run ends before, or MOMENT_SECONDS have passed.
         """
-        deadline = time.monotonic() + MOMENT_SECONDS
         looked = time.monotonic()
-        while not (answer := ready()):
+
+        def probe() -> Any:
+            nonlocal looked
             self.phase.note(f"waiting for {what}")
             if time.monotonic() - looked > 5:
                 looked = time.monotonic()
                 state = self.airflow.run("training_dag", self.run_id)["state"]
                 if state in FINISHED_RUN:
                     raise UserError(f"the run ended as {state} before {what}")
-            if time.monotonic() > deadline:
-                raise UserError(f"waited {MOMENT_SECONDS} s for {what}")
-            time.sleep(POLL_SECONDS)
-        return answer
+            return ready()
+
+        return until(MOMENT_SECONDS, probe, f"waited for {what}")
 
     def wait_for_line(self, task_id: str, pattern: str, what: str) -> dict[str, Any]:
         """Wait until the task's container writes a line like this; return its pod.
@@ -314,15 +314,14 @@ def answer_500(scene: Scene) -> None:
     }
     scene.training_ends()
     before = _refusals(scene.kube)
-    started, first = time.monotonic(), 0.0
     try:
         scene.kube.apply(webhook)
-        while not first or time.monotonic() - first < OUTAGE_SECONDS:
-            if not first and _refusals(scene.kube) > before:
-                first = time.monotonic()
-            if not first and time.monotonic() - started > PATIENCE_SECONDS:
-                raise UserError(f"Airflow changed no pod in {PATIENCE_SECONDS} s")
-            time.sleep(POLL_SECONDS)
+        until(
+            PATIENCE_SECONDS,
+            lambda: _refusals(scene.kube) > before,
+            "Airflow changed no pod",
+        )
+        time.sleep(OUTAGE_SECONDS)
         scene.phase.say(f"{_refusals(scene.kube) - before:.0f} requests were refused")
     finally:
         remove_marks(scene.kube)

@@ -88,7 +88,7 @@ def job(name: str, *, of_a_cron_job: bool = False, **status: int) -> dict[str, A
 
 def test_a_release_is_ready_when_its_jobs_are_done() -> None:
     at_work = Release(Namespace(jobs=[job("setup", active=1)]), {}, "unit")
-    with pytest.raises(UserError, match="not ready after 0 s: job setup"):
+    with pytest.raises(UserError, match="after 0 s: not ready: job setup"):
         at_work.wait_ready(Phase("ready"), timeout=0)
     done = [job("setup", succeeded=1), job("janitor", of_a_cron_job=True, active=1)]
     Release(Namespace(jobs=done), {}, "unit").wait_ready(Phase("ready"), timeout=0)

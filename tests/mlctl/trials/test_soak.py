@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mlctl.base.progress import Phase
-from mlctl.clients.airflow import AirflowError, Task
+from mlctl.clients.airflow import Task
 from mlctl.trials.soak import (
     INFERENCE,
     TRAINING,
@@ -173,7 +173,7 @@ def test_waiting_tells_each_end_once(
 
 def test_waiting_too_long_names_the_states() -> None:
     server: Any = Server(runs=lambda _: [{"dag_run_id": "1", "state": "queued"}])
-    with pytest.raises(AirflowError, match="not ended after 0 s: x: 1 queued"):
+    with pytest.raises(UserError, match="after 0 s: not ended: x: 1 queued"):
         wait(server, {"x": ["1"]}, 0, Phase("many"))
 
 
