@@ -8,16 +8,18 @@ import contextlib
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
 from mlctl.base import processes
 from mlctl.base.errors import UserError
 
 HEARTBEAT_SECONDS = 5.0
+TABLE_WIDTH = 1000
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -90,6 +92,14 @@ class Phases:
 def _heartbeat(phase: Phase, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
         phase.say(phase.detail[:160] or "working")
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
+    """Print rows in columns, as wide as they are: a log file has no width."""
+    table = Table(*columns, title=title or None, title_justify="left", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*("" if cell is None else _plain(str(cell)) for cell in row))
+    Console(highlight=False, width=TABLE_WIDTH).print(table)
 
 
 def _plain(text: str) -> str:

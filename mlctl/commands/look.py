@@ -4,8 +4,6 @@ import subprocess
 import sys
 import time
 
-from rich.table import Table
-
 from mlctl.base.names import (
     AIRFLOW_PORT,
     AIRFLOW_SERVICE,
@@ -14,7 +12,7 @@ from mlctl.base.names import (
     MLFLOW_SERVICE,
     RELEASE,
 )
-from mlctl.base.progress import console
+from mlctl.base.progress import console, show_table
 from mlctl.clients.airflow import container_lines, telling_lines
 from mlctl.clients.forward import Forward, free_port
 from mlctl.clients.pods import is_ready, restarts, state
@@ -32,11 +30,18 @@ def status(stack: Stack) -> int:
         say(f"release {RELEASE}: not installed (`make up`)")
         return 1
     say(f"release {RELEASE}: {found.state}, revision {found.revision}")
-    pods = stack.kube.items("pods")
-    for pod in pods:
-        times = f", {restarts(pod)} restarts" if restarts(pod) else ""
-        mark = "ready" if is_ready(pod) else "NOT READY"
-        say(f"  {pod['metadata']['name']:<55} {mark} ({state(pod)}{times})")
+    show_table(
+        ("pod", "", "state", "restarts"),
+        (
+            (
+                pod["metadata"]["name"],
+                "ready" if is_ready(pod) else "NOT READY",
+                state(pod),
+                restarts(pod) or None,
+            )
+            for pod in stack.kube.items("pods")
+        ),
+    )
     with stack.airflow() as airflow:
         for dag_id in DAG_IDS:
             newest = airflow.newest_run(dag_id)
@@ -108,13 +113,9 @@ def cluster_status(cluster: Provider) -> int:
     if not rows:
         print(f"cluster {cluster.name} ({cluster.kind}) is down: `make up`")
         return 1
-    table = Table(title=f"cluster {cluster.name} ({cluster.kind})")
     columns = [key for key in rows[0] if key != "exit_codes"]
-    for key in columns:
-        table.add_column(key)
-    for row in rows:
-        table.add_row(*("" if row[key] is None else str(row[key]) for key in columns))
-    console.print(table)
+    title = f"cluster {cluster.name} ({cluster.kind})"
+    show_table(columns, ([row[key] for key in columns] for row in rows), title)
     for line in cluster.remarks():
         console.print(line, markup=False)
     return 0 if all(row["state"] == "running" for row in rows) else 1

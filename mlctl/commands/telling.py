@@ -8,7 +8,7 @@ from typing import Any
 from ml_pipelines.runs import run_directory
 from mlctl.base.names import NAMESPACE, RELEASE
 from mlctl.base.paths import RUN_REPORT
-from mlctl.base.progress import console
+from mlctl.base.progress import console, show_table
 from mlctl.clients.airflow import Airflow, Task, run_seconds, telling_lines
 from mlctl.stack import Stack
 
@@ -121,5 +121,4 @@ def summary(stack: Stack, report: dict[str, Any]) -> None:
         ("this summary", str(RUN_REPORT)),
     ]
     say()
-    for name, text in rows:
-        say(f"{name:<15} {text}")
+    show_table(("", ""), rows)

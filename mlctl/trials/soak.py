@@ -24,7 +24,7 @@ from typing import Any
 from mlctl.base.errors import UserError
 from mlctl.base.names import DAG_IDS, INFERENCE, MLFLOW_PORT, MLFLOW_SERVICE, TRAINING
 from mlctl.base.paths import BUILD
-from mlctl.base.progress import Phase, Phases
+from mlctl.base.progress import Phase, Phases, show_table
 from mlctl.base.waiting import until, within
 from mlctl.clients.airflow import FINISHED_RUN, Airflow, run_seconds
 from mlctl.clients.forward import Forward
@@ -318,14 +318,11 @@ def main(stack: Stack, count: int) -> int:
 
 def show(checked: Sequence[Checked], alone: Sequence[Checked]) -> None:
     """Print a line for each run."""
-    line = "{:<20} {:<8} {:>7} {:>7} {:>6}  {:<11} {:<11} {}"
-    columns = ("run", "state", "seconds", "retries", "model", "weights", "predictions", "right")
-    say(line.format(*columns))
-    for one in [*alone, *checked]:
-        number = "alone" if one in alone else one.run_id.rpartition("+")[2]
-        say(
-            line.format(
-                f"{one.dag_id} {number}",
+    show_table(
+        ("run", "state", "seconds", "retries", "model", "weights", "predictions", "right"),
+        (
+            (
+                f"{one.dag_id} {'alone' if one in alone else one.run_id.rpartition('+')[2]}",
                 one.state,
                 f"{one.seconds or 0:.0f}",
                 one.retries,
@@ -334,4 +331,6 @@ def show(checked: Sequence[Checked], alone: Sequence[Checked]) -> None:
                 one.predictions[:10],
                 "; ".join(one.faults) or "yes",
             )
-        )
+            for one in [*alone, *checked]
+        ),
+    )

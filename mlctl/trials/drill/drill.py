@@ -11,7 +11,7 @@ from typing import Any
 from mlctl.base.errors import UserError
 from mlctl.base.names import DAG_IDS
 from mlctl.base.paths import BUILD
-from mlctl.base.progress import Phase, Phases
+from mlctl.base.progress import Phase, Phases, show_table
 from mlctl.base.waiting import until, within
 from mlctl.clients.airflow import FINISHED_RUN, Airflow, Task, run_seconds
 from mlctl.cluster.provider import breakable
@@ -19,7 +19,7 @@ from mlctl.commands.telling import say, tell_change
 from mlctl.stack import Stack
 from mlctl.trials.drill.evidence import leftovers, lost, take
 from mlctl.trials.drill.faults import Fault, Scene, chosen, remove_marks
-from mlctl.trials.drill.report import Row, table, write
+from mlctl.trials.drill.report import COLUMNS, Row, cells, write
 
 REPORT = BUILD / "drill.json"
 DAG_ID = "training_dag"
@@ -163,11 +163,10 @@ def main(stack: Stack, names: str) -> int:
                         # The other faults are worth trying all the same, once this run is over.
                         rows.append(Row(fault.name, "unknown", 0, 0.0, shown=str(error)))
                         drill.wait_for_peace(phase)
-                say(table(rows)[-1])
+                say("  ".join(cells(rows[-1])))
         finally:
             write(rows, REPORT)
             say()
-            for line in table(rows):
-                say(line)
+            show_table(COLUMNS, map(cells, rows))
     say(f"\nan undisturbed run took {drill.baseline:.0f} s; the table is in {REPORT}")
     return 0 if all(row.ok for row in rows) else 1

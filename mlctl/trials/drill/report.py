@@ -60,26 +60,19 @@ def write(rows: Sequence[Row], path: Path) -> None:
     path.write_text(json.dumps([row.entry() for row in rows], indent=2) + "\n")
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """Return the lines of the table, its heading first."""
-    heading = ["fault", "run", "retries", "s lost", "data lost", "leftovers", "", "Airflow said"]
-    cells = [heading]
-    for row in rows:
-        said = "the fault met nothing" if row.without_effect else row.shown
-        cells.append(
-            [
-                row.fault,
-                row.dag_state,
-                str(row.retries),
-                f"{row.seconds_lost:.0f}",
-                "; ".join(row.data_lost) or "none",
-                "; ".join(row.leftovers) or "none",
-                "ok" if row.ok else "NOT OK",
-                textwrap.shorten(said, _SHOWN_WIDTH, placeholder=" ...") or "-",
-            ]
-        )
-    widths = [max(len(line[column]) for line in cells) for column in range(len(heading))]
+COLUMNS = ("fault", "run", "retries", "s lost", "data lost", "leftovers", "", "Airflow said")
+
+
+def cells(row: Row) -> list[str]:
+    """Return the row as it is shown below COLUMNS."""
+    said = "the fault met nothing" if row.without_effect else row.shown
     return [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in cells
+        row.fault,
+        row.dag_state,
+        str(row.retries),
+        f"{row.seconds_lost:.0f}",
+        "; ".join(row.data_lost) or "none",
+        "; ".join(row.leftovers) or "none",
+        "ok" if row.ok else "NOT OK",
+        textwrap.shorten(said, _SHOWN_WIDTH, placeholder=" ...") or "-",
     ]

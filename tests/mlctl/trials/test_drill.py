@@ -10,10 +10,11 @@ from kubernetes.client import models as k8s
 
 from ml_pipelines.failures import explain_absence, explain_failure
 from mlctl.base.errors import UserError
+from mlctl.base.progress import show_table
 from mlctl.trials.drill.drill import reason
 from mlctl.trials.drill.evidence import Snapshot, hashes, lost
 from mlctl.trials.drill.faults import FAULTS, chosen
-from mlctl.trials.drill.report import Row, table, write
+from mlctl.trials.drill.report import COLUMNS, Row, cells, write
 
 GOOD = Row("oom", "success", 1, 31.5, shown="train_model: OOMKilled: the container needed more")
 BEFORE = Snapshot(
@@ -48,7 +49,7 @@ def test_good_row_is_ok() -> None:
 def test_each_fault_of_a_row_makes_it_bad(change: dict) -> None:
     row = Row(**{**vars(GOOD), **change})
     assert not row.ok
-    assert "NOT OK" in table([row])[1]
+    assert "NOT OK" in cells(row)
 
 
 def test_report_is_a_list_with_the_agreed_keys(tmp_path: Path) -> None:
@@ -76,17 +77,19 @@ def test_report_is_a_list_with_the_agreed_keys(tmp_path: Path) -> None:
     ]
 
 
-def test_table_has_a_line_for_each_row_in_columns() -> None:
-    bad = Row("api-server", "failed", 0, -1.2, ["run x is gone", "run y is gone"])
-    heading, first, second = table([GOOD, bad])
+def test_table_has_a_line_for_each_row_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    bad = Row("api-server", "failed", 0, -1.2, ["run [x] is gone", "run y is gone"])
+    show_table(COLUMNS, map(cells, [GOOD, bad]))
+    heading, first, second = capsys.readouterr().out.splitlines()
     assert first.split()[:7] == ["oom", "success", "1", "32", "none", "none", "ok"]
-    assert "run x is gone; run y is gone" in second
+    assert "run [x] is gone; run y is gone" in second
     for name, cell in (("run", "success"), ("data lost", "none"), ("Airflow said", "train_model")):
         assert heading.index(name) == first.index(cell)
 
 
 def test_table_says_that_a_fault_met_nothing() -> None:
-    assert "the fault met nothing" in table([Row("oom", "success", 0, 0.0, without_effect=True)])[1]
+    row = Row("oom", "success", 0, 0.0, without_effect=True)
+    assert "the fault met nothing" in cells(row)
 
 
 def test_nothing_is_lost_when_only_the_run_s_own_model_came() -> None:

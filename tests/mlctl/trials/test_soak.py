@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from mlctl.base.errors import UserError
 from mlctl.base.progress import Phase
 from mlctl.clients.airflow import Task
 from mlctl.trials.soak import (
