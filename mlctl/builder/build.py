@@ -3,11 +3,9 @@
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from mlctl.base import processes
 from mlctl.base.cache import cached, lock
@@ -231,22 +229,3 @@ def without_recipe(
 def built() -> dict[str, Entry]:
     """Return the entries of build/images.json, none before the first build."""
     return json.loads(IMAGES_LOCK.read_text()) if IMAGES_LOCK.exists() else {}
-
-
-def report(entries: dict[str, Entry], out: Any = sys.stdout) -> None:
-    """Print a line for each image: full name, digest, size of what it is made of."""
-    for name, entry in entries.items():
-        size = sum(oci.read_layout(Path(entry["layout"])).blobs().values()) / 1e6
-        full = f"{entry['repository']}:{entry['tag']}"
-        print(f"{name:16} {size:7.1f} MB  {full}  {entry['digest'][:19]}", file=out)
-
-
-def save(name: str, file: Path) -> None:
-    """Write an image of build/images.json as one tar: ``docker load``, ``ctr images import``.
-
-    Raises UserError when it is not built.
-    """
-    entries = built()
-    if not Path(entries.get(name, {}).get("layout", "/nowhere")).is_dir():
-        raise UserError(f"no image {name!r} is built: tools/python -m mlctl images build {name}")
-    oci.write_archive(file, [oci.read_layout(Path(entries[name]["layout"]))])

@@ -36,7 +36,7 @@ PREDICTIONS = BUILD / "predictions.csv"
 
 
 def run(stack: Stack) -> int:
-    """Bring everything up, run both DAGs and say what came out. Returns the exit status."""
+    """Bring everything up, run both DAGs and say what came out."""
     phases = Phases()
     report: dict[str, Any] = {"cluster": {}, "phases": []}
     for dag_id in DAG_IDS:
@@ -102,7 +102,7 @@ def fetch_predictions(stack: Stack, report: dict[str, Any], phase: Phase) -> Non
 
 
 def sync(stack: Stack) -> None:
-    """Publish the working tree's dags/, committed or not, and wait until Airflow shows it."""
+    """Publish dags/ as it is, committed or not, and wait until Airflow shows it."""
     with Phases().phase("publish the working tree") as phase:
         commit = publish(stack, phase, worktree=True)
     say(f"Airflow shows {commit[:10]}, made from the files as they are now")

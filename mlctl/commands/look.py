@@ -20,6 +20,9 @@ from mlctl.cluster.provider import Provider
 from mlctl.commands.telling import PASSWORD_COMMAND, say
 from mlctl.stack import Stack
 
+LOG_LINES = 12
+"""How many of a task's lines `logs` shows."""
+
 
 def status(stack: Stack) -> int:
     """Print the cluster, the release, its pods and the newest runs."""
@@ -50,8 +53,10 @@ def status(stack: Stack) -> int:
     return 0
 
 
-def logs(stack: Stack, lines: int = 12) -> int:
-    """Print the tasks of the newest run of each DAG, with the last lines of their logs."""
+def logs(stack: Stack, part: str | None) -> int:
+    """Task states and last log lines of the newest runs, or the log of a part of the cluster."""
+    if part:
+        return part_log(stack.cluster, part)
     with stack.airflow() as airflow:
         for dag_id in DAG_IDS:
             newest = airflow.newest_run(dag_id)
@@ -66,7 +71,7 @@ def logs(stack: Stack, lines: int = 12) -> int:
                     continue
                 log = airflow.log(dag_id, newest["dag_run_id"], task.task_id, task.try_number)
                 bad = task.state in {"failed", "up_for_retry"}
-                shown = telling_lines(log, lines) if bad else container_lines(log)[-lines:]
+                shown = telling_lines(log, LOG_LINES) if bad else container_lines(log)[-LOG_LINES:]
                 for line in shown:
                     say(f"    {line}")
     parts = ", ".join(stack.cluster.log_files())

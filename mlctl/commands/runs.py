@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mlctl.base.names import INFERENCE
+from mlctl.base.names import INFERENCE, TRAINING
 from mlctl.base.progress import Phase, Phases
 from mlctl.clients.airflow import Airflow
 from mlctl.commands.telling import (
@@ -34,6 +34,16 @@ def run_dag(stack: Stack, airflow: Airflow, dag_id: str, phase: Phase) -> dict[s
         )
     results = airflow.results(dag_id, run_id)
     return dag_report(dag_id, ended, results)
+
+
+def train(stack: Stack, count: int) -> int:
+    """Trigger training_dag and wait."""
+    return trigger(stack, TRAINING, count)
+
+
+def infer(stack: Stack, count: int) -> int:
+    """Trigger inference_dag and wait."""
+    return trigger(stack, INFERENCE, count)
 
 
 def trigger(stack: Stack, dag_id: str, count: int) -> int:

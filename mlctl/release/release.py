@@ -326,7 +326,7 @@ def _succeeded(job: Mapping[str, Any]) -> bool:
     return job.get("status", {}).get("succeeded", 0) >= wanted
 
 
-def package() -> Path:
+def package_chart() -> Path:
     """Package the chart with its dependency into build/ and return the archive's path."""
     dependency()
     BUILD.mkdir(exist_ok=True)

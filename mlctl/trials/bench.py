@@ -125,7 +125,7 @@ def wait_for_dag(airflow: Airflow, phase: Phase, description: str) -> None:
 
 
 def main(stack: Stack) -> None:
-    """Measure, print and write build/bench.json.
+    """What a task costs, and when a commit shows in Airflow (build/bench.json).
 
     Raises UserError where no DAG of its own can be published.
     """

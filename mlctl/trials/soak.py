@@ -268,7 +268,7 @@ def new_run_ids(name: str, count: int) -> list[str]:
 
 
 def main(stack: Stack, count: int) -> int:
-    """Run, check, print and write build/soak.json. Returns the exit status."""
+    """Many runs of both DAGs at once, each checked by what it left (build/soak.json)."""
     registry = stack.settings["registry"]
     if registry["type"] != "mlflow" or stack.kube.get("service", MLFLOW_SERVICE) is None:
         raise UserError("the models are compared in the MLflow of the release: mlflow.enabled=true")

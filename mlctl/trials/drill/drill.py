@@ -147,7 +147,7 @@ def reason(log: str) -> str:
 
 
 def main(stack: Stack, names: str) -> int:
-    """Run the named faults (all if none is named), print the table and return the exit status."""
+    """Break one part after the other in the middle of training runs (build/drill.json)."""
     faults, phases = chosen(names), Phases()
     rows: list[Row] = []
     with stack.airflow() as airflow:

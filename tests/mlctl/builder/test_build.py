@@ -13,6 +13,7 @@ from mlctl.builder import build, oci
 from mlctl.builder.buildah import Foundation
 from mlctl.builder.catalog import Recipe, repository
 from mlctl.builder.containerfile import parse
+from mlctl.commands.building import save_image
 
 CONTAINERFILE = """\
 ARG BASE_IMAGE=debian
@@ -165,9 +166,9 @@ def test_builds_leave_two_of_each_image_in_the_cache(builder: Builder):
 
 def test_a_built_image_is_saved_as_a_tar(builder: Builder, tmp_path: Path):
     with pytest.raises(UserError, match="images build one"):
-        build.save("one", tmp_path / "one.tar")
+        save_image("one", tmp_path / "one.tar")
     builder.run()
-    build.save("one", tmp_path / "one.tar")
+    save_image("one", tmp_path / "one.tar")
     assert (tmp_path / "one.tar").stat().st_size > 3 * 512
 
 
