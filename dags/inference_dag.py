@@ -70,5 +70,5 @@ with DAG(
     work = [clean_storage_before_start, load_data, load_model, run_inference]
     clean_storage_before_start >> [load_data, load_model] >> run_inference
 
-    # A teardown after every task: see training_dag.
+    # A teardown after every task: it starts when all have stopped, and decides no run's state.
     work >> clean_up.as_teardown()

@@ -47,7 +47,7 @@ def environment(names: list[str]) -> Path:
     final = CACHE / "venvs" / f"{'-'.join(names)}-{key.hexdigest()[:12]}"
     python = final / "bin" / "python"
     if (final / COMPLETE).exists():
-        os.utime(final)  # tools/prune.py forgets what is not used.
+        os.utime(final)  # mlctl/base/prune.py forgets what is not used.
         return python
     if sys.version_info[:2] != PYTHON_OF_THE_LOCKS:
         wanted = ".".join(map(str, PYTHON_OF_THE_LOCKS))

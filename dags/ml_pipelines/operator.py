@@ -172,7 +172,7 @@ class PipelinePodManager(PodManager):
 
 
 class PipelinePodOperator(KubernetesPodOperator):
-    """Runs one task of a pipeline as a pod; see the module for what it adds.
+    """Runs one task of a pipeline as a pod, and tells its result or what went wrong.
 
     `stuck_timeout_seconds`: how long a pod may wait for what nobody but a person provides (an image
     that cannot be pulled, a Secret that is missing). `failed_pod_ttl_seconds`: how long a failed

@@ -219,7 +219,7 @@ def to_send(layouts: Sequence[Layout], without: Collection[str] = ()) -> dict[st
 
 
 def stream(layouts: Sequence[Layout], out: BinaryIO, without: Collection[str] = ()) -> None:
-    """Write several images as one tar to a pipe or file; see to_send for what is in it.
+    """Write images as one tar to a pipe or file: each blob once, no layer of ``without``.
 
     Raises BrokenPipeError when the reader has gone.
     """

@@ -278,7 +278,7 @@ class Airflow:
         on_change: Callable[[str, Task], None] = lambda run_id, task: None,
         note: Callable[[str], None] = lambda text: None,
     ) -> dict[str, Any]:
-        """Wait for one run: see ``wait_for_runs``."""
+        """Wait as ``wait_for_runs`` does, and return the entry of the one run."""
         (run,) = self.wait_for_runs(
             dag_id, [run_id], timeout=timeout, on_change=on_change, note=note
         )

@@ -197,7 +197,7 @@ class Server:
     # Switches
 
     def fail(self, calls: str, what: int | str, **more: Any) -> Fault:
-        """Make matching calls fail; see Fault."""
+        """Let calls whose names match go wrong: a status to answer with, `stall`, or `hang up`."""
         fault = Fault(calls, what, **more)
         with self.lock:
             self.faults.append(fault)

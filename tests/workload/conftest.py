@@ -1,6 +1,6 @@
 """Fixtures for the tests that run inside the classic-example image.
 
-The image has the package in /app and on PYTHONPATH; `python -m images test-workload` brings pytest
+The image has the package in /app and on PYTHONPATH; tools/in_image/pytest_in_image.py brings pytest
 and these files.
 """
 

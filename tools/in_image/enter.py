@@ -1,4 +1,4 @@
-"""The inner side of images/container.py: the first process of the container's namespaces.
+"""The inner side of container.py: the first process of the container's namespaces.
 
 Argument: the specification as JSON. Standard library only; ends by becoming the command.
 """

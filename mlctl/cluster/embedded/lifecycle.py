@@ -46,7 +46,7 @@ CLOCK_SECONDS = 5
 
 
 class EmbeddedCluster:
-    """See provider.Provider. All its data are below ``config.state``."""
+    """A Provider whose node is processes of this machine; its data are below ``config.state``."""
 
     kind = "embedded"
     made_here = True
