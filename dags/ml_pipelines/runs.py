@@ -10,8 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable
 
-# Relative: tools/ reads this file too, as ml_pipelines.runs.
-from .lineage import dags_commit
+from ml_pipelines.lineage import dags_commit
 
 # The mount path of the source document: its command lines name /tmp/data/, /tmp/results/ ...
 MOUNT_PATH = "/tmp"
