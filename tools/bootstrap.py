@@ -6,7 +6,6 @@ Standard library only: this is the first thing that runs on a fresh machine.
     python3 tools/bootstrap.py airflow dag-tests   two locks in one environment
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -21,6 +20,7 @@ from typing import TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from mlctl.base.cache import lock
 from mlctl.base.errors import UserError, run_main
 from mlctl.base.packages import ensure_packages
 from mlctl.base.paths import CACHE, ROOT
@@ -38,11 +38,11 @@ def environment(names: list[str]) -> Path:
 
     Raises UserError when this machine's Python is another one or a package can't be had.
     """
-    locks = [ROOT / "requirements" / f"{name}.txt" for name in names]
-    for lock in locks:
-        if not lock.exists():
-            raise UserError(f"there is no lock file {lock.relative_to(ROOT)}")
-    key = hashlib.sha256(b"".join(lock.read_bytes() for lock in locks))
+    files = [ROOT / "requirements" / f"{name}.txt" for name in names]
+    for file in files:
+        if not file.exists():
+            raise UserError(f"there is no lock file {file.relative_to(ROOT)}")
+    key = hashlib.sha256(b"".join(file.read_bytes() for file in files))
     key.update(f"{sys.version_info[:2]} {os.path.realpath(sys.executable)}".encode())
     final = CACHE / "venvs" / f"{'-'.join(names)}-{key.hexdigest()[:12]}"
     python = final / "bin" / "python"
@@ -57,10 +57,9 @@ def environment(names: list[str]) -> Path:
         )
     ensure_packages("the Python environment", _missing_for_venv())
     final.parent.mkdir(parents=True, exist_ok=True)
-    with (final.parent / f".{final.name}.lock").open("w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    with lock(f"venvs-{final.name}"):
         if not (final / COMPLETE).exists():
-            _make(final, locks, uv=names != ["tools"])
+            _make(final, files, uv=names != ["tools"])
     return python
 
 
@@ -72,11 +71,11 @@ def _missing_for_venv() -> list[str]:
     return []
 
 
-def _make(final: Path, locks: list[Path], *, uv: bool) -> None:
+def _make(final: Path, files: list[Path], *, uv: bool) -> None:
     # A virtual environment holds its own path, so it is made in place and marked when whole.
     shutil.rmtree(final, ignore_errors=True)
     log = final.parent / f"{final.name}.log"
-    requirements = [word for lock in locks for word in ("-r", str(lock))]
+    requirements = [word for file in files for word in ("-r", str(file))]
     python = final / "bin" / "python"
     with log.open("w") as out, _heartbeat(f"Python environment {final.name}"):
         if uv:

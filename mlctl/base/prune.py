@@ -118,12 +118,9 @@ def _aside(entry: Path) -> Path:
 def _moved(entry: Path, kind: Kind) -> bool:
     """Take an entry out of sight unless somebody builds it; nobody finds it half deleted then."""
     key = unfinished_key(entry.name) or entry.name
-    venv = kind.name == "venvs"
-    # bootstrap.py has locks of its own: it runs before anything else is there.
-    file = entry.with_name(f".{key}.lock") if venv else lock_file(f"{kind.name}-{key}")
-    if kind.name.startswith("apt/"):
-        file = lock_file("apt-cache")
-    with if_free(file) as free:
+    with if_free(
+        lock_file("apt-cache" if kind.name.startswith("apt/") else f"{kind.name}-{key}")
+    ) as free:
         if free:
             try:
                 entry.rename(_aside(entry))

@@ -124,7 +124,7 @@ def test_versions_of_the_same_thing_are_one_group(
     for age, name in enumerate([*stay, *go]):
         entry(directory / kind, name, days=2 + age)
     prune.prune()
-    assert names(directory / kind) - {f".{name}.lock" for name in go} == set(stay)
+    assert names(directory / kind) == set(stay)
 
 
 def test_packages_that_debian_has_replaced_go(directory: Path) -> None:
@@ -149,15 +149,6 @@ def test_what_is_being_built_stays(directory: Path) -> None:
         assert len(names(directory / "images")) == 4
     prune.prune()
     assert names(directory / "images") == {f"airflow-{key(0)}", f"airflow-{key(1)}"}
-
-
-def test_environment_that_is_being_made_stays(directory: Path) -> None:
-    for number in range(3):
-        entry(directory / "venvs", f"tools-{key(number)}", days=2 + number)
-    with cache.if_free(directory / "venvs" / f".tools-{key(2)}.lock") as free:
-        assert free
-        prune.prune()
-    assert (directory / "venvs" / f"tools-{key(2)}").is_dir()
 
 
 def test_what_a_process_runs_from_stays(directory: Path) -> None:
