@@ -1,17 +1,18 @@
 """The settings file: what the chart's values (`pipelines`, `images` ...) say to the DAGs.
 
 The chart writes it as `settings.json` into a ConfigMap and mounts that, so that an edit reaches the
-DAGs without a restart. A key that is left out, or null, takes the value of the source document;
-without a file (`airflow standalone` on a laptop) all of them do. A file that is wrong is an import
-error of the DAGs which lists every fault: a pipeline must not run with half of its settings.
+DAGs without a restart. What it may hold is in the chart's values.schema.json, which Helm holds the
+values against; there is no second schema here, and a key that is not known is one of a newer chart.
+A key that is left out, or null, takes the value of the source document; without a file (`airflow
+standalone` on a laptop) all of them do. A file that cannot be read is an import error of the DAGs:
+a pipeline must not run with half of its settings.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -79,36 +80,9 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
-_LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
-_SUBDOMAIN = rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*"
-_SECRET_KEY = r"[-._a-zA-Z0-9]{1,253}"
-_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
-_QUANTITY = r"[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?"
-_URL = r"https?://[^\s/]+\S*"
-_CRON = r"(\S+ +){4}\S+|@(once|hourly|daily|weekly|monthly|quarterly|yearly)"
-
-_LABEL_RULE = "a Kubernetes name (lower case letters, digits, '-'; at most 63 characters)"
-_SUBDOMAIN_RULE = "a Kubernetes name (lower case letters, digits, '-' and '.')"
-_TOLERATION_KEYS = ("key", "operator", "value", "effect", "tolerationSeconds")
-_AFFINITY_KEYS = ("nodeAffinity", "podAffinity", "podAntiAffinity")
-
-_REFERENCE_KEYS = {
-    "name": (_SUBDOMAIN, _SUBDOMAIN_RULE),
-    "key": (_SECRET_KEY, "a key of a Secret or ConfigMap"),
-    "fieldPath": (r"\S+", "a field of the pod like metadata.name"),
-    "resource": (r"\S+", "a resource of the container like limits.cpu"),
-}
-_VALUE_SOURCES = {
-    "secretKeyRef": ("name", "key"),
-    "configMapKeyRef": ("name", "key"),
-    "fieldRef": ("fieldPath",),
-    "resourceFieldRef": ("resource",),
-}
-_ENV_SOURCES = {"secretRef": ("name",), "configMapRef": ("name",)}
-
 
 class SettingsError(ValueError):
-    """The settings file is wrong: one line per fault, with file, key and what is allowed."""
+    """The settings file cannot be read; the text names the file, and the key where it can."""
 
 
 @dataclass(frozen=True)
@@ -200,14 +174,19 @@ class Settings:
         merged = DEFAULTS
         for layer in (TASK_DEFAULTS.get(task_id, {}), self.defaults, self.tasks.get(task_id, {})):
             merged = _merge(merged, layer)
+        # Helm writes large numbers as 1e+06, and a quantity of 2 is a number in YAML.
+        resources = {
+            kind: {name: str(quantity) for name, quantity in quantities.items()}
+            for kind, quantities in merged["resources"].items()
+        }
         return TaskSettings(
-            retries=merged["retries"],
-            retry_delay_seconds=merged["retryDelaySeconds"],
-            startup_timeout_seconds=merged["startupTimeoutSeconds"],
-            stuck_timeout_seconds=merged["stuckTimeoutSeconds"],
-            execution_timeout_seconds=merged["executionTimeoutSeconds"],
-            failed_pod_ttl_seconds=merged["failedPodTtlSeconds"],
-            resources=merged["resources"],
+            retries=int(merged["retries"]),
+            retry_delay_seconds=int(merged["retryDelaySeconds"]),
+            startup_timeout_seconds=int(merged["startupTimeoutSeconds"]),
+            stuck_timeout_seconds=int(merged["stuckTimeoutSeconds"]),
+            execution_timeout_seconds=int(merged["executionTimeoutSeconds"]),
+            failed_pod_ttl_seconds=int(merged["failedPodTtlSeconds"]),
+            resources=resources,
             node_selector=merged["nodeSelector"],
             tolerations=merged["tolerations"],
             affinity=merged["affinity"],
@@ -248,333 +227,71 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
 def parse_settings(
     content: object, source: str, environment: Mapping[str, str] = os.environ
 ) -> Settings:
-    """Check the content of a settings file; `source` is its name in the messages.
+    """Return the settings that a file holds; `source` is its name in the messages.
 
-    Raises SettingsError with one line per fault.
+    Raises SettingsError for something that is no object where one belongs.
     """
-    faults: list[str] = []
-    root = _Section(content, "", faults)
 
-    image = root.section("image")
-    storage = root.section("storage")
-    schedule = root.section("schedule")
-    tasks = root.section("tasks")
-    settings = Settings(
-        namespace=root.text("namespace", _LABEL, _LABEL_RULE) or "default",
+    def section(*keys: str) -> dict[str, Any]:
+        value: Any = content
+        for key in keys:
+            value = (value if value is not None else {}).get(key)
+        if value is None or isinstance(value, dict):
+            return value or {}
+        where = ".".join(keys) or "the file"
+        raise SettingsError(f"{source}: {where} is {json.dumps(value)}; allowed: an object")
+
+    root, image, registry = section(), section("image"), section("registry")
+    mlflow, wandb = section("registry", "mlflow"), section("registry", "wandb")
+    schedule, tasks = section("schedule"), section("tasks")
+    return Settings(
+        namespace=root.get("namespace") or "default",
         image=Image(
-            reference=image.text("reference", r"\S+", "repository:tag or repository@digest")
-            or "ghcr.io/kyryl-opens-ml/classic-example:main",
+            reference=image.get("reference") or "ghcr.io/kyryl-opens-ml/classic-example:main",
             # Always: the document's image is a tag that moves.
-            pull_policy=image.choice("pullPolicy", ("Always", "IfNotPresent", "Never")) or "Always",
-            pull_secrets=tuple(image.names("pullSecrets") or ()),
+            pull_policy=image.get("pullPolicy") or "Always",
+            pull_secrets=tuple(image.get("pullSecrets") or ()),
         ),
-        claim_name=storage.text("claimName", _SUBDOMAIN, _SUBDOMAIN_RULE) or "training-storage",
-        service_account_name=root.text(
-            "serviceAccountName", rf"({_SUBDOMAIN})?", f"{_SUBDOMAIN_RULE} or empty"
-        )
-        or "",
-        registry=_registry(root.section("registry"), environment),
+        claim_name=section("storage").get("claimName") or "training-storage",
+        service_account_name=root.get("serviceAccountName") or "",
+        registry=Registry(
+            type=registry.get("type") or "wandb",
+            model_name=registry.get("modelName") or "airflow-pipeline",
+            mlflow=Mlflow(
+                tracking_uri=mlflow.get("trackingUri") or "http://ml-pipelines-mlflow:5000",
+                experiment=mlflow.get("experiment") or "ml-pipelines",
+            ),
+            wandb=Wandb(
+                # The document exports WANDB_PROJECT before it starts Airflow. It also exports
+                # WANDB_API_KEY: that one is never read here, the pods take it from the Secret.
+                project=wandb.get("project") or environment.get("WANDB_PROJECT", ""),
+                entity=wandb.get("entity") or "",
+                base_url=wandb.get("baseUrl") or "",
+                secret_name=wandb.get("secretName") or "ml-pipelines-wandb",
+                secret_key=wandb.get("secretKey") or "api-key",
+            ),
+        ),
         schedules={
-            "training_dag": schedule.cron("training_dag", None),
-            "inference_dag": schedule.cron("inference_dag", "0 9 * * *"),
+            "training_dag": schedule.get("training_dag"),
+            "inference_dag": schedule.get("inference_dag", "0 9 * * *"),
         },
-        defaults=_task_values(root.section("defaults")),
-        tasks={task_id: _task_values(tasks.section(task_id)) for task_id in TASK_IDS},
-        inference_on_new_model=root.boolean("inferenceOnNewModel") or False,
+        inference_on_new_model=root.get("inferenceOnNewModel") or False,
+        defaults=section("defaults"),
+        tasks={task_id: section("tasks", task_id) for task_id in tasks},
     )
-    for section in (image, storage, schedule, tasks, root):
-        section.refuse_unknown_keys()
-    if faults:
-        raise SettingsError("\n".join(f"{source}: {fault}" for fault in faults))
-    return settings
-
-
-def _registry(section: _Section, environment: Mapping[str, str]) -> Registry:
-    mlflow = section.section("mlflow")
-    wandb = section.section("wandb")
-    registry = Registry(
-        type=section.choice("type", ("mlflow", "wandb")) or "wandb",
-        model_name=section.text("modelName", r"[^\s:/]+", "a model name (no space, ':' or '/')")
-        or "airflow-pipeline",
-        mlflow=Mlflow(
-            tracking_uri=mlflow.text("trackingUri", _URL, "an http:// or https:// address")
-            or "http://ml-pipelines-mlflow:5000",
-            experiment=mlflow.text("experiment", r".*\S.*", "a name") or "ml-pipelines",
-        ),
-        wandb=Wandb(
-            # The document exports WANDB_PROJECT before it starts Airflow. It also exports
-            # WANDB_API_KEY: that one is never read here, the pods take it from the Secret.
-            project=wandb.text("project") or environment.get("WANDB_PROJECT", ""),
-            entity=wandb.text("entity") or "",
-            base_url=wandb.text(
-                "baseUrl", rf"({_URL})?", "an http:// or https:// address, or empty"
-            )
-            or "",
-            secret_name=wandb.text("secretName", _SUBDOMAIN, _SUBDOMAIN_RULE)
-            or "ml-pipelines-wandb",
-            secret_key=wandb.text("secretKey", _SECRET_KEY, "a key of a Secret") or "api-key",
-        ),
-    )
-    for part in (mlflow, wandb, section):
-        part.refuse_unknown_keys()
-    return registry
-
-
-def _task_values(section: _Section) -> dict[str, Any]:
-    """The valid keys that are there; the rest comes from the layer below."""
-    resources = section.section("resources")
-    values = {
-        "retries": section.integer("retries", 0),
-        "retryDelaySeconds": section.integer("retryDelaySeconds", 0),
-        "startupTimeoutSeconds": section.integer("startupTimeoutSeconds", 1),
-        "stuckTimeoutSeconds": section.integer("stuckTimeoutSeconds", 1),
-        "executionTimeoutSeconds": section.integer("executionTimeoutSeconds", 1),
-        "failedPodTtlSeconds": section.integer("failedPodTtlSeconds", 0),
-        "resources": {
-            kind: quantities
-            for kind in ("requests", "limits")
-            if (quantities := resources.quantities(kind)) is not None
-        },
-        "nodeSelector": section.texts("nodeSelector"),
-        "tolerations": section.objects("tolerations", _TOLERATION_KEYS),
-        "affinity": section.mapping("affinity", _AFFINITY_KEYS),
-        "env": section.variables("env"),
-        "envFrom": section.sources("envFrom"),
-        "labels": section.texts("labels"),
-        "annotations": section.texts("annotations"),
-        "priorityClassName": section.text(
-            "priorityClassName", rf"({_SUBDOMAIN})?", f"{_SUBDOMAIN_RULE} or empty"
-        ),
-        "runtimeClassName": section.text(
-            "runtimeClassName", rf"({_SUBDOMAIN})?", f"{_SUBDOMAIN_RULE} or empty"
-        ),
-        "serviceAccountName": section.text(
-            "serviceAccountName", rf"({_SUBDOMAIN})?", f"{_SUBDOMAIN_RULE} or empty"
-        ),
-        "image": section.text(
-            "image", r"\S*", "repository:tag or repository@digest, or empty (the pipelines' own)"
-        ),
-    }
-    resources.refuse_unknown_keys()
-    section.refuse_unknown_keys()
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """`above` over `below`; objects are merged key by key, everything else is replaced.
 
-    So is `valueFrom` of a variable, which names one source.
+    So is `valueFrom` of a variable, which names one source. What is null changes nothing.
     """
     merged = dict(below)
     for key, value in above.items():
+        if value is None:
+            continue
         if key != "valueFrom" and isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = _merge(merged[key], value)
         else:
             merged[key] = value
     return merged
-
-
-class _Section:
-    """An object of the file. Its readers give None for what is absent, null or faulty.
-
-    Faults are collected with the full path of the key. The keys that were asked for are the keys
-    that are allowed.
-    """
-
-    def __init__(self, value: object, path: str, faults: list[str]) -> None:
-        self._path = path
-        self._faults = faults
-        self._asked: list[str] = []
-        self._values: dict[str, Any] = {}
-        if isinstance(value, dict):
-            self._values = value
-        elif value is not None:
-            faults.append(f"{path or 'the file'} is {_shown(value)}; allowed: an object")
-
-    def section(self, key: str) -> _Section:
-        return _Section(self._get(key), self._key(key), self._faults)
-
-    def text(self, key: str, pattern: str = r"[\s\S]*", allowed: str = "text") -> str | None:
-        return self._text(self._get(key), self._key(key), pattern, allowed)
-
-    def choice(self, key: str, choices: tuple[str, ...]) -> Any:
-        value = self._get(key)
-        if value is None or value in choices:
-            return value
-        return self._fault(self._key(key), value, " or ".join(choices))
-
-    def integer(self, key: str, minimum: int) -> int | None:
-        value = self._get(key)
-        if value is None:
-            return None
-        # Helm writes large numbers as 1e+06, which JSON reads as a float; a bool is an int too.
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and float(value).is_integer() and value >= minimum:
-            return int(value)
-        return self._fault(self._key(key), value, f"a whole number, {minimum} or more")
-
-    def boolean(self, key: str) -> bool | None:
-        value = self._get(key)
-        if value is None or isinstance(value, bool):
-            return value
-        return self._fault(self._key(key), value, "true or false")
-
-    def cron(self, key: str, default: str | None) -> str | None:
-        value = self._get(key)
-        if key not in self._values:
-            return default
-        allowed = "five cron fields, @daily or alike, or null (started by hand)"
-        return self._text(value, self._key(key), _CRON, allowed)
-
-    def texts(self, key: str) -> dict[str, str] | None:
-        return self._map(
-            key, r"\S+", lambda item, path: self._some_text(item, path, allowed="text in quotes")
-        )
-
-    def quantities(self, key: str) -> dict[str, str] | None:
-        return self._map(key, r"\S+", self._quantity)
-
-    def variables(self, key: str) -> dict[str, str | dict[str, Any]] | None:
-        values = self._map(key, _VARIABLE, self._variable)
-        if values and "WANDB_API_KEY" in values:
-            # It would be readable in every pod spec, rendered field and serialized DAG.
-            self._faults.append(
-                f"{self._key(key)}.WANDB_API_KEY: a key has no place here; "
-                "allowed: a Secret, named by registry.wandb.secretName"
-            )
-        return values
-
-    def names(self, key: str) -> list[str] | None:
-        values = self._list(key)
-        if values is None:
-            return None
-        return [
-            text
-            for index, value in enumerate(values)
-            if (
-                text := self._text(value, f"{self._key(key)}[{index}]", _SUBDOMAIN, _SUBDOMAIN_RULE)
-            )
-        ]
-
-    def sources(self, key: str) -> list[dict[str, Any]] | None:
-        """What whole environments come from: items of a container's `envFrom`."""
-        values = self._list(key)
-        if values is None:
-            return None
-        found = []
-        for index, value in enumerate(values):
-            section = _Section(value, f"{self._key(key)}[{index}]", self._faults)
-            prefix = section.text("prefix", rf"({_VARIABLE})?", "the start of a variable's name")
-            source = section._one_of(_ENV_SOURCES)
-            found.append(source | ({"prefix": prefix} if prefix else {}))
-        return found
-
-    def objects(self, key: str, keys: tuple[str, ...]) -> list[dict[str, Any]] | None:
-        values = self._list(key)
-        if values is None:
-            return None
-        return [
-            self._object(value, f"{self._key(key)}[{index}]", keys)
-            for index, value in enumerate(values)
-        ]
-
-    def mapping(self, key: str, keys: tuple[str, ...]) -> dict[str, Any] | None:
-        value = self._get(key)
-        return None if value is None else self._object(value, self._key(key), keys)
-
-    def refuse_unknown_keys(self) -> None:
-        for key in self._values:
-            if key not in self._asked:
-                allowed = ", ".join(self._asked)
-                self._faults.append(f"{self._key(key)} is not a setting; allowed: {allowed}")
-
-    def _get(self, key: str) -> Any:
-        self._asked.append(key)
-        return self._values.get(key)
-
-    def _key(self, key: str) -> str:
-        return f"{self._path}.{key}" if self._path else key
-
-    def _fault(self, path: str, value: object, allowed: str) -> None:
-        self._faults.append(f"{path} is {_shown(value)}; allowed: {allowed}")
-
-    def _text(self, value: object, path: str, pattern: str, allowed: str) -> str | None:
-        if value is None:
-            return None
-        if isinstance(value, str) and re.fullmatch(pattern, value):
-            return value
-        return self._fault(path, value, allowed)
-
-    def _list(self, key: str) -> list[Any] | None:
-        value = self._get(key)
-        if value is None or isinstance(value, list):
-            return value
-        return self._fault(self._key(key), value, "a list")
-
-    def _object(self, value: object, path: str, keys: tuple[str, ...]) -> dict[str, Any]:
-        section = _Section(value, path, self._faults)
-        found = {key: section._get(key) for key in keys}
-        section.refuse_unknown_keys()
-        return {key: value for key, value in found.items() if value is not None}
-
-    def _map(
-        self, key: str, name_pattern: str, read: Callable[[object, str], Any]
-    ) -> dict[str, Any] | None:
-        """An object whose values `read` takes; it gives None for one that is faulty."""
-        value = self._get(key)
-        if value is None:
-            return None
-        if not isinstance(value, dict):
-            return self._fault(self._key(key), value, "an object")
-        found = {}
-        for name, item in value.items():
-            path = f"{self._key(key)}.{name}"
-            if not re.fullmatch(name_pattern, name):
-                self._faults.append(f"{path} is not a name that can be used; allowed: no spaces")
-            elif (taken := read(item, path)) is not None:
-                found[name] = taken
-        return found
-
-    def _some_text(
-        self, value: object, path: str, pattern: str = r"[\s\S]*", allowed: str = "text"
-    ) -> str | None:
-        if value is None:
-            return self._fault(path, None, allowed)
-        return self._text(value, path, pattern, allowed)
-
-    def _quantity(self, value: object, path: str) -> str | None:
-        # A quantity of 2 or 0.5 is a number in YAML and in JSON; Kubernetes takes it too.
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            value = str(value)
-        return self._some_text(value, path, _QUANTITY, "a quantity like 500m, 2 or 4Gi")
-
-    def _variable(self, value: object, path: str) -> str | dict[str, Any] | None:
-        if isinstance(value, dict) and set(value) == {"valueFrom"}:
-            source = _Section(value["valueFrom"], f"{path}.valueFrom", self._faults)
-            return {"valueFrom": source._one_of(_VALUE_SOURCES)}
-        allowed = "text in quotes, or valueFrom with a secretKeyRef or the like"
-        return self._some_text(value, path, allowed=allowed)
-
-    def _one_of(self, kinds: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-        """The reference that is there, with its keys. There must be one, and no unknown key."""
-        found: dict[str, Any] = {}
-        for kind, keys in kinds.items():
-            section = self.section(kind)
-            if not section._values:
-                continue
-            found[kind] = {
-                key: section._some_text(section._get(key), section._key(key), *_REFERENCE_KEYS[key])
-                for key in keys
-            }
-            if "name" in keys and (optional := section.boolean("optional")) is not None:
-                found[kind]["optional"] = optional
-            section.refuse_unknown_keys()
-        self.refuse_unknown_keys()
-        if len(found) != 1 and set(self._values) <= set(self._asked):
-            there = " and ".join(found) or "no reference"
-            self._faults.append(f"{self._path} has {there}; allowed: one of {', '.join(kinds)}")
-        return found
-
-
-def _shown(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)

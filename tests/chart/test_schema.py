@@ -40,7 +40,10 @@ UNKNOWN = {
     "storrage": {},
     "storage": {"sise": "5Gi"},
     "wandb": {"apikey": "x"},
-    "pipelines": {"tasks": {"train_modell": {}, "load_data": {"retrys": 1}}},
+    "pipelines": {
+        "defaults": {"tolerations": [{"keys": "a"}], "affinity": {"podAntiAfinity": {}}},
+        "tasks": {"train_modell": {}, "load_data": {"retrys": 1}},
+    },
     "postgres": {"resources": {"request": {}}},
     "images": {"mlflow": {"name": "x"}},
     "janitor": {"predictions": {"maxAgeHours": 1}},
@@ -74,7 +77,7 @@ def test_unknown_keys_are_refused_by_name(major):
     named = re.findall(r"property (\w+) is not|properties '(\w+)' not", str(error.value))
     assert {three or four for three, four in named} == {
         *("storrage", "sise", "apikey", "train_modell", "retrys", "request", "name"),
-        "maxAgeHours",
+        *("maxAgeHours", "keys", "podAntiAfinity"),
     }
 
 

@@ -184,180 +184,29 @@ def test_unknown_task_is_a_key_error() -> None:
         parse({}).task("train")
 
 
-FAULTS = [
-    ([], "the file is []; allowed: an object"),
-    ({"image": "x"}, 'image is "x"; allowed: an object'),
-    (
-        {"nmespace": "x"},
-        "nmespace is not a setting; allowed: image, storage, schedule, tasks, namespace, "
-        "serviceAccountName, registry, defaults",
-    ),
-    (
-        {"namespace": "Has Space"},
-        "namespace is \"Has Space\"; allowed: a Kubernetes name (lower case letters, digits, '-'; "
-        "at most 63 characters)",
-    ),
-    ({"namespace": ""}, 'namespace is ""; allowed: a Kubernetes name'),
-    (
-        {"image": {"reference": ""}},
-        'image.reference is ""; allowed: repository:tag or repository@digest',
-    ),
-    (
-        {"image": {"pullPolicy": "always"}},
-        'image.pullPolicy is "always"; allowed: Always or IfNotPresent or Never',
-    ),
-    ({"image": {"pullSecrets": "x"}}, 'image.pullSecrets is "x"; allowed: a list'),
-    ({"image": {"pullSecrets": [3]}}, "image.pullSecrets[0] is 3; allowed: a Kubernetes name"),
-    ({"image": {"tag": "1"}}, "image.tag is not a setting; allowed: reference, pullPolicy, "),
-    ({"storage": {"claimName": "a/b"}}, 'storage.claimName is "a/b"; allowed: a Kubernetes name'),
-    ({"serviceAccountName": "A"}, 'serviceAccountName is "A"; allowed: a Kubernetes name'),
-    ({"registry": {"type": "s3"}}, 'registry.type is "s3"; allowed: mlflow or wandb'),
-    (
-        {"registry": {"modelName": "a:b"}},
-        "registry.modelName is \"a:b\"; allowed: a model name (no space, ':' or '/')",
-    ),
-    (
-        {"registry": {"mlflow": {"trackingUri": "mlflow:5000"}}},
-        'registry.mlflow.trackingUri is "mlflow:5000"; allowed: an http:// or https:// address',
-    ),
-    (
-        {"registry": {"mlflow": {"experiment": " "}}},
-        'registry.mlflow.experiment is " "; allowed: a name',
-    ),
-    (
-        {"registry": {"wandb": {"baseUrl": "x"}}},
-        'registry.wandb.baseUrl is "x"; allowed: an http:// or https:// address, or empty',
-    ),
-    (
-        {"registry": {"wandb": {"secretKey": "a/b"}}},
-        'registry.wandb.secretKey is "a/b"; allowed: a key of a Secret',
-    ),
-    (
-        {"registry": {"wandb": {"apiKey": "x"}}},
-        "registry.wandb.apiKey is not a setting; allowed: project, entity, baseUrl, ",
-    ),
-    (
-        {"schedule": {"inference_dag": "9 o'clock"}},
-        'schedule.inference_dag is "9 o\'clock"; allowed: five cron fields, @daily or alike, or '
-        "null (started by hand)",
-    ),
-    ({"schedule": {"inference": None}}, "schedule.inference is not a setting; allowed: training_"),
-    ({"defaults": {"retries": -1}}, "defaults.retries is -1; allowed: a whole number, 0 or more"),
-    (
-        {"defaults": {"retries": True}},
-        "defaults.retries is true; allowed: a whole number, 0 or more",
-    ),
-    (
-        {"tasks": {"load_data": {"executionTimeoutSeconds": 0}}},
-        "tasks.load_data.executionTimeoutSeconds is 0; allowed: a whole number, 1 or more",
-    ),
-    (
-        {"defaults": {"startupTimeoutSeconds": "10m"}},
-        'defaults.startupTimeoutSeconds is "10m"; allowed: a whole number, 1 or more',
-    ),
-    (
-        {"defaults": {"retryDelaySeconds": 1.5}},
-        "defaults.retryDelaySeconds is 1.5; allowed: a whole number, 0 or more",
-    ),
-    (
-        {"tasks": {"train": {}}},
-        "tasks.train is not a setting; allowed: clean_storage_before_start, load_data, ",
-    ),
-    (
-        {"tasks": {"train_model": {"memory": "1Gi"}}},
-        "tasks.train_model.memory is not a setting; allowed: resources, retries, ",
-    ),
-    (
-        {"tasks": {"train_model": {"resources": {"limits": {"memory": "1 GB"}}}}},
-        'tasks.train_model.resources.limits.memory is "1 GB"; allowed: a quantity like 500m, 2 or ',
-    ),
-    (
-        {"defaults": {"resources": {"limits": {"memory": None}}}},
-        "defaults.resources.limits.memory is null; allowed: a quantity like 500m, 2 or 4Gi",
-    ),
-    (
-        {"defaults": {"resources": {"memory": "1Gi"}}},
-        "defaults.resources.memory is not a setting; allowed: requests, limits",
-    ),
-    ({"defaults": {"env": {"A": 1}}}, "defaults.env.A is 1; allowed: text in quotes"),
-    (
-        {"defaults": {"env": {"A": None}}},
-        "defaults.env.A is null; allowed: text in quotes, or valueFrom with a secretKeyRef or the ",
-    ),
-    (
-        {"defaults": {"env": {"A": {"secretKeyRef": {"name": "s", "key": "k"}}}}},
-        'defaults.env.A is {"secretKeyRef": {"name": "s", "key": "k"}}; allowed: text in ',
-    ),
-    (
-        {"defaults": {"env": {"A": {"valueFrom": {}}}}},
-        "defaults.env.A.valueFrom has no reference; allowed: one of secretKeyRef, configMapKeyRef, "
-        "fieldRef, resourceFieldRef",
-    ),
-    (
-        {"defaults": {"env": {"A": {"valueFrom": {"secretKeyRef": {"name": "s"}}}}}},
-        "defaults.env.A.valueFrom.secretKeyRef.key is null; allowed: a key of a Secret or ",
-    ),
-    (
-        {"defaults": {"env": {"A": {"valueFrom": {"secretRef": {"name": "s"}}}}}},
-        "defaults.env.A.valueFrom.secretRef is not a setting; allowed: secretKeyRef, ",
-    ),
-    (
-        {"defaults": {"envFrom": [{"secretRef": {"name": "s"}, "configMapRef": {"name": "m"}}]}},
-        "defaults.envFrom[0] has secretRef and configMapRef; allowed: one of secretRef, ",
-    ),
-    (
-        {"defaults": {"envFrom": [{"secretRef": {"name": "s", "optional": "yes"}}]}},
-        'defaults.envFrom[0].secretRef.optional is "yes"; allowed: true or false',
-    ),
-    ({"defaults": {"envFrom": {}}}, "defaults.envFrom is {}; allowed: a list"),
-    (
-        {"defaults": {"runtimeClassName": "N"}},
-        'defaults.runtimeClassName is "N"; allowed: a Kubernetes name',
-    ),
-    (
-        {"tasks": {"train_model": {"image": "an image"}}},
-        'tasks.train_model.image is "an image"; allowed: repository:tag or repository@digest',
-    ),
-    (
-        {"inferenceOnNewModel": "yes"},
-        'inferenceOnNewModel is "yes"; allowed: true or false',
-    ),
-    ({"defaults": {"env": {"1A": "x"}}}, "defaults.env.1A is not a name that can be used"),
-    (
-        {"defaults": {"env": {"WANDB_API_KEY": "x"}}},
-        "defaults.env.WANDB_API_KEY: a key has no place here; allowed: a Secret, named by "
-        "registry.wandb.secretName",
-    ),
-    ({"defaults": {"labels": []}}, "defaults.labels is []; allowed: an object"),
-    ({"defaults": {"nodeSelector": {"a": True}}}, "defaults.nodeSelector.a is true; allowed: text"),
-    (
-        {"defaults": {"tolerations": [{"keys": "a"}]}},
-        "defaults.tolerations[0].keys is not a setting; allowed: key, operator, value, effect, ",
-    ),
-    (
-        {"defaults": {"affinity": {"podAntiAfinity": {}}}},
-        "defaults.affinity.podAntiAfinity is not a setting; allowed: nodeAffinity, podAffinity, ",
-    ),
-    (
-        {"defaults": {"priorityClassName": 1}},
-        "defaults.priorityClassName is 1; allowed: a Kubernetes name",
-    ),
-]
-
-
-@pytest.mark.parametrize(("content", "message"), FAULTS, ids=[fault[1][:50] for fault in FAULTS])
-def test_fault_names_file_key_value_and_what_is_allowed(content: object, message: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ([], "the file is []"),
+        ({"image": "x"}, 'image is "x"'),
+        ({"registry": {"mlflow": []}}, "registry.mlflow is []"),
+        ({"defaults": 3}, "defaults is 3"),
+        ({"tasks": {"train_model": "x"}}, 'tasks.train_model is "x"'),
+    ],
+)
+def test_what_is_no_object_is_named(content: object, told: str) -> None:
     with pytest.raises(SettingsError) as error:
         parse(content)
-    lines = str(error.value).splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith(f"{SOURCE}: {message}")
+    assert str(error.value) == f"{SOURCE}: {told}; allowed: an object"
 
 
-def test_all_faults_are_listed_at_once() -> None:
-    with pytest.raises(SettingsError) as error:
-        parse({"namespace": 1, "image": {"reference": 2}, "tasks": {"x": {}}})
-    assert len(str(error.value).splitlines()) == 3
+def test_keys_of_a_newer_chart_stop_no_pipeline() -> None:
+    newer = {
+        "tasks": {"train_model": {"retries": 1, "cacheSeconds": 5}, "evaluate": {"retries": 0}}
+    }
+    settings = parse(newer | {"image": {"reference": "a:1", "platform": "arm64"}, "metrics": {}})
+    assert settings.task("train_model").retries == 1
+    assert settings.task("train_model").image == "a:1"
 
 
 def test_file_that_is_not_json(tmp_path: Path) -> None:
@@ -380,7 +229,7 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["training_dag", "inference_dag"])
 def test_invalid_file_is_an_import_error_of_the_dag(load_dag, settings_file, name: str) -> None:
-    path = settings_file({"image": {"pullPolicy": "Sometimes"}})
-    with pytest.raises(SettingsError, match=r"image\.pullPolicy") as error:
+    path = settings_file({"image": "sometimes"})
+    with pytest.raises(SettingsError, match="image is") as error:
         load_dag(name)
     assert str(path) in str(error.value)
