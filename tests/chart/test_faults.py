@@ -3,12 +3,19 @@
 import configparser
 import json
 
+import pytest
 import yaml
 from urllib3.exceptions import ProtocolError
 from urllib3.util import Retry
 
 from mlctl.base.paths import CHART
 from tests.helpers.helm import rendered
+
+WITH_TEMPLATE = [
+    "Deployment/ml-pipelines-scheduler/scheduler",
+    "Deployment/ml-pipelines-webserver/webserver",
+    "Pod/worker/base",
+]
 
 
 def test_airflow_gets_the_local_settings_of_the_values():
@@ -21,11 +28,26 @@ def test_airflow_gets_the_local_settings_of_the_values():
     )
 
 
-def test_the_scheduler_is_patient_with_the_api_server():
+def executor_settings():
     config = rendered("local").one("ConfigMap", "ml-pipelines-config")["data"]["airflow.cfg"]
     parser = configparser.ConfigParser(interpolation=None)
     parser.read_string(config)
-    text = parser["kubernetes_executor"]["api_client_retry_configuration"]
+    return parser["kubernetes_executor"]
+
+
+@pytest.mark.parametrize("where", WITH_TEMPLATE)
+def test_the_workers_template_is_where_airflow_looks_for_it(where):
+    # Each task reads it once more, in its worker, to store what pod it is in.
+    (container,) = (c for c in rendered("local").containers() if c.where == where)
+    path = executor_settings()["pod_template_file"]
+    (mount,) = (m for m in container.spec["volumeMounts"] if m["mountPath"] == path)
+    (volume,) = (v for v in container.pod["volumes"] if v["name"] == mount["name"])
+    found = rendered("local").one("ConfigMap", volume["configMap"]["name"])
+    assert yaml.safe_load(found["data"][mount["subPath"]])["kind"] == "Pod"
+
+
+def test_the_scheduler_is_patient_with_the_api_server():
+    text = executor_settings()["api_client_retry_configuration"]
     retry = Retry(**json.loads(text))
     # As the client asks after each answer: a refused creation of a pod is repeated as well.
     assert all(retry.is_retry("POST", status) for status in (429, 500, 503))
