@@ -6,7 +6,6 @@ from typing import Any
 
 from ml_pipelines.settings import DEFAULT_PATH as SETTINGS_PATH
 from mlctl.base.errors import UserError
-from mlctl.base.names import RELEASE
 from mlctl.base.progress import Phase
 from mlctl.base.waiting import until
 from mlctl.clients.airflow import Airflow
@@ -100,7 +99,7 @@ def _parsed(stack: Stack, state: str) -> dict[str, Any]:
     ``state`` names files and settings: what is known of the same state is not read again.
     """
     command = ["sh", "-c", PARSE_ONCE, PARSE, state]
-    return json.loads(_in_scheduler(stack, *command, timeout=PARSE_SECONDS))
+    return json.loads(stack.in_scheduler(*command, timeout=PARSE_SECONDS))
 
 
 def _broken(errors: dict[str, str]) -> str:
@@ -120,7 +119,7 @@ def served_commit(stack: Stack) -> tuple[str, datetime]:
     link = "/opt/airflow/dags/repo"
     script = f"readlink {link} && stat --format=%.Y {link}"
     try:
-        target, stamp = _in_scheduler(stack, "sh", "-c", script).split()
+        target, stamp = stack.in_scheduler("sh", "-c", script).split()
     except (KubectlError, ValueError):
         return "", datetime.now(UTC)
     return target.rsplit("/", 1)[-1], datetime.fromtimestamp(float(stamp), UTC)
@@ -135,13 +134,8 @@ def served_settings(stack: Stack) -> tuple[dict[str, Any], datetime]:
     directory, name = SETTINGS_PATH.rsplit("/", 1)
     script = f"stat --format=%.Y {directory}/..data && cat {directory}/{name}"
     try:
-        stamp, text = _in_scheduler(stack, "sh", "-c", script).split("\n", 1)
+        stamp, text = stack.in_scheduler("sh", "-c", script).split("\n", 1)
         settings = json.loads(text)
     except (KubectlError, ValueError):
         return {}, datetime.now(UTC)
     return settings, datetime.fromtimestamp(float(stamp), UTC)
-
-
-def _in_scheduler(stack: Stack, *command: str, timeout: float = 20) -> str:
-    where = [f"deployment/{RELEASE}-scheduler", "--container", "scheduler"]
-    return stack.kube.run("exec", *where, "--", *command, timeout=timeout).stdout

@@ -31,6 +31,9 @@ from mlctl.cluster.provider import Provider, provider
 from mlctl.release.chart import dependency
 from mlctl.release.release import Release, image_values, merge, project_images
 
+LOG_BYTES = 1 << 17
+"""Of the end of a log: some 15 lines, however long."""
+
 
 class Stack:
     """One cluster and the release on it."""
@@ -119,7 +122,25 @@ class Stack:
         """Give a client of Airflow; its forward ends with the block."""
         user, password = self.credentials()
         with Forward(self.kube, AIRFLOW_SERVICE, AIRFLOW_PORT) as forward:
-            yield Airflow(forward, user, password)
+            yield Airflow(forward, user, password, end_of_file=self.end_of_log_file)
+
+    def end_of_log_file(self, path: str) -> str:
+        """Return the last LOG_BYTES of a file in Airflow's log directory, '' without one.
+
+        Files whose names go on after that follow it: what the scheduler has to say of a task.
+
+        Raises KubectlError when the scheduler can't be asked.
+        """
+        script = 'tail --quiet --bytes="$1" "$AIRFLOW_HOME/logs/$0"* 2>/dev/null || true'
+        return self.in_scheduler("sh", "-c", script, path, str(LOG_BYTES))
+
+    def in_scheduler(self, *command: str, timeout: float = 20) -> str:
+        """Return the output of a command in the scheduler's container.
+
+        Raises KubectlError when it fails or takes longer than ``timeout`` seconds.
+        """
+        where = [f"deployment/{RELEASE}-scheduler", "--container", "scheduler"]
+        return self.kube.run("exec", *where, "--", *command, timeout=timeout).stdout
 
     def credentials(self) -> tuple[str, str]:
         """Return user and password of the Airflow pages."""

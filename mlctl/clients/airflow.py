@@ -13,13 +13,14 @@ from urllib.parse import quote
 import requests
 
 from mlctl.base.errors import UserError
+from mlctl.base.waiting import until
 
 FINISHED_RUN = {"success", "failed"}
 PAGE = 100
 """As many runs as Airflow gives in one answer."""
 POLL_SECONDS = 1.0
 LOG_SECONDS = 4.0
-"""How often the log of a running task is read for its last line."""
+"""How often the end of a running task's log is read for its last line."""
 LOGIN_PAUSE_SECONDS = 10.0
 """Airflow takes five logins in 40 seconds, and counts refused ones; a session outlives its pod."""
 
@@ -66,9 +67,17 @@ class Airflow:
     """
 
     def __init__(
-        self, connection: Connection, user: str, password: str, *, patience: float = 120
+        self,
+        connection: Connection,
+        user: str,
+        password: str,
+        *,
+        end_of_file: Callable[[str], str] = lambda path: "",
+        patience: float = 120,
     ) -> None:
+        """``end_of_file`` gives the end of a file in Airflow's log directory, '' without one."""
         self.connection = connection
+        self.end_of_file = end_of_file
         self.user = user
         self.password = password
         self.patience = patience
@@ -244,6 +253,16 @@ class Airflow:
             for one in found
         ]
 
+    def log_end(self, dag_id: str, run_id: str, task: Task) -> str:
+        """Return the end of the log of a task's present try, at one price whatever its length.
+
+        (Airflow reads all of it for each answer, and holds it in memory several times, also when
+        it's asked for what is new only.) Of logs that are not on the claim it is the whole.
+        """
+        number = max(1, task.try_number)
+        path = f"dag_id={dag_id}/run_id={run_id}/task_id={task.task_id}/attempt={number}.log"
+        return self.end_of_file(path) or self.log(dag_id, run_id, task.task_id, number)
+
     def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1) -> str:
         """Return the whole log of one try of a task."""
         return self.request(
@@ -298,38 +317,38 @@ class Airflow:
         ``on_change`` is called with the run id and each task that took on another state,
         ``note`` with a few words on what runs now and its last log line.
 
-        Raises AirflowError after ``timeout`` seconds, with the states of that moment.
+        Raises UserError after ``timeout`` seconds, with the states of that moment.
         """
-        deadline = time.monotonic() + timeout
         seen: dict[tuple[str, str], tuple[str, int]] = {}
         ended: dict[str, dict[str, Any]] = {}
+        going: dict[str, list[Task]] = {}
         read_at = 0.0
-        while True:
-            going: dict[str, list[Task]] = {}
-            for run_id in run_ids:
-                if run_id in ended:
-                    continue
+
+        def all_ended() -> bool:
+            nonlocal read_at
+            for run_id in [one for one in run_ids if one not in ended]:
                 # The run before its tasks: when it has ended, their states are the last ones.
                 run = self.run(dag_id, run_id)
-                tasks = self.tasks(dag_id, run_id)
-                for task in tasks:
+                going[run_id] = self.tasks(dag_id, run_id)
+                for task in going[run_id]:
                     if (task.state, task.try_number) != seen.get((run_id, task.task_id)):
                         seen[run_id, task.task_id] = (task.state, task.try_number)
                         on_change(run_id, task)
                         read_at = 0.0  # What was noted of it is over.
                 if run["state"] in FINISHED_RUN:
                     ended[run_id] = run
-                else:
-                    going[run_id] = tasks
-            if not going:
-                return [ended[run_id] for run_id in run_ids]
-            if time.monotonic() - read_at > LOG_SECONDS:
+                    del going[run_id]
+            if going and time.monotonic() - read_at > LOG_SECONDS:
                 read_at = time.monotonic()
                 note(" || ".join(self._activity(dag_id, *item) for item in going.items()))
-            if time.monotonic() > deadline:
-                states = ", ".join(f"{t.task_id} {t.state}" for ts in going.values() for t in ts)
-                raise AirflowError(f"{dag_id} has not ended after {timeout:.0f} s: {states}")
-            time.sleep(POLL_SECONDS)
+            return not going
+
+        def problem() -> str:
+            states = ", ".join(f"{t.task_id} {t.state}" for ts in going.values() for t in ts)
+            return f"{dag_id} has not ended: {states}"
+
+        until(timeout, all_ended, problem, poll=POLL_SECONDS)
+        return [ended[run_id] for run_id in run_ids]
 
     def _activity(self, dag_id: str, run_id: str, tasks: list[Task]) -> str:
         words = []
@@ -337,9 +356,9 @@ class Airflow:
             if task.state != "running":
                 continue
             try:
-                lines = container_lines(self.log(dag_id, run_id, task.task_id, task.try_number))
-            except AirflowError:
-                lines = []  # A log that is not there yet is no reason to stop waiting.
+                lines = container_lines(self.log_end(dag_id, run_id, task))
+            except UserError:
+                lines = []  # A log that can't be read now is no reason to stop waiting.
             # The result is for programs.
             lines = [line for line in lines if not line.startswith("RESULT ")]
             last = lines[-1] if lines else "its pod starts"

@@ -69,7 +69,7 @@ def logs(stack: Stack, part: str | None) -> int:
                 say(f"  {task.task_id}: {task.state}{seconds}")
                 if task.try_number < 1:
                     continue
-                log = airflow.log(dag_id, newest["dag_run_id"], task.task_id, task.try_number)
+                log = airflow.log_end(dag_id, newest["dag_run_id"], task)
                 bad = task.state in {"failed", "up_for_retry"}
                 shown = telling_lines(log, LOG_LINES) if bad else container_lines(log)[-LOG_LINES:]
                 for line in shown:

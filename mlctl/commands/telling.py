@@ -84,7 +84,7 @@ def explain_failure(airflow: Airflow, dag_id: str, run_id: str) -> None:
         if task.state != "failed":
             continue
         say(f"\n{dag_id}: {task.task_id} failed in try {task.try_number}; its last lines:")
-        for line in telling_lines(airflow.log(dag_id, run_id, task.task_id, task.try_number)):
+        for line in telling_lines(airflow.log_end(dag_id, run_id, task)):
             say(f"    {line}")
     command = "make train" if dag_id == "training_dag" else "make infer"
     say("\nwhat to try:")

@@ -1,4 +1,5 @@
-"""Which images leave the node: those of no pod, no near revision and not of this checkout."""
+"""Which images leave the node: those of no pod, no near revision and not of this checkout. And how
+much of a log is read."""
 
 import json
 import sys
@@ -12,7 +13,7 @@ from mlctl.base.progress import Phase
 from mlctl.builder import build
 from mlctl.clients.kube import Kube
 from mlctl.release.release import Release
-from mlctl.stack import Stack
+from mlctl.stack import LOG_BYTES, Stack
 
 HELM = """#!{python}
 import json, sys
@@ -114,3 +115,29 @@ def test_nobody_is_asked_while_the_node_has_the_current_images_only(stack) -> No
     made.kube = None
     made.drop_old_images(None, Phase("release"))
     assert made.cluster.there == {image("airflow:9")}
+
+
+class OnThisMachine(Kube):
+    """Runs here what is meant for a container of the scheduler."""
+
+    def command(self, *words: str) -> list[str]:
+        assert words[:2] == ("exec", "deployment/ml-pipelines-scheduler")
+        return ["env", f"AIRFLOW_HOME={self.kubeconfig}", *words[words.index("--") + 1 :]]
+
+
+def test_of_a_long_log_the_end_is_read_and_what_the_scheduler_adds(tmp_path: Path) -> None:
+    stack = Stack(Cluster())
+    stack.kube = OnThisMachine(tmp_path, "ml-pipelines")
+    directory = tmp_path / "logs" / "run_id=a+b 'c'"
+    directory.mkdir(parents=True)
+    with (directory / "attempt=1.log").open("w") as log:
+        log.seek(
+            1 << 40
+        )  # A file of holes: reading all of it would take the memory of any machine.
+        log.write("last line\n")
+    (directory / "attempt=1.log.SchedulerJob.log").write_text("zombie\n")
+    (directory / "attempt=10.log").write_text("another try\n")
+    end = stack.end_of_log_file("run_id=a+b 'c'/attempt=1.log")
+    assert end.endswith("last line\nzombie\n")
+    assert len(end) == LOG_BYTES + len("zombie\n")
+    assert stack.end_of_log_file("run_id=a+b 'c'/attempt=2.log") == ""

@@ -9,13 +9,16 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from mlctl.base.errors import UserError
 from mlctl.clients.airflow import (
     Airflow,
     AirflowError,
+    Task,
     container_lines,
     run_seconds,
     telling_lines,
 )
+from mlctl.clients.kube import KubectlError
 
 LOG = """pod-name
 *** Found local files:
@@ -241,8 +244,9 @@ def test_waiting_ends_with_the_run_and_tells_every_change_once(
         (200, {"task_instances": [task_entry("a", "success"), task_entry("b", "running")]}),
         (200, {"task_instances": [task_entry("b", "failed"), task_entry("a", "success")]}),
     ]
-    for name in ("a", "b"):
-        server.answers[f"dags/x/dagRuns/r/taskInstances/{name}/logs/1"] = [(200, LOG)]
+    airflow.end_of_file = {
+        f"dag_id=x/run_id=r/task_id={name}/attempt=1.log": LOG for name in "ab"
+    }.get
     changes: list[tuple[str, str]] = []
     notes: list[str] = []
     run = airflow.wait_for_run(
@@ -262,6 +266,30 @@ def test_waiting_ends_with_the_run_and_tells_every_change_once(
     assert notes[0].startswith("a ")
     assert notes[0].endswith("ERROR: no column sentence")
     assert notes[1].startswith("b ")
+    # Airflow would read the whole of a running task's log for each look at it.
+    assert not [asked for asked in server.asked if "/logs/" in asked]
+
+
+def test_a_log_that_is_not_on_the_claim_is_asked_of_airflow(
+    server: Server, airflow: Airflow
+) -> None:
+    server.answers["dags/x/dagRuns/r/taskInstances/a/logs/2"] = [(200, LOG)]
+    assert airflow.log_end("x", "r", Task("a", "failed", 2, 1.0)) == LOG
+
+
+def test_a_log_that_cannot_be_read_is_no_end_of_the_waiting(
+    server: Server, airflow: Airflow
+) -> None:
+    def no_scheduler(path: str) -> str:
+        raise KubectlError("the scheduler is not there")
+
+    airflow.end_of_file = no_scheduler
+    server.answers["dags/x/dagRuns/r"] = [(200, run_entry("running")), (200, run_entry("success"))]
+    tasks = {"task_instances": [task_entry("a", "running")]}
+    server.answers["dags/x/dagRuns/r/taskInstances"] = [(200, tasks)]
+    notes: list[str] = []
+    assert airflow.wait_for_run("x", "r", timeout=60, note=notes.append)["state"] == "success"
+    assert notes[0].endswith("its pod starts")
 
 
 @pytest.mark.parametrize(
@@ -289,7 +317,7 @@ def test_waiting_too_long_names_the_states(server: Server, airflow: Airflow) -> 
     server.answers["dags/x/dagRuns/r/taskInstances"] = [
         (200, {"task_instances": [task_entry("a", "queued")]})
     ]
-    with pytest.raises(AirflowError, match="x has not ended after 0 s: a queued"):
+    with pytest.raises(UserError, match="after 0 s: x has not ended: a queued"):
         airflow.wait_for_run("x", "r", timeout=0)
 
 
