@@ -50,6 +50,14 @@ class Kube:
             raise KubectlError(f"kubectl {' '.join(words[:4])}: {result.stderr.strip()}")
         return result
 
+    def problem(self) -> str:
+        """Return why the API server is not ready, '' when it is."""
+        try:
+            self.run("get", "--raw", "/readyz", "--request-timeout=10s")
+        except KubectlError as error:
+            return str(error)
+        return ""
+
     def get(self, kind: str, name: str) -> dict[str, Any] | None:
         """Return one object, or None when there is none."""
         result = self.run("get", kind, name, "--output", "json", "--ignore-not-found")

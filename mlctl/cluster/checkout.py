@@ -1,5 +1,6 @@
-"""What every kind of cluster needs of this checkout."""
+"""What clusters have in common that do not serve this checkout: pods clone it from a server."""
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -28,3 +29,33 @@ def work_directory(name: str) -> Path:
     directory = BUILD / "clusters" / name
     directory.mkdir(parents=True, exist_ok=True)
     return directory
+
+
+class FromRepository:
+    """The part of a provider.Provider that names DAGS_REPO and DAGS_REF."""
+
+    def host_packages(self) -> list[str]:
+        return []
+
+    def remarks(self) -> list[str]:
+        return []
+
+    def images(self) -> set[str]:
+        return set()  # It looks after its images itself.
+
+    def remove_images(self, names: set[str]) -> None:
+        pass
+
+    def values(self) -> dict[str, Any]:
+        return dag_values(os.environ.get("DAGS_REPO", ""), os.environ.get("DAGS_REF") or "main")
+
+    def publish(self, *, worktree: bool) -> str:
+        if worktree:
+            raise UserError("push to DAGS_REPO instead: only CLUSTER=embedded serves a checkout")
+        return head()
+
+    def repository_problems(self) -> list[str]:
+        """Return what is in the way of the pods' cloning, as far as it shows here."""
+        if os.environ.get("DAGS_REPO"):
+            return []
+        return ["set DAGS_REPO to a git address that pods can clone, holding dags/"]

@@ -1,6 +1,5 @@
 """A cluster in Docker containers, made by kind (https://kind.sigs.k8s.io)."""
 
-import os
 import shutil
 import subprocess
 import tempfile
@@ -13,16 +12,20 @@ from typing import Any
 import yaml
 
 from mlctl.base.errors import UserError
+from mlctl.base.names import NAMESPACE
 from mlctl.base.paths import BUILD
 from mlctl.base.progress import Phase, Phases, run
+from mlctl.base.waiting import until
 from mlctl.builder.oci import read_layout, write_archive
-from mlctl.cluster.checkout import dag_values, head, work_directory
+from mlctl.clients.kube import Kube
+from mlctl.cluster.checkout import FromRepository, work_directory
 
 CREATE_SECONDS = 600
+READY_SECONDS = 120
 VOLUME_IN_NODE = "/var/local/training-storage"
 
 
-class KindCluster:
+class KindCluster(FromRepository):
     """Needs a Docker engine and the `kind` program; DAGS_REPO names the git address of the DAGs."""
 
     kind = "kind"
@@ -36,78 +39,55 @@ class KindCluster:
         self.created = threading.Event()
 
     def doctor(self) -> None:
-        problems = []
-        if not docker_answers():
-            problems.append("no Docker engine answers: start it, or use CLUSTER=embedded")
-        if not shutil.which("kind"):
-            problems.append("no `kind` program: https://kind.sigs.k8s.io/docs/user/quick-start/")
-        if not os.environ.get("DAGS_REPO"):
-            problems.append("set DAGS_REPO to a git address that pods can clone, holding dags/")
-        if problems:
+        if problems := program_problems() + self.repository_problems():
             raise UserError("; ".join(problems))
-
-    def host_packages(self) -> list[str]:
-        return []
 
     def up(self, phases: Phases) -> None:
         self.doctor()
         with self._tell_created(), phases.phase("Cluster: kind") as phase:
-            if self.name not in self._clusters():
+            if self.name in _output("kind", "get", "clusters").split():
+                # It runs, or `down` has stopped it.
+                run(["docker", "start", self.node], log=self.log, phase=phase)
+                self._kind(phase, "export", "kubeconfig", "--kubeconfig", self.kubeconfig)
+            else:
                 config = self.directory / "kind.yaml"
                 config.write_text(yaml.safe_dump(self._config()))
-                command = ["kind", "create", "cluster", "--name", self.name, "--wait", "120s"]
-                command += ["--config", str(config), "--kubeconfig", str(self.kubeconfig)]
-                run(command, log=self.log, phase=phase)
-            else:
-                export = ["kind", "export", "kubeconfig", "--name", self.name]
-                run([*export, "--kubeconfig", self.kubeconfig], log=self.log, phase=phase)
+                where = ["--config", config, "--kubeconfig", self.kubeconfig]
+                self._kind(phase, "create", "cluster", "--wait", "120s", *where)
+            kube = Kube(self.kubeconfig, NAMESPACE)
+            until(READY_SECONDS, lambda: not kube.problem(), kube.problem)
 
     def down(self, phases: Phases) -> None:
         with phases.phase("Cluster: stop") as phase:
-            run(["docker", "stop", self.node], log=self.log, phase=phase)
+            if self.status():
+                run(["docker", "stop", self.node], log=self.log, phase=phase)
 
     def clean(self, phases: Phases) -> None:
+        if problems := program_problems():
+            raise UserError("; ".join(problems))
         with phases.phase("Cluster: delete") as phase:
-            run(["kind", "delete", "cluster", "--name", self.name], log=self.log, phase=phase)
+            self._kind(phase, "delete", "cluster", "--kubeconfig", self.kubeconfig)
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def status(self) -> list[dict[str, Any]]:
-        inspect = ["docker", "inspect", "--format", "{{.State.Status}}", self.node]
-        result = subprocess.run(inspect, capture_output=True, text=True)
-        return [{"name": self.node, "state": result.stdout.strip() or "absent"}]
-
-    def remarks(self) -> list[str]:
-        return []
+        state = _output("docker", "inspect", "--format", "{{.State.Status}}", self.node).strip()
+        return [{"name": self.node, "state": state}] if state == "running" else []
 
     def log_files(self) -> dict[str, Path]:
         return {"kind": self.log} if self.log.exists() else {}
 
     def load_images(self, entries: dict[str, Any], phase: Phase) -> None:
-        if not self.created.is_set() and self.name not in self._clusters():
-            phase.note("waiting for the cluster")
-            self.created.wait(CREATE_SECONDS)
+        phase.note("waiting for the cluster")
+        until(CREATE_SECONDS, self.created.is_set, "kind has not made the cluster")
         with tempfile.TemporaryDirectory(dir=self.directory) as place:
             for image in entries.values():
                 archive = Path(place) / "image.tar"
                 write_archive(archive, [read_layout(Path(image["layout"]))])
-                command = ["kind", "load", "image-archive", str(archive), "--name", self.name]
-                run(command, log=self.log, phase=phase)
-
-    def images(self) -> set[str]:
-        return set()  # kind deletes its node with all of them.
-
-    def remove_images(self, names: set[str]) -> None:
-        pass
+                self._kind(phase, "load", "image-archive", archive)
 
     def values(self) -> dict[str, Any]:
-        repository, ref = os.environ.get("DAGS_REPO", ""), os.environ.get("DAGS_REF", "main")
         storage = {"local": {"path": VOLUME_IN_NODE, "nodeName": self.node}}
-        return {**dag_values(repository, ref), "storage": storage}
-
-    def publish(self, *, worktree: bool) -> str:
-        if worktree:
-            raise UserError("push to DAGS_REPO instead: only CLUSTER=embedded serves a checkout")
-        return head()
+        return {**super().values(), "storage": storage}
 
     @contextmanager
     def _tell_created(self) -> Iterator[None]:
@@ -122,6 +102,9 @@ class KindCluster:
         """The name of kind's one node, and of its container."""
         return f"{self.name}-control-plane"
 
+    def _kind(self, phase: Phase, *words: str | Path) -> None:
+        run(["kind", *words, "--name", self.name], log=self.log, phase=phase)
+
     def _config(self) -> dict[str, Any]:
         host = self.directory / "training-storage"
         host.mkdir(exist_ok=True)
@@ -133,17 +116,26 @@ class KindCluster:
             "nodes": [{"role": "control-plane", "extraMounts": mounts}],
         }
 
-    def _clusters(self) -> list[str]:
-        result = subprocess.run(["kind", "get", "clusters"], capture_output=True, text=True)
-        return result.stdout.split()
+
+def program_problems() -> list[str]:
+    """Return what is missing of Docker and kind."""
+    problems = []
+    if not docker_answers():
+        problems.append("no Docker engine answers: start it, or use CLUSTER=embedded")
+    if not shutil.which("kind"):
+        problems.append("no `kind` program: https://kind.sigs.k8s.io/docs/user/quick-start/")
+    return problems
 
 
 def docker_answers() -> bool:
     """Say whether a Docker engine answers."""
-    if not shutil.which("docker"):
-        return False
+    return bool(_output("docker", "info"))
+
+
+def _output(*command: str) -> str:
+    """Return what a program says, '' where it fails, is missing or does not answer."""
     try:
-        result = subprocess.run(["docker", "info"], capture_output=True, timeout=10)
-    except subprocess.TimeoutExpired:
-        return False
-    return result.returncode == 0
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout if result.returncode == 0 else ""
