@@ -52,6 +52,7 @@ ORDER = [
     "install",
     "helm3",
     "ui",
+    "existing",
     "dag_sync",
     "training",
     "inference",
