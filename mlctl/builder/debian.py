@@ -7,11 +7,10 @@ part of any image: they reach a build as directories mounted over the image's em
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 from mlctl.base.cache import digest, lock
-from mlctl.base.errors import UserError
+from mlctl.base.errors import output
 from mlctl.base.paths import CACHE, ROOT
 from mlctl.base.progress import Phase
 from mlctl.base.versions import pins
@@ -79,21 +78,14 @@ INDEX_FORMAT = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(ORIGIN)"
 
 def host_sources() -> list[str]:
     """Return the ``deb`` lines that this machine uses for the suite; empty if it has none."""
-    targets = _output(["apt-get", "indextargets", "--format", INDEX_FORMAT, "Created-By: Packages"])
+    targets = output(["apt-get", "indextargets", "--format", INDEX_FORMAT, "Created-By: Packages"])
     return source_lines(targets, suite())
 
 
 def host_settings() -> str:
     """Return apt.conf text: how this machine reaches packages, and how a build uses apt."""
-    dump = _output(["apt-config", "dump"]).splitlines()
+    dump = output(["apt-config", "dump"]).splitlines()
     return "".join(f"{line}\n" for line in dump if PASSED_ON.match(line)) + BUILD_SETTINGS
-
-
-def _output(command: list[str]) -> str:
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise UserError(f"{' '.join(command)}: {result.stderr.strip()}")
-    return result.stdout
 
 
 def build_base(directory: Path, phase: Phase, log: Path, name: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from mlctl.base import processes
-from mlctl.base.errors import UserError
+from mlctl.base.errors import UserError, output
 from mlctl.base.names import REPOSITORY
 from mlctl.base.progress import Phase
 from mlctl.builder import oci
@@ -29,7 +29,7 @@ def load(
     Raises UserError when containerd refuses.
     """
     ctr = [*ctr_command, *NAMESPACE]
-    present = images_of(_output([*ctr, "images", "list"]))
+    present = images_of(output([*ctr, "images", "list"]))
     missing = [
         entry
         for entry in entries.values()
@@ -38,7 +38,7 @@ def load(
     if not missing:
         return
     layouts = [oci.read_layout(Path(entry["layout"])) for entry in missing]
-    there = set(_output([*ctr, "content", "list", "--quiet"]).split())
+    there = set(output([*ctr, "content", "list", "--quiet"]).split())
     refusal = _import(ctr, layouts, there, phase)
     if refusal and any(there.intersection(one.layers()) for one in layouts):
         # A layer may have gone between the two questions: containerd's garbage collector.
@@ -78,7 +78,7 @@ def project_images(ctr_command: Sequence[str]) -> set[str]:
 
     Raises UserError when it does not answer.
     """
-    found = images_of(_output([*ctr_command, *NAMESPACE, "images", "list"]))
+    found = images_of(output([*ctr_command, *NAMESPACE, "images", "list"]))
     return {name for name in found if name.startswith(f"{REPOSITORY}/")}
 
 
@@ -88,7 +88,7 @@ def remove(ctr_command: Sequence[str], names: Collection[str]) -> None:
     Raises UserError when containerd refuses.
     """
     ctr = [*ctr_command, *NAMESPACE]
-    present = images_of(_output([*ctr, "images", "list"]))
+    present = images_of(output([*ctr, "images", "list"]))
     gone = [name for name in present if name in names]
     staying = {
         digest
@@ -98,17 +98,10 @@ def remove(ctr_command: Sequence[str], names: Collection[str]) -> None:
     going = {present[name] for name in gone} - staying
     gone += [name for name in present if name.startswith(_SECOND_NAME) and present[name] in going]
     if gone:
-        _output([*ctr, "images", "remove", "--sync", *gone])
+        output([*ctr, "images", "remove", "--sync", *gone])
 
 
 def images_of(listing: str) -> dict[str, str]:
     """Return name -> digest from the table that ``ctr images list`` prints."""
     rows = [line.split() for line in listing.splitlines()[1:] if line.strip()]
     return {row[0]: row[2] for row in rows}
-
-
-def _output(command: Sequence[str]) -> str:
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise UserError(f"{' '.join(command)}: {result.stderr.strip()}")
-    return result.stdout

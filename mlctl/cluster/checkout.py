@@ -1,11 +1,10 @@
 """What clusters have in common that do not serve this checkout: pods clone it from a server."""
 
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
-from mlctl.base.errors import UserError
+from mlctl.base.errors import UserError, output
 from mlctl.base.paths import BUILD, ROOT
 
 
@@ -16,12 +15,8 @@ def dag_values(repository: str, ref: str) -> dict[str, Any]:
 
 def head() -> str:
     """Return the commit this checkout is at."""
-    result = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True
-    )
-    if result.returncode != 0:
-        raise UserError(f"{ROOT} has no commit yet: commit first")
-    return result.stdout.strip()
+    command = ["git", "-c", "safe.directory=*", "-C", ROOT, "rev-parse", "HEAD"]
+    return output(command, f"{ROOT} has no commit yet: commit first").strip()
 
 
 def work_directory(name: str) -> Path:

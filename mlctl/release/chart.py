@@ -4,14 +4,13 @@ import gzip
 import hashlib
 import io
 import os
-import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from mlctl.base.cache import cached
-from mlctl.base.errors import UserError
+from mlctl.base.errors import UserError, output
 from mlctl.base.paths import CHART
 from mlctl.base.versions import pins
 from mlctl.base.wheels import download, helm
@@ -128,11 +127,14 @@ def _from_package(pin: dict[str, Any]) -> Path:
     return cached("chart", f"{pin['version']}-{pin['files'][:12]}", build) / name
 
 
+def program() -> str:
+    """Return the path of helm: the one in the variable HELM, else the pinned one."""
+    return os.environ.get("HELM") or str(helm())
+
+
 def _helm(*arguments: str) -> None:
-    program = os.environ.get("HELM") or str(helm())
-    result = subprocess.run([program, *arguments], capture_output=True, text=True)
-    if result.returncode != 0:
-        raise UserError(
-            f"helm {' '.join(arguments)} failed: {result.stderr.strip()}. "
-            "Without CHART_REPOSITORY the pinned package is used, which needs no chart repository"
-        )
+    problem = (
+        f"helm {' '.join(arguments)} failed. Without CHART_REPOSITORY the pinned package is used, "
+        "which needs no chart repository"
+    )
+    output([program(), *arguments], problem)

@@ -14,15 +14,14 @@ from typing import Any
 import yaml
 
 from mlctl.base.cache import digest, lock
-from mlctl.base.errors import UserError
+from mlctl.base.errors import UserError, output
 from mlctl.base.names import RELEASE, REPOSITORY
 from mlctl.base.paths import BUILD, CHART, ROOT, VALUES
 from mlctl.base.progress import Phase
 from mlctl.base.waiting import until
-from mlctl.base.wheels import helm
 from mlctl.clients.kube import Kube
 from mlctl.clients.pods import describe_trouble, is_stuck, last_words, not_ready
-from mlctl.release.chart import dependency
+from mlctl.release.chart import dependency, program
 
 TIMEOUT_SECONDS = 900
 STUCK_SECONDS = 90
@@ -30,11 +29,6 @@ STUCK_SECONDS = 90
 
 _INPUTS = "inputs "
 """What the description of a revision begins with; the hash of its inputs follows."""
-
-
-def program() -> str:
-    """Return the path of helm: the one in the variable HELM, else the pinned one."""
-    return os.environ.get("HELM") or str(helm())
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,10 +130,7 @@ class Release:
         Raises UserError when nothing is installed.
         """
         command = self.helm("get", "values", RELEASE, "--all", "--output", "json")
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode != 0:
-            raise UserError(f"the release {RELEASE} is not installed, `make up`: {result.stderr}")
-        return json.loads(result.stdout)
+        return json.loads(output(command, f"the release {RELEASE} is not installed, `make up`"))
 
     def images(self) -> set[str]:
         """Return what is named like an image of this project in the newest two good revisions.
@@ -148,19 +139,13 @@ class Release:
 
         Raises UserError when helm fails.
         """
-        history = json.loads(self._output("history", RELEASE, "--output", "json"))
+        history = json.loads(output(self.helm("history", RELEASE, "--output", "json")))
         good = [one["revision"] for one in history if one["status"] in {"deployed", "superseded"}]
         manifests = [
-            self._output("get", "manifest", RELEASE, "--revision", str(revision))
+            output(self.helm("get", "manifest", RELEASE, "--revision", str(revision)))
             for revision in sorted(good)[-2:]
         ]
         return project_images("\n".join(manifests))
-
-    def _output(self, *words: str) -> str:
-        result = subprocess.run(self.helm(*words), capture_output=True, text=True)
-        if result.returncode != 0:
-            raise UserError(f"helm {words[0]}: {result.stderr.strip()}")
-        return result.stdout
 
     def inputs(self, files: list[Path], extra: tuple[str, ...] = ()) -> str:
         """Return the hash over everything that decides what is installed."""
@@ -298,10 +283,7 @@ class Release:
 
     def uninstall(self) -> None:
         """Remove the release. Claims that hold data stay (the chart keeps them)."""
-        command = self.helm("uninstall", RELEASE, "--wait", "--timeout", "300s")
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode != 0 and "not found" not in result.stderr:
-            raise UserError(f"helm uninstall: {result.stderr.strip()}")
+        output(self.helm("uninstall", RELEASE, "--ignore-not-found", "--wait", "--timeout=300s"))
 
 
 def project_images(text: str) -> set[str]:
@@ -330,8 +312,5 @@ def package_chart() -> Path:
     """Package the chart with its dependency into build/ and return the archive's path."""
     dependency()
     BUILD.mkdir(exist_ok=True)
-    command = [program(), "package", str(CHART), "--destination", str(BUILD)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise UserError(f"helm package: {result.stderr.strip()}")
-    return Path(result.stdout.strip().rsplit(": ", 1)[-1])
+    told = output([program(), "package", CHART, "--destination", BUILD])
+    return Path(told.strip().rsplit(": ", 1)[-1])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlctl.base.cache import cached, digest
-from mlctl.base.errors import UserError, run_main
+from mlctl.base.errors import UserError, output, run_main
 from mlctl.base.paths import ROOT
 from mlctl.base.progress import Phases
 from mlctl.builder.build import build_all
@@ -158,9 +158,7 @@ def install_pytest() -> Path:
         pip = [str(uv), "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
         target = ["--python-version", "3.11", "--target", str(directory), "--link-mode", "copy"]
         command = [*pip, *target, "--cache-dir", str(uv_cache()), "-r", str(requirements)]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode != 0:
-            raise UserError(f"could not install pytest for the image: {result.stderr.strip()}")
+        output(command, "could not install pytest for the image")
 
     return cached("pytest", digest(lock), install)
 

@@ -7,13 +7,12 @@ user's branch, index and object store are never written to.
 """
 
 import os
-import subprocess
 import sys
 import tempfile
 import threading
 from pathlib import Path
 
-from mlctl.base.errors import UserError
+from mlctl.base.errors import UserError, output
 
 BRANCH = "live"
 POLL_SECONDS = 1.0
@@ -130,12 +129,8 @@ def run_git(*words: str, at: Path | None = None, env: dict[str, str] | None = No
     # The checkout may belong to another user than root, who runs the cluster.
     safe = ["-c", "safe.directory=*"]
     place = ["-C", str(at)] if at else []
-    result = subprocess.run(
-        ["git", *safe, *place, *words], capture_output=True, text=True, env=os.environ | (env or {})
-    )
-    if result.returncode != 0:
-        raise UserError(f"git {words[0]} in {at}: {result.stderr.strip() or 'failed'}")
-    return result.stdout.strip()
+    command = ["git", *safe, *place, *words]
+    return output(command, f"git {words[0]} in {at}", env=os.environ | (env or {})).strip()
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ml_pipelines.settings import KEPT_UNTIL
-from mlctl.base.errors import UserError
+from mlctl.base.errors import UserError, output
 from mlctl.base.names import MLFLOW_PORT, RELEASE
 from mlctl.base.paths import ROOT
 from mlctl.base.progress import Phase, Phases
@@ -142,7 +142,7 @@ class Scene:
                 socket = str(self.cluster.config.containerd_socket)
                 identity = status["containerID"].removeprefix("containerd://")
                 kill = ["ctr", "--address", socket, "--namespace", "k8s.io", "tasks", "kill"]
-                _run([*kill, "--signal", "SIGKILL", identity])
+                output([*kill, "--signal", "SIGKILL", identity])
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def cut_off_mlflow(scene: Scene) -> None:
     with _packet_rule(scene, rule):
         time.sleep(OUTAGE_SECONDS)
         listing = scene.cluster.in_network("iptables", "-nvxL", "FORWARD", "1")
-        packets = int(_run(listing).split()[0])
+        packets = int(output(listing).split()[0])
     if not packets:
         raise UserError("nothing was sent to MLflow while it was cut off")
     scene.phase.say(f"{packets} packets to MLflow were refused")
@@ -355,18 +355,11 @@ def _stopped(scene: Scene, component: str) -> Iterator[None]:
 @contextmanager
 def _packet_rule(scene: Scene, rule: list[str]) -> Iterator[None]:
     """Have a rule, its chain first, in front of all others of the node for one block."""
-    _run(scene.cluster.in_network("iptables", "-I", *rule))
+    output(scene.cluster.in_network("iptables", "-I", *rule))
     try:
         yield
     finally:
-        _run(scene.cluster.in_network("iptables", "-D", *rule))
-
-
-def _run(command: list[str]) -> str:
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise UserError(f"{' '.join(command)}: {result.stderr.strip()}")
-    return result.stdout
+        output(scene.cluster.in_network("iptables", "-D", *rule))
 
 
 FAULTS = [

@@ -46,7 +46,7 @@ APT::Install-Recommends "true";
 DPkg::Post-Invoke:: "rm -rf /somewhere";
 Dir::Cache "var/cache/apt";
 """
-    monkeypatch.setattr(debian, "_output", lambda command: dump)
+    monkeypatch.setattr(debian, "output", lambda command: dump)
     assert debian.host_settings() == "".join(dump.splitlines(keepends=True)[:4]) + (
         debian.BUILD_SETTINGS
     )
