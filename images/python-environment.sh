@@ -2,7 +2,7 @@
 # Usage, in a Containerfile: sh python-environment.sh DIRECTORY LOCK_FILE [uv or pip options]
 #
 # Makes a virtual environment of Debian's Python with the packages of a hash lock, byte-compiled.
-# Uses uv where the build offers it (`python -m images` does), else pip, which costs minutes.
+# Uses uv where the build offers it (`make images` does), else pip, which costs minutes.
 set -eu
 environment=$1 lock=$2
 shift 2
