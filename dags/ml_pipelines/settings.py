@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,23 +35,15 @@ TASK_IDS = (
     "clean_up",
 )
 
-# Starting values of every task: `pipelines.defaults` in the chart's values changes them.
+# `pipelines.defaults` of the chart's values, for who has no chart; the reasons stand there.
 DEFAULTS: dict[str, Any] = {
-    # Two: one for a fault of the cluster (a node that goes away), one for the registry.
     "retries": 2,
-    # Longer than the pods' grace period (5 s): two tries never write at the same time.
     "retryDelaySeconds": 10,
-    # The source document's.
     "startupTimeoutSeconds": 600,
-    # For a registry that is away for a moment; a Secret that is missing does not come by waiting.
     "stuckTimeoutSeconds": 120,
-    # From the start of the task to its end, waiting for the pod included.
     "executionTimeoutSeconds": 3600,
-    # Long enough for a `kubectl describe` after the message of a failed run.
     "failedPodTtlSeconds": 900,
-    # No CPU limit: it would only slow a task down. The memory limit names the task that leaks
-    # instead of letting the node choose a victim.
-    "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}},
+    "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}},
     "nodeSelector": {},
     "tolerations": [],
     "affinity": {},
@@ -64,7 +57,7 @@ DEFAULTS: dict[str, Any] = {
     "image": "",
 }
 
-# What differs per task; `pipelines.defaults` and `pipelines.tasks` both go over it.
+# The same of `pipelines.tasks`.
 TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     "clean_storage_before_start": {
         "executionTimeoutSeconds": 900,
@@ -72,7 +65,7 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "train_model": {
         "executionTimeoutSeconds": 7200,
-        "resources": {"requests": {"memory": "1Gi"}, "limits": {"memory": "4Gi"}},
+        "resources": {"requests": {"cpu": "200m", "memory": "1Gi"}, "limits": {"memory": "4Gi"}},
     },
     "clean_up": {
         "executionTimeoutSeconds": 900,
@@ -174,31 +167,17 @@ class Settings:
         merged = DEFAULTS
         for layer in (TASK_DEFAULTS.get(task_id, {}), self.defaults, self.tasks.get(task_id, {})):
             merged = _merge(merged, layer)
+        values = {re.sub("[A-Z]", lambda c: f"_{c[0].lower()}", k): v for k, v in merged.items()}
         # Helm writes large numbers as 1e+06, and a quantity of 2 is a number in YAML.
-        resources = {
+        values |= {k: int(v) for k, v in values.items() if isinstance(v, float)}
+        values["resources"] = {
             kind: {name: str(quantity) for name, quantity in quantities.items()}
             for kind, quantities in merged["resources"].items()
         }
-        return TaskSettings(
-            retries=int(merged["retries"]),
-            retry_delay_seconds=int(merged["retryDelaySeconds"]),
-            startup_timeout_seconds=int(merged["startupTimeoutSeconds"]),
-            stuck_timeout_seconds=int(merged["stuckTimeoutSeconds"]),
-            execution_timeout_seconds=int(merged["executionTimeoutSeconds"]),
-            failed_pod_ttl_seconds=int(merged["failedPodTtlSeconds"]),
-            resources=resources,
-            node_selector=merged["nodeSelector"],
-            tolerations=merged["tolerations"],
-            affinity=merged["affinity"],
-            env=merged["env"],
-            env_from=merged["envFrom"],
-            labels=merged["labels"],
-            annotations=merged["annotations"],
-            priority_class_name=merged["priorityClassName"],
-            runtime_class_name=merged["runtimeClassName"],
-            service_account_name=merged["serviceAccountName"] or self.service_account_name,
-            image=merged["image"] or self.image.reference,
-        )
+        values["service_account_name"] = values["service_account_name"] or self.service_account_name
+        values["image"] = values["image"] or self.image.reference
+        # A key that is not here is one of a newer chart.
+        return TaskSettings(**{field.name: values[field.name] for field in fields(TaskSettings)})
 
 
 def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:

@@ -168,15 +168,6 @@ class Airflow:
         answer = self.request("GET", f"dags/{dag_id}", good=(404,))
         return answer.json() if answer.ok else None
 
-    def source(self, dag_id: str) -> str:
-        """Return the source of the DAG's file as Airflow holds it ('' while unknown)."""
-        dag = self.dag(dag_id)
-        if dag is None:
-            return ""
-        path = f"dagSources/{dag['file_token']}"
-        answer = self.request("GET", path, accept="text/plain", good=(404,))
-        return answer.text if answer.ok else ""
-
     def import_errors(self) -> list[dict[str, Any]]:
         """Return the import errors: ``filename``, ``stack_trace``, ``timestamp``."""
         return self.get("importErrors")["import_errors"]

@@ -64,6 +64,12 @@ def test_settings_are_the_values():
     }
 
 
+def test_without_a_chart_the_defaults_are_the_same(reader):
+    pipelines = DEFAULTS["pipelines"]
+    assert pipelines["defaults"] == reader.DEFAULTS
+    assert {name: own for name, own in pipelines["tasks"].items() if own} == reader.TASK_DEFAULTS
+
+
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_the_dags_accept_each_environment(environment, reader):
     found = reader.parse_settings(settings(rendered(environment)), environment, {})

@@ -92,7 +92,7 @@ def test_first_revision_counts_alone(release) -> None:
 def test_helm_that_fails_is_an_error(release, monkeypatch: pytest.MonkeyPatch) -> None:
     one = release({})
     monkeypatch.setenv("HELM", "/bin/false")
-    with pytest.raises(UserError, match="/bin/false .* history"):
+    with pytest.raises(UserError, match=r"/bin/false .* history"):
         one.images()
 
 
