@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from mlctl.base.errors import UserError
 from mlctl.base.progress import Phase, Phases
+from mlctl.cluster.embedded.config import Config
 from mlctl.cluster.embedded.lifecycle import EmbeddedCluster
 from mlctl.cluster.existing import ExistingCluster
 from mlctl.cluster.kind import KindCluster, docker_answers
@@ -69,8 +70,11 @@ class Provider(Protocol):
 
 
 @runtime_checkable
-class Breakable(Protocol):
+class Breakable(Provider, Protocol):
     """A cluster whose parts can be stopped, and which serves any checkout: for trials."""
+
+    config: Config
+    """Where its parts are and listen."""
 
     def component(self, operation: str, name: str) -> None:
         """``stop``, ``start`` or ``restart`` one part."""

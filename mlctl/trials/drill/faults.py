@@ -25,7 +25,7 @@ from mlctl.clients.airflow import FINISHED_RUN, Airflow
 from mlctl.clients.kube import Kube
 from mlctl.clients.pods import containers
 from mlctl.cluster.embedded.config import API_PORT_IN_NODE
-from mlctl.cluster.embedded.lifecycle import EmbeddedCluster
+from mlctl.cluster.provider import Breakable, breakable
 from mlctl.stack import Stack
 
 OUTAGE_SECONDS = 10
@@ -63,10 +63,9 @@ class Scene:
         return self.stack.kube
 
     @property
-    def cluster(self) -> EmbeddedCluster:
+    def cluster(self) -> Breakable:
         """The cluster that is broken."""
-        assert isinstance(self.stack.cluster, EmbeddedCluster)
-        return self.stack.cluster
+        return breakable(self.stack.cluster)
 
     def pod(self, selector: str) -> dict[str, Any] | None:
         """Return the pod with these labels that is not about to go, None if there is none."""
