@@ -5,7 +5,7 @@ MLCTL := tools/python -m mlctl
 .DEFAULT_GOAL := help
 .PHONY: help run test up down status password ui logs train infer sync kubeconfig doctor lint chart images \
         lock bench soak drill package clean clean-cache test-mlctl test-chart test-dags test-images \
-        test-workload test-cluster test-e2e test-wandb
+        test-workload test-cluster test-e2e test-long test-wandb
 
 help: ## Show the targets and variables (this text)
 	@awk -f tools/help.awk $(MAKEFILE_LIST)
@@ -36,8 +36,8 @@ kubeconfig: ## Print the path of the kubeconfig
 	@$(MLCTL) kubeconfig
 doctor: ## Say whether this machine can run the cluster, and what to do if not
 	@$(MLCTL) doctor
-lint: ## ruff, yamllint, gofmt, go vet, helm lint
-	@$(MLCTL) test lint vet
+lint: ## ruff, yamllint, gofmt, import contracts
+	@$(MLCTL) test lint
 chart: ## Fetch the locked dependency of the chart
 	@$(MLCTL) chart
 images: ## Build the images (cached by content)
@@ -70,6 +70,10 @@ test-cluster: ## Tests of the cluster providers
 	@$(MLCTL) test cluster
 test-e2e: ## Install and run everything on a cluster of its own
 	@$(MLCTL) test e2e
+test-long: ## On the cluster of `make up`: 3 runs of both DAGs at once, then every fault of the drill
+	@$(MLCTL) up
+	@N=3 $(MLCTL) soak
+	@$(MLCTL) drill
 test-wandb: ## Upload and load a small model at the real W&B service (needs WANDB_API_KEY)
 	@$(MLCTL) test-wandb
 

@@ -1,82 +1,129 @@
-"""Every test suite of the project, and one line that sums them up.
+"""Every test suite of the project in two lanes, and one line that sums them up.
 
     python -m tools.test                 all suites
     python -m tools.test chart e2e       these
 
-Suites that need nothing but a processor run two at a time; their output is shown suite by suite
-all the same.
+The suites of a lane run one after the other; what is printed is shown suite by suite all the
+same. What some need built is built beside those that need nothing.
 
-The variable K is what pytest's -k takes. Each suite leaves build/test/<suite>.xml (JUnit). With
-CI=true a skip fails the whole unless tests/allowed-skips.txt names it.
+The variable K is what pytest's -k takes. Each suite leaves build/test/<suite>.xml (JUnit), and the
+whole build/test/summary.json. With CI=true a skip fails the whole unless tests/allowed-skips.txt
+names it.
 """
 
+import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mlctl.base.errors import UserError, run_main
 from mlctl.base.paths import BUILD, ROOT
 
 RESULTS = BUILD / "test"
 ALLOWED_SKIPS = ROOT / "tests" / "allowed-skips.txt"
+SLOWEST = 20
+
 SILENCE_SECONDS = 10.0
+END_SECONDS = 120.0
+"""How long suites may take to take down what their fixtures made, when all is to end."""
+
+PYTEST = [sys.executable, "-m", "pytest"]
+# The environment is made by the suite's own process: its output stays together.
+WITH_AIRFLOW = 'python=$("$0" tools/bootstrap.py "$1" dag-tests); shift; exec "$python" "$@"'
+DAGS = ["sh", "-euc", WITH_AIRFLOW, sys.executable]
+# Once is enough.
+NO_AIRFLOW = ["tests/dags/test_runs.py", "tests/dags/test_settings.py"]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A command that takes pytest's options, and how long it should take."""
+
+    command: list[str]
+    budget: float
+    """Seconds on a good machine that has built everything; more is told and fails nothing."""
+    built: bool = False
+    """It needs what the step BUILD builds, and would build it itself, one part after the other."""
+
+
+BUILD_STEP = "build"
+SUITES = {
+    "lint": Suite([*PYTEST, "tests/lint"], 20),
+    "mlctl": Suite([*PYTEST, "tests/mlctl", "tests/tools"], 90),
+    # A hundred times helm, which is one program after the other: two at a time.
+    "chart": Suite([*PYTEST, "-n", "2", "tests/chart"], 60),
+    "dags": Suite([*DAGS, "airflow", "-m", "pytest", "tests/dags"], 90),
+    "dags-airflow3": Suite(
+        [
+            *DAGS,
+            "airflow3",
+            "-m",
+            "pytest",
+            "tests/dags",
+            *(f"--ignore={one}" for one in NO_AIRFLOW),
+        ],
+        90,
+    ),
+    BUILD_STEP: Suite([sys.executable, "-m", "tools.build"], 30),
+    "cluster": Suite([*PYTEST, "tests/cluster"], 180, built=True),
+    "images": Suite([*PYTEST, "tests/images"], 180, built=True),
+    "workload": Suite([sys.executable, "-m", "tools.in_image.pytest_in_image"], 300, built=True),
+    "e2e": Suite([*PYTEST, "tests/e2e"], 1080, built=True),
+}
+"""In the order in which they are shown: what is wrong in a line of code comes before the rest."""
+
+LANES = (
+    (BUILD_STEP,),
+    ("lint", "mlctl", "chart", "cluster", "images", "e2e"),
+    ("dags", "dags-airflow3", "workload"),
+)
+"""Lanes run beside each other: only one has a cluster of its own."""
 
 
 @dataclass
 class Result:
-    """What the tests of one or more suites came to."""
+    """What the tests of a suite, or of all, came to."""
 
-    passed: int = 0
-    failed: int = 0
-    skipped: int = 0
-    errors: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    """How many ``failed``, ``passed``, were ``skipped`` or met an ``error`` outside the test."""
     seconds: float = 0.0
     skips: list[str] = field(default_factory=list)
-    """``test id: reason`` of each skipped test."""
+    """``suite: test id: reason`` of each skipped test."""
     bad: list[str] = field(default_factory=list)
     """Ids of the tests that failed or broke, and of suites that could not run."""
-
-    def add(self, other: "Result") -> None:
-        """Count another result in."""
-        self.passed += other.passed
-        self.failed += other.failed
-        self.skipped += other.skipped
-        self.errors += other.errors
-        self.seconds += other.seconds
-        self.skips += other.skips
-        self.bad += other.bad
+    phases: list[tuple[float, str]] = field(default_factory=list)
+    """Seconds of each test and of the fixtures made for it."""
 
     @property
     def good(self) -> bool:
         """Say whether tests ran and none of them failed."""
-        return self.passed > 0 and not self.failed and not self.errors
+        return self.counts["passed"] > 0 and not self.bad
 
     def line(self) -> str:
         """Return the closing line that pytest would print."""
-        counts = [
-            (self.failed, "failed"),
-            (self.passed, "passed"),
-            (self.skipped, "skipped"),
-            (self.errors, "error" if self.errors == 1 else "errors"),
+        counts = [(self.counts[name], name) for name in ("failed", "passed", "skipped", "error")]
+        words = [
+            f"{count} {name}{'s' * (name == 'error' and count > 1)}"
+            for count, name in counts
+            if count
         ]
-        words = ", ".join(f"{count} {name}" for count, name in counts if count)
-        minutes = f" ({_clock(self.seconds)})" if self.seconds >= 60 else ""
-        return f" {words or 'no tests ran'} in {self.seconds:.2f}s{minutes} ".center(80, "=")
-
-
-def _clock(seconds: float) -> str:
-    hours, rest = divmod(int(seconds), 3600)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}"
+        minutes, seconds = divmod(int(self.seconds), 60)
+        clock = f" ({minutes // 60}:{minutes % 60:02}:{seconds:02})" if minutes else ""
+        text = ", ".join(words) or "no tests ran"
+        return f" {text} in {self.seconds:.2f}s{clock} ".center(80, "=")
 
 
 def read_junit(suite: str, file: Path) -> Result:
@@ -85,95 +132,37 @@ def read_junit(suite: str, file: Path) -> Result:
     try:
         cases = list(ElementTree.parse(file).getroot().iter("testcase"))
     except (OSError, ElementTree.ParseError):
-        return Result(errors=1, bad=[f"{suite}: it ended before its tests did"])
+        return Result(Counter(error=1), bad=[f"{suite}: it ended before its tests did"])
     for case in cases:
         name = f"{suite}: {case.get('classname', '')}::{case.get('name', '')}"
         # A test may fail and then break in its teardown: pytest counts both.
-        if case.find("failure") is not None:
-            result.failed += 1
-            result.bad.append(name)
-        if case.find("error") is not None:
-            result.errors += 1
-            result.bad.append(name)
-        skipped = case.find("skipped")
-        if skipped is not None:
-            result.skipped += 1
-            result.skips.append(f"{name}: {skipped.get('message', '')}")
-        if all(case.find(kind) is None for kind in ("failure", "error", "skipped")):
-            result.passed += 1
+        kinds = {"failure": "failed", "error": "error", "skipped": "skipped"}
+        found = [kinds[part.tag] for part in case if part.tag in kinds]
+        result.counts.update(found or ["passed"])
+        result.bad += [name for kind in found if kind != "skipped"]
+        result.skips += [f"{name}: {part.get('message')}" for part in case.iter("skipped")]
+        # tests/conftest.py notes them; the time of the whole case is their sum.
+        for phase in case.iter("property"):
+            what = name if phase.get("name") == "call" else f"{name} ({phase.get('name')})"
+            result.phases.append((float(phase.get("value", 0)), what))
     return result
 
 
-def unexpected_skips(skips: list[str], allowed: list[str]) -> list[str]:
-    """Return the skips that no pattern of the allow-list matches."""
-    return [skip for skip in skips if not any(re.search(pattern, skip) for pattern in allowed)]
-
-
-def allowed_skips() -> list[str]:
-    """Return the patterns of tests/allowed-skips.txt."""
-    lines = (line.strip() for line in ALLOWED_SKIPS.read_text().splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
-
-
-def _pytest(python: Path | str, *paths: str) -> Callable[[str], list[str]]:
-    return lambda suite: [str(python), "-m", "pytest", *_options(suite), *paths]
-
-
-def _options(suite: str) -> list[str]:
-    expression = ["-k", os.environ["K"]] if os.environ.get("K") else []
-    return ["-v", "--tb=short", f"--junitxml={RESULTS / suite}.xml", *expression]
-
-
-def _with_airflow(lock: str) -> Callable[[str], list[str]]:
-    # The environment is made by the suite's own process: its output stays together.
-    script = 'python=$("$0" tools/bootstrap.py "$1" dag-tests); shift; exec "$python" "$@"'
-
-    def command(suite: str) -> list[str]:
-        python, *words = _pytest(sys.executable, "tests/dags")(suite)
-        return ["sh", "-euc", script, python, lock, *words]
-
-    return command
-
-
-def _in_image(suite: str) -> list[str]:
-    return [sys.executable, "-m", "tools.in_image.pytest_in_image", *_options(suite)]
-
-
-SUITES: dict[str, Callable[[str], list[str]]] = {
-    "lint": _pytest(sys.executable, "tests/lint/test_lint.py"),
-    "mlctl": _pytest(sys.executable, "tests/mlctl", "tests/tools"),
-    # A hundred times helm, which is one program after the other: two at a time.
-    "chart": _pytest(sys.executable, "-n", "2", "tests/chart"),
-    "dags": _with_airflow("airflow"),
-    "dags-airflow3": _with_airflow("airflow3"),
-    "cluster": _pytest(sys.executable, "tests/cluster"),
-    # Needs what the cluster's build has compiled: before that it would compile it all.
-    "vet": _pytest(sys.executable, "tests/lint/test_vet.py"),
-    "images": _pytest(sys.executable, "tests/images"),
-    "workload": _in_image,
-    "e2e": _pytest(sys.executable, "tests/e2e"),
-}
-"""Cheap ones first: what is wrong in a line of code shows before anything is built."""
-
-
-BESIDE = frozenset({"lint", "mlctl", "chart", "dags", "dags-airflow3"})
-"""These may run at the same time: no cluster, no image, nothing that is only there once."""
-
-AT_ONCE = 2
+def unexpected_skips(skips: list[str], allowed: str) -> list[str]:
+    """Return the skips that no line of the allow-list matches."""
+    lines = (line.strip() for line in allowed.splitlines())
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    return [skip for skip in skips if not any(re.search(pattern, skip) for pattern in patterns)]
 
 
 class Screen:
-    """What a suite prints: kept until the suite's turn has come, then passed on as it comes.
+    """What a suite prints: kept until its turn has come, then passed on as it comes."""
 
-    Long silence of the suite that is shown is broken by a line.
-    """
-
-    def __init__(self, suite: str, out: BinaryIO) -> None:
-        self.suite = suite
+    def __init__(self, out: BinaryIO) -> None:
         self._out = out
         self._kept: bytearray | None = bytearray()
         self._lock = threading.Lock()
-        self._started = self._last = time.monotonic()
+        self._last = time.monotonic()
 
     def write(self, text: bytes) -> None:
         """Print, now or when the turn has come."""
@@ -186,15 +175,14 @@ class Screen:
     def show(self) -> None:
         """Let the suite have its turn."""
         with self._lock:
-            kept, self._kept = self._kept or bytearray(), None
-            self._pass_on(bytes(kept))
+            kept, self._kept = self._kept or b"", None
+            self._pass_on(kept)
 
-    def break_silence(self) -> None:
-        """Print that the suite is still at it if it is shown and has been silent for long."""
+    def break_silence(self, text: str) -> None:
+        """Print a line if nothing was printed for long."""
         with self._lock:
-            if self._kept is None and time.monotonic() - self._last >= SILENCE_SECONDS:
-                age = time.monotonic() - self._started
-                self._pass_on(f"\n    {age:4.0f}s {self.suite}: still at it\n".encode())
+            if time.monotonic() - self._last >= SILENCE_SECONDS:
+                self._pass_on(text.encode())
 
     def _pass_on(self, text: bytes) -> None:
         self._last = time.monotonic()
@@ -202,89 +190,139 @@ class Screen:
         self._out.flush()
 
 
-def groups(names: Sequence[str]) -> list[list[str]]:
-    """Return the suites in their order, those that may run at the same time together."""
-    found: list[list[str]] = []
-    for name in names:
-        if found and name in BESIDE and found[-1][-1] in BESIDE:
-            found[-1].append(name)
+class Runner:
+    """Suites on their way, and their processes."""
+
+    def __init__(self, names: Sequence[str], out: BinaryIO) -> None:
+        self.screens = {name: Screen(out) for name in SUITES if name in names}
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self._ended = False
+        self._lock = threading.Lock()
+
+    def results(self) -> Iterator[tuple[str, Result]]:
+        """Run the suites and yield their results in the order of SUITES, each after its output.
+
+        When the caller or a signal ends this early, it ends the suites.
+        """
+        pool = ThreadPoolExecutor(len(self.screens))
+        runs: dict[str, Future[Result]] = {}
+        for lane in LANES:
+            before: list[Future[Result]] = []
+            for name in (name for name in lane if name in self.screens):
+                build = [runs[BUILD_STEP]] if SUITES[name].built and BUILD_STEP in runs else []
+                runs[name] = pool.submit(self._run, name, before, build)
+                before = [runs[name]]
+        started = time.monotonic()
+        try:
+            for name, screen in self.screens.items():
+                screen.show()
+                while not wait([runs[name]], timeout=1).done:
+                    age = f"{time.monotonic() - started:4.0f}s"
+                    screen.break_silence(f"    {age} still at it: {', '.join(list(self.running))}\n")
+                yield name, runs[name].result()
+        finally:
+            self._end_all()
+            pool.shutdown()
+
+    def _run(self, suite: str, before: list[Future[Result]], build: list[Future[Result]]) -> Result:
+        """Run one suite after others and return what it came to."""
+        wait([*before, *build])
+        if any(one.result().bad for one in build):
+            return Result(Counter(error=1), bad=[f"{suite}: not run, what it needs is not built"])
+        screen, file = self.screens[suite], RESULTS / f"{suite}.xml"
+        screen.write(f"\n##### {suite}\n".encode())
+        file.unlink(missing_ok=True)
+        started = time.monotonic()
+        if suite == BUILD_STEP:
+            status = self._run_aloud(suite, SUITES[suite].command)
+            result = Result() if status == 0 else Result(Counter(error=1), bad=[suite])
         else:
-            found.append([name])
-    return found
+            status = self._run_aloud(suite, [*SUITES[suite].command, *pytest_options(file)])
+            result = read_junit(suite, file)
+        # 0 and 1 are pytest's "all passed" and "some failed"; 5, nothing collected, is fine only
+        # where K chose no test of this suite.
+        nothing_chosen = status == 5 and bool(os.environ.get("K"))
+        if status not in {0, 1} and not nothing_chosen and not result.counts["error"]:
+            result.counts["error"] += 1
+            result.bad.append(f"{suite}: pytest ended with status {status}")
+        result.seconds = time.monotonic() - started
+        return result
+
+    def _run_aloud(self, suite: str, command: list[str]) -> int:
+        """Run a command with its output on the suite's screen, and return its status."""
+        with self._lock:
+            if self._ended:
+                return signal.SIGTERM
+            process = self.running[suite] = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={"COLUMNS": "100"} | os.environ | {"PYTHONUNBUFFERED": "1"},
+                # What it leaves can be told by that, and a Ctrl-C reaches it from here alone.
+                start_new_session=True,
+            )
+        assert process.stdout is not None
+        with process.stdout as output:
+            # What a suite leaves behind may hold the pipe open: its end is not waited for.
+            while (ready := select.select([output], [], [], 0.2)[0]) or process.poll() is None:
+                text = os.read(output.fileno(), 65536) if ready else b""
+                if ready and not text:
+                    break
+                self.screens[suite].write(text)
+        status = process.wait()
+        del self.running[suite]
+        kill_session(process.pid)
+        return status
+
+    def _end_all(self) -> None:
+        """End the suites: pytest takes down what its fixtures made, such as a cluster."""
+        with self._lock:
+            self._ended = True
+        left = list(self.running.values())
+        try:
+            for process in left:
+                process.terminate()
+            deadline = time.monotonic() + END_SECONDS
+            for process in left:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, deadline - time.monotonic()))
+        finally:
+            # Also on a second Ctrl-C.
+            for process in left:
+                kill_session(process.pid)
 
 
-def run_group(names: Sequence[str], out: BinaryIO) -> Iterator[Result]:
-    """Run suites two at a time and yield their results in order, each after its whole output."""
-    screens = [Screen(name, out) for name in names]
-    if len(names) > 1:
-        screens[0].write(f"\n##### {AT_ONCE} at a time: {', '.join(names)}\n".encode())
-    pool = ThreadPoolExecutor(AT_ONCE)
-    ended = threading.Event()
-    try:
-        runs = [
-            pool.submit(run_suite, name, screen, ended)
-            for name, screen in zip(names, screens, strict=True)
-        ]
-        for run, screen in zip(runs, screens, strict=True):
-            screen.show()
-            yield run.result()
-    finally:
-        ended.set()
-        pool.shutdown(cancel_futures=True)
+def pytest_options(report: Path) -> list[str]:
+    """Return the options that every suite is run with."""
+    expression = ["-k", os.environ["K"]] if os.environ.get("K") else []
+    return ["-v", "--tb=short", f"--junitxml={report}", *expression]
 
 
-def run_suite(suite: str, screen: Screen, ended: threading.Event) -> Result:
-    """Run one suite and return what it came to; ``ended`` ends it early."""
-    file = RESULTS / f"{suite}.xml"
-    file.unlink(missing_ok=True)
-    screen.write(f"\n##### {suite}\n".encode())
-    started = time.monotonic()
-    status = _run_aloud(SUITES[suite](suite), screen, ended)
-    result = read_junit(suite, file)
-    # 0 and 1 are pytest's "all passed" and "some failed"; 5, nothing collected, is fine only
-    # where K chose no test of this suite.
-    nothing_chosen = status == 5 and bool(os.environ.get("K"))
-    if status not in {0, 1} and not nothing_chosen and not result.errors:
-        result.errors += 1
-        result.bad.append(f"{suite}: pytest ended with status {status}")
-    result.seconds = time.monotonic() - started
-    return result
+def kill_session(leader: int) -> None:
+    """Kill what is left of a suite: one that ended by force has taken nothing down."""
+    for process in (int(entry.name) for entry in Path("/proc").glob("[0-9]*")):
+        with suppress(ProcessLookupError):
+            if os.getsid(process) == leader:
+                os.kill(process, signal.SIGKILL)
 
 
-def _run_aloud(command: list[str], screen: Screen, ended: threading.Event) -> int:
-    """Run a command with its output on a screen, and return its status."""
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": os.environ.get("COLUMNS", "100")},
-        # A Ctrl-C reaches it once, from below, also where only this process was told.
-        process_group=0,
-    )
-    assert process.stdout is not None
-    closed = threading.Event()
-
-    def watch() -> None:
-        while not closed.wait(0.5):
-            screen.break_silence()
-            if ended.is_set():
-                # pytest takes down what its fixtures made, such as a cluster.
-                process.send_signal(signal.SIGINT)
-                return
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-
-    try:
-        while text := os.read(process.stdout.fileno(), 65536):
-            screen.write(text)
-        return process.wait()
-    finally:
-        closed.set()
-        watcher.join()
-        process.stdout.close()
+def summary(results: dict[str, Result], seconds: float) -> dict[str, Any]:
+    """Return what build/test/summary.json holds; an error counts as a failure there."""
+    suites = [
+        {
+            "name": name,
+            "seconds": round(result.seconds, 1),
+            "passed": result.counts["passed"],
+            "failed": result.counts["failed"] + result.counts["error"],
+            "skipped": result.counts["skipped"],
+        }
+        for name, result in results.items()
+    ]
+    phases = sorted((phase for result in results.values() for phase in result.phases), reverse=True)
+    slowest = [{"test": test, "seconds": round(took, 1)} for took, test in phases[:SLOWEST]]
+    return {"seconds": round(seconds, 1), "suites": suites, "slowest": slowest}
 
 
 def main() -> int:
@@ -295,18 +333,25 @@ def main() -> int:
         raise UserError(f"no suite {', '.join(unknown)}; there are {', '.join(SUITES)}")
     RESULTS.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    total = Result()
-    lines = []
-    for group in groups(names):
-        for name, result in zip(group, run_group(group, sys.stdout.buffer), strict=True):
-            total.add(result)
-            lines.append(f"{name:<14}{result.line().strip('= ')}")
-    total.seconds = time.monotonic() - started
+    results = dict(Runner(names, sys.stdout.buffer).results())
+    total = Result(seconds=time.monotonic() - started)
     print("\n##### summary")
-    print("\n".join(lines))
+    for name, result in results.items():
+        total.counts += result.counts
+        total.bad += result.bad
+        total.skips += result.skips
+        budget = SUITES[name].budget
+        over = f"   over its budget of {budget:.0f} s" if result.seconds > budget else ""
+        what = result.line().strip("= ") if name != BUILD_STEP else f"{result.seconds:.2f}s"
+        print(f"{name:<14}{what}{over}")
+    told = summary(results, total.seconds)
+    (RESULTS / "summary.json").write_text(json.dumps(told, indent=2) + "\n")
+    print(f"the {SLOWEST} slowest tests and fixtures:")
+    for one in told["slowest"]:
+        print(f"{one['seconds']:8.1f} s  {one['test']}")
     for bad in total.bad:
         print(f"FAILED {bad}")
-    surprises = unexpected_skips(total.skips, allowed_skips())
+    surprises = unexpected_skips(total.skips, ALLOWED_SKIPS.read_text())
     for skip in surprises:
         print(f"SKIPPED {skip}")
     in_ci = os.environ.get("CI") == "true"

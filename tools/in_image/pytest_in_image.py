@@ -19,8 +19,14 @@ from mlctl.builder.network import uv_cache
 from tools.in_image.container import Command, open_image
 
 IMAGE = "classic-example"
-PYTEST = ("pytest", "iniconfig", "packaging", "pluggy", "pygments")
-"""pytest and all that it needs, by their names in requirements/tools.txt."""
+PYTEST = (
+    *("pytest", "iniconfig", "packaging", "pluggy", "pygments"),
+    *("pytest-timeout", "pytest-xdist", "execnet"),
+)
+"""pytest, its plugins and all that they need, by their names in requirements/tools.txt."""
+
+# Half of the time is waiting, for servers that do not answer: two at a time.
+SIDE_BY_SIDE = ["-n", "2", "--dist", "loadgroup"]
 
 TESTS, PYTEST_PLACE, REPORTS = "/src", "/opt/pytest", "/reports"
 JANITOR = "charts/ml-pipelines/files"
@@ -40,7 +46,7 @@ def test_workload(arguments: list[str]) -> int:
 
     Raises UserError when the image or pytest cannot be had.
     """
-    return run_pytest(arguments)
+    return run_pytest([*SIDE_BY_SIDE, *arguments])
 
 
 def test_wandb(arguments: list[str]) -> int:
@@ -91,7 +97,10 @@ def run_pytest(
             f"import sys; sys.path.append({PYTEST_PLACE!r}); "
             "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
         )
-        options = ["-p", "no:cacheprovider", f"--rootdir={TESTS}", "--import-mode=importlib"]
+        plugins = ["-p", "no:cacheprovider", "-p", "xdist.plugin", "-p", "pytest_timeout"]
+        # As in pyproject.toml.
+        guard = ["--timeout=900", "--timeout-method=thread", "-o", "timeout_func_only=true"]
+        options = [*plugins, *guard, f"--rootdir={TESTS}", "--import-mode=importlib"]
         tests = f"{TESTS}/tests/workload/{file}"
         command = Command(
             entrypoint=["/usr/bin/tini", "--"],
