@@ -217,8 +217,8 @@ class Runner:
             for name, screen in self.screens.items():
                 screen.show()
                 while not wait([runs[name]], timeout=1).done:
-                    age = f"{time.monotonic() - started:4.0f}s"
-                    screen.break_silence(f"    {age} still at it: {', '.join(list(self.running))}\n")
+                    age, at_it = time.monotonic() - started, ", ".join(list(self.running))
+                    screen.break_silence(f"    {age:4.0f}s still at it: {at_it}\n")
                 yield name, runs[name].result()
         finally:
             self._end_all()
