@@ -317,6 +317,23 @@ def test_a_key_in_a_file_would_be_found(tmp_path: Path):
     assert files_with(KEY, tmp_path) == {"plain", "header"}
 
 
+def test_a_process_of_the_sdk_that_does_not_listen_yet_is_asked_again():
+    from classic_example.registry.wandb_registry import set_up
+    from wandb.sdk.wandb_manager import ManagerConnectionRefusedError
+
+    class Sdk:
+        calls = 0
+
+        def setup(self) -> None:
+            self.calls += 1
+            if self.calls == 1:
+                raise ManagerConnectionRefusedError("[Errno 111] Connection refused")
+
+    sdk = Sdk()
+    set_up(sdk)
+    assert sdk.calls == 2
+
+
 def test_errors_for_a_while_cost_seconds_only(
     run: Command, server: Server, models: list[Path], tmp_path: Path
 ):

@@ -173,9 +173,11 @@ def leave(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     for path in Path("/proc/self/task").glob("*/children"):
-        for child in path.read_text().split():
-            with suppress(ProcessLookupError):
-                os.kill(int(child), signal.SIGKILL)
+        # The thread may have ended meanwhile, and so may a child.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for child in path.read_text().split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(child), signal.SIGKILL)
     os._exit(status)
 
 

@@ -40,6 +40,8 @@ CALL_SECONDS = 60
 TRANSFER_SECONDS = 900
 # A storage that stops in the middle of a file: the SDK sends the file again.
 STORAGE_SECONDS = 60
+# On a busy node the SDK finds its own process deaf at first.
+SETUP_TRIES = 5
 # For the news that a run has failed.
 CLOSE_SECONDS = 5
 # In these modes the SDK reports success while nothing leaves the container.
@@ -317,7 +319,15 @@ class WandbRegistry:
 
 def set_up(wandb: Any) -> None:
     """Start the SDK's own process, once, with stdout for all that it has to say."""
+    from wandb.sdk.wandb_manager import ManagerConnectionRefusedError
+
     with stderr_to_stdout():
+        for _ in range(SETUP_TRIES):
+            # The process tells its port a moment before it listens there.
+            with suppress(ManagerConnectionRefusedError):
+                wandb.setup()
+                return
+            time.sleep(1)
         wandb.setup()
 
 
