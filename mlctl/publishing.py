@@ -71,15 +71,13 @@ def publish(stack: Stack, phase: Phase, *, worktree: bool = False) -> str:
 
 def _behind(stack: Stack, airflow: Airflow, commit: str) -> str:
     """Return what Airflow lacks of a commit ('': nothing). Raises UserError for broken files."""
-    served, since = served_commit(stack)
-    if served != commit:
-        return f"the scheduler has {served[:10] or 'no commit'} yet, not {commit[:10]}"
-    settings, changed = served_settings(stack)
+    there, settings, since = served(stack)
+    if there != commit:
+        return f"the scheduler has {there[:10] or 'no commit'} yet, not {commit[:10]}"
     if settings != stack.installed_settings():
         return "the kubelet has not brought the new settings to the scheduler yet"
-    since = max(since, changed)
     try:
-        found = _parsed(stack, f"{served}-{since.timestamp():.0f}")
+        found = _parsed(stack, f"{there}-{since.timestamp():.0f}")
     except (KubectlError, ValueError) as error:
         return f"its files can't be read yet ({error})"
     if found["errors"]:
@@ -110,32 +108,20 @@ def _broken(errors: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def served_commit(stack: Stack) -> tuple[str, datetime]:
-    """Return the commit that the scheduler's DAG directory holds, and since when.
+def served(stack: Stack) -> tuple[str, dict[str, Any], datetime]:
+    """Return commit and settings that the scheduler has, and since when it has both.
 
-    ('' and the present moment while it holds none.)
+    ('', no settings and the present moment while one of them is missing.)
     """
-    # git-sync swaps this link; its target is named after the commit, its own time says when.
-    link = "/opt/airflow/dags/repo"
-    script = f"readlink {link} && stat --format=%.Y {link}"
+    # git-sync swaps this link; its target is named after the commit, its own time says when. So the
+    # kubelet does with ..data when the content of the ConfigMap has changed.
+    link, (directory, name) = "/opt/airflow/dags/repo", SETTINGS_PATH.rsplit("/", 1)
+    script = (
+        f"readlink {link} && stat --format=%.Y {link} {directory}/..data && cat {directory}/{name}"
+    )
     try:
-        target, stamp = stack.in_scheduler("sh", "-c", script).split()
+        target, *stamps, settings = stack.in_scheduler("sh", "-c", script).split("\n", 3)
+        since = datetime.fromtimestamp(max(map(float, stamps)), UTC)
+        return target.rsplit("/", 1)[-1], json.loads(settings), since
     except (KubectlError, ValueError):
-        return "", datetime.now(UTC)
-    return target.rsplit("/", 1)[-1], datetime.fromtimestamp(float(stamp), UTC)
-
-
-def served_settings(stack: Stack) -> tuple[dict[str, Any], datetime]:
-    """Return the settings that the scheduler reads, and since when.
-
-    ({} and the present moment while it reads none.)
-    """
-    # The kubelet swaps the link ..data when the content of the ConfigMap has changed.
-    directory, name = SETTINGS_PATH.rsplit("/", 1)
-    script = f"stat --format=%.Y {directory}/..data && cat {directory}/{name}"
-    try:
-        stamp, text = stack.in_scheduler("sh", "-c", script).split("\n", 1)
-        settings = json.loads(text)
-    except (KubectlError, ValueError):
-        return {}, datetime.now(UTC)
-    return settings, datetime.fromtimestamp(float(stamp), UTC)
+        return "", {}, datetime.now(UTC)
