@@ -72,7 +72,7 @@ test-e2e: ## Install and run everything on a cluster of its own
 	@$(MLCTL) test e2e
 test-long: ## On the cluster of `make up`: 3 runs of both DAGs at once, then every fault of the drill
 	@$(MLCTL) up
-	@N=3 $(MLCTL) soak
+	@$(MLCTL) soak --n 3
 	@$(MLCTL) drill
 test-wandb: ## Upload and load a small model at the real W&B service (needs WANDB_API_KEY)
 	@$(MLCTL) test-wandb
