@@ -26,7 +26,7 @@ from mlctl.builder import build as images_build
 from mlctl.clients.airflow import Airflow
 from mlctl.clients.forward import Forward
 from mlctl.clients.kube import Kube
-from mlctl.clients.volume import list_files, read_file
+from mlctl.clients.volume import Volume
 from mlctl.cluster.provider import Provider, provider
 from mlctl.release.chart import dependency
 from mlctl.release.release import Release, image_values, merge, project_images
@@ -164,15 +164,10 @@ class Stack:
         """Return a run's directory on the training storage."""
         return f"{dag_id}/{run_directory(run_id)}"
 
-    def read_volume(self, path: str) -> str:
-        """Return the text of a file on the training storage."""
+    def volume(self, *, read_only: bool = True) -> Volume:
+        """Return the training storage, to look at in a ``with`` block."""
         claim, image = self.settings["storage"]["claimName"], self.settings["image"]["reference"]
-        return read_file(self.kube, claim, path, image)
-
-    def list_volume(self) -> list[str]:
-        """Return the paths of all files on the training storage."""
-        claim, image = self.settings["storage"]["claimName"], self.settings["image"]["reference"]
-        return list_files(self.kube, claim, image)
+        return Volume(self.kube, claim, image, read_only=read_only)
 
 
 def _first_error(futures: list[Future[Any]]) -> None:

@@ -1,83 +1,90 @@
-"""Files on the training storage, read through a pod that mounts the claim."""
+"""Files on a claim, as the pods of tasks see them: through a pod that mounts it."""
 
 import secrets
-import time
+from typing import Self
 
 from mlctl.base.errors import UserError
-from mlctl.clients.kube import Kube
+from mlctl.clients.kube import Kube, KubectlError
 from mlctl.clients.pods import state
 
-SECONDS = 120
+START_SECONDS = 120
+LIFE_SECONDS = 4 * 3600
+"""A pod that nobody deletes, since its command was killed, ends after so long."""
 
 
-def read_file(kube: Kube, claim: str, path: str, image: str) -> str:
-    """Return the text of a file on the claim; ``path`` is relative to the volume's root.
+class Volume:
+    """A pod with a claim at /volume for one block; each look at the files is a command in it."""
 
-    Raises UserError when the file is not there or the pod does not run.
-    """
-    return run_pod(kube, claim, image, ["cat", f"/volume/{path}"])
+    def __init__(self, kube: Kube, claim: str, image: str, *, read_only: bool = True) -> None:
+        self.kube = kube
+        self.claim = claim
+        self.image = image
+        self.read_only = read_only
+        self.pod = f"volume-reader-{secrets.token_hex(4)}"
 
+    def run(self, *command: str) -> str:
+        """Return the output of a command. Raises UserError when it fails."""
+        done = self.kube.run("exec", self.pod, "--", *command, check=False)
+        if done.returncode != 0:
+            words = " ".join(command)
+            raise UserError(f"{words} on the claim {self.claim}: {done.stderr.strip()}")
+        return done.stdout
 
-def list_files(kube: Kube, claim: str, image: str) -> list[str]:
-    """Return the paths of all files on the claim, relative to the volume's root."""
-    script = ["find", "/volume", "-type", "f", "-printf", "%P\\n"]
-    return sorted(run_pod(kube, claim, image, script).splitlines())
+    def read(self, path: str) -> str:
+        """Return the text of a file; ``path`` is relative to the volume's root.
 
+        Raises UserError when the file is not there.
+        """
+        return self.run("cat", f"/volume/{path}")
 
-def run_pod(
-    kube: Kube, claim: str, image: str, command: list[str], *, read_only: bool = True
-) -> str:
-    """Run a command in a pod with the claim at /volume and return its output.
+    def files(self, below: str = "") -> list[str]:
+        """Return the paths of all files below a directory, relative to the volume's root."""
+        found = self.run("find", "/volume", "-type", "f", "-printf", "%P\\n").splitlines()
+        return sorted(path for path in found if path.startswith(f"{below}/" if below else ""))
 
-    Raises UserError when the command fails or the pod does not end within SECONDS.
-    """
-    name = f"volume-reader-{secrets.token_hex(4)}"
-    # The identity of the task pods: their files belong to it.
-    identity = {"runAsNonRoot": True, "runAsUser": 10001, "runAsGroup": 10001, "fsGroup": 10001}
-    manifest = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": name,
-            "labels": {"app.kubernetes.io/name": "ml-pipelines-volume-reader"},
-        },
-        "spec": {
+    def __enter__(self) -> Self:
+        self.kube.apply(self._manifest())
+        try:
+            wait = ["--for=condition=Ready", f"--timeout={START_SECONDS}s"]
+            self.kube.run("wait", f"pod/{self.pod}", *wait, timeout=START_SECONDS + 10)
+        except KubectlError:
+            pod = self.kube.get("pod", self.pod)
+            self.__exit__()
+            raise UserError(
+                f"the pod that reads the claim {self.claim}: {state(pod) if pod else 'gone'}"
+            ) from None
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kube.run("delete", "pod", self.pod, "--wait=false", "--ignore-not-found")
+
+    def _manifest(self) -> dict[str, object]:
+        # The identity of the task pods: their files belong to it.
+        identity = {"runAsNonRoot": True, "runAsUser": 10001, "runAsGroup": 10001, "fsGroup": 10001}
+        mount = {"name": "storage", "mountPath": "/volume", "readOnly": self.read_only}
+        reader = {
+            "name": "reader",
+            "image": self.image,
+            "imagePullPolicy": "IfNotPresent",
+            "command": ["sleep", "infinity"],
+            "securityContext": {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            },
+            "volumeMounts": [mount],
+        }
+        spec = {
             "restartPolicy": "Never",
-            "activeDeadlineSeconds": SECONDS,
+            "activeDeadlineSeconds": LIFE_SECONDS,
+            "terminationGracePeriodSeconds": 1,
             "automountServiceAccountToken": False,
             "securityContext": identity | {"seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [
-                {
-                    "name": "reader",
-                    "image": image,
-                    "imagePullPolicy": "IfNotPresent",
-                    "command": command,
-                    "securityContext": {
-                        "allowPrivilegeEscalation": False,
-                        "capabilities": {"drop": ["ALL"]},
-                    },
-                    "volumeMounts": [
-                        {"name": "storage", "mountPath": "/volume", "readOnly": read_only}
-                    ],
-                }
-            ],
-            "volumes": [{"name": "storage", "persistentVolumeClaim": {"claimName": claim}}],
-        },
-    }
-    kube.apply(manifest)
-    try:
-        deadline = time.monotonic() + SECONDS
-        while True:
-            pod = kube.get("pod", name)
-            phase = pod["status"].get("phase") if pod else "gone"
-            if phase in {"Succeeded", "Failed"}:
-                break
-            if time.monotonic() > deadline:
-                raise UserError(f"the pod that reads the claim {claim}: {state(pod or {})}")
-            time.sleep(0.3)
-        output = kube.run("logs", name).stdout
-        if phase == "Failed":
-            raise UserError(f"{' '.join(command)} on the claim {claim}: {output.strip()}")
-        return output
-    finally:
-        kube.run("delete", "pod", name, "--wait=false", "--ignore-not-found")
+            "containers": [reader],
+            "volumes": [{"name": "storage", "persistentVolumeClaim": {"claimName": self.claim}}],
+        }
+        labels = {"app.kubernetes.io/name": "ml-pipelines-volume-reader"}
+        metadata = {"name": self.pod, "labels": labels}
+        return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}

@@ -92,7 +92,8 @@ def fetch_predictions(stack: Stack, report: dict[str, Any], phase: Phase) -> Non
     Raises UserError when the file is missing or has another number of rows than the run said.
     """
     path = f"{stack.run_path('inference_dag', report['run_id'])}/pred.csv"
-    text = stack.read_volume(path)
+    with stack.volume() as volume:
+        text = volume.read(path)
     rows = sum(1 for _ in csv.DictReader(io.StringIO(text)))
     if rows != report["rows"]:
         raise UserError(f"{path} has {rows} rows, the run wrote {report['rows']}")

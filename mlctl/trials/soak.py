@@ -29,7 +29,7 @@ from mlctl.base.waiting import until, within
 from mlctl.clients.airflow import FINISHED_RUN, Airflow, run_seconds
 from mlctl.clients.forward import Forward
 from mlctl.clients.mlflow import Mlflow
-from mlctl.clients.volume import run_pod
+from mlctl.clients.volume import Volume
 from mlctl.commands.telling import explain_failure, say
 from mlctl.stack import Stack
 
@@ -128,12 +128,16 @@ def _counted(count: Mapping[str, int]) -> str:
 
 
 def look_at(
-    stack: Stack, airflow: Airflow, mlflow: Mlflow, run_ids: Mapping[str, Sequence[str]]
+    stack: Stack,
+    volume: Volume,
+    airflow: Airflow,
+    mlflow: Mlflow,
+    run_ids: Mapping[str, Sequence[str]],
 ) -> list[Checked]:
     """Return what ended runs came to, with the faults that each shows by itself."""
     inference = {run_id: stack.run_path(INFERENCE, run_id) for run_id in run_ids.get(INFERENCE, ())}
-    predictions = read_predictions(stack, inference.values())
-    files = stack.list_volume()
+    predictions = read_predictions(volume, inference.values())
+    files = volume.files()
     checked = []
     for dag_id, ids in run_ids.items():
         for run in airflow.runs(dag_id, ids):
@@ -152,17 +156,14 @@ def look_at(
     return checked
 
 
-def read_predictions(stack: Stack, directories: Iterable[str]) -> dict[str, dict[str, Any] | None]:
+def read_predictions(
+    volume: Volume, directories: Iterable[str]
+) -> dict[str, dict[str, Any] | None]:
     """Return hash, rows and description of the predictions in directories of the storage.
 
-    All of them by one pod; None where there are no predictions.
+    None where there are no predictions.
     """
-    names = list(directories)
-    if not names:
-        return {}
-    claim, image = stack.settings["storage"]["claimName"], stack.settings["image"]["reference"]
-    command = ["python", "-c", READ_PREDICTIONS, *names]
-    return json.loads(run_pod(stack.kube, claim, image, command))
+    return json.loads(volume.run("python", "-c", READ_PREDICTIONS, *directories))
 
 
 def _look_at_tasks(airflow: Airflow, one: Checked) -> None:
@@ -252,7 +253,8 @@ def run_alone(
         (run_id,) = new_run_ids("alone", 1)
         start(airflow, {dag_id: [run_id]})
         wait(airflow, {dag_id: [run_id]}, 2 * SECONDS_PER_RUN, phase)
-        (one,) = look_at(stack, airflow, mlflow, {dag_id: [run_id]})
+        with stack.volume() as volume:
+            (one,) = look_at(stack, volume, airflow, mlflow, {dag_id: [run_id]})
         if one.faults:
             if one.state != "success":
                 explain_failure(airflow, dag_id, run_id)
@@ -291,8 +293,8 @@ def main(stack: Stack, count: int) -> int:
         pods = leftover_pods(stack)
         # The newest model is one of theirs now.
         alone.append(run_alone(stack, airflow, mlflow, INFERENCE, phases))
-        with phases.phase("look at what the runs left"):
-            checked = look_at(stack, airflow, mlflow, run_ids)
+        with phases.phase("look at what the runs left"), stack.volume() as volume:
+            checked = look_at(stack, volume, airflow, mlflow, run_ids)
             compare(checked, alone)
     ok = not pods and not any(one.faults for one in checked)
     report = {

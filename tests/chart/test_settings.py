@@ -12,7 +12,14 @@ from tests.helpers.helm import ENVIRONMENTS, render, rendered
 
 DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
 WANDB = {
-    "wandb": {"enabled": True, "existingSecret": "my-key", "secretKey": "k", "project": "p"},
+    "wandb": {
+        "enabled": True,
+        "existingSecret": "my-key",
+        "secretKey": "k",
+        "project": "p",
+        "baseUrl": "https://wandb.example.com",
+    },
+    "pipelines": {"modelName": "my-model"},
     "mlflow": {"enabled": False},
 }
 
@@ -80,11 +87,11 @@ def test_the_dags_accept_each_environment(environment, reader):
 
 def test_wandb_is_the_registry_when_enabled(reader):
     found = settings(render(WANDB))
-    assert found["registry"]["type"] == "wandb"
+    assert (found["registry"]["type"], found["registry"]["modelName"]) == ("wandb", "my-model")
     assert found["registry"]["wandb"] == {
         "project": "p",
         "entity": "",
-        "baseUrl": "",
+        "baseUrl": "https://wandb.example.com",
         "secretName": "my-key",
         "secretKey": "k",
     }

@@ -1,10 +1,14 @@
 """Everything on a cluster of its own: the release, its pages, both pipelines.
 
+One installation for all. What may go on at the same time does: `*_started` fixtures start a run
+and return, other tests go on beside it, and `*_run` fixtures wait for its end.
+
 `--cluster-type` (an option of pytest-helm-charts) says where: embedded (default), kind or existing.
 A cluster made here is called ml-pipelines-test, and is deleted at the end unless `--keep` says
 otherwise. What a failing test leaves behind is described in build/artifacts/<test>/.
 """
 
+import json
 import os
 import re
 import socket
@@ -17,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from mlctl.base.names import MLFLOW_PORT, MLFLOW_SERVICE
+from mlctl.base.names import MLFLOW_PORT, MLFLOW_SERVICE, SETTINGS_CONFIG_MAP
 from mlctl.base.paths import BUILD, CHART
 from mlctl.base.progress import Phase, Phases
 from mlctl.clients.airflow import Airflow, Task, telling_lines
@@ -25,14 +29,21 @@ from mlctl.clients.forward import Forward
 from mlctl.clients.kube import KubectlError
 from mlctl.clients.mlflow import Mlflow
 from mlctl.clients.pods import containers, describe_trouble
+from mlctl.clients.volume import Volume
+from mlctl.cluster.provider import Breakable
 from mlctl.commands.telling import tell_change
-from mlctl.release.release import Release, values_files
+from mlctl.publishing import publish
+from mlctl.release.release import Release, merge, values_files
 from mlctl.stack import Stack
+from mlctl.trials.drill.faults import Scene, chosen
+from tests.helpers.releases import helm_of
 from tests.helpers.secret_search import PodRecorder
 
 ARTIFACTS = BUILD / "artifacts"
 TRAINING_SECONDS = 1800
 INFERENCE_SECONDS = 900
+FAULTS = "api-server postgres scheduler-pod"
+"""Of the fault drill, in one training; `make drill` has a run for each of all of them."""
 
 Aloud = Callable[[str], AbstractContextManager[Phase]]
 
@@ -48,29 +59,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-ORDER = [
-    "install",
-    "helm3",
-    "ui",
-    "existing",
-    "dag_sync",
-    "training",
-    "inference",
-    "isolation",
-    "new_model",
-    "failures",
-    "wandb",
-    "storage",
-    "secrets",
-    "drill",
+FIRST = [
+    *("install", "existing", "ui", "training", "storage", "inference", "dag_sync"),
+    *("isolation", "failures"),
 ]
-"""An upgrade right after the install, then what needs the release as it was installed. The models
-of short trainings come after what compares models. Towards the end the search for secrets in what
-all the others have left, and last the faults."""
+"""Upgrades right after the install, then what goes on beside the full training and beside an
+inference with its model. The models of short trainings come after what looks at that one."""
+
+LAST = ["wandb", "secrets", "uninstall"]
+"""The search for secrets in what all the others have left. Other files have their place before."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: ORDER.index(item.path.stem.removeprefix("test_")))
+    items.sort(key=lambda item: place(item.path.stem.removeprefix("test_")))
+
+
+def place(name: str) -> int:
+    order = [*FIRST, "", *LAST]
+    return order.index(name if name in order else "")
 
 
 @pytest.fixture(scope="session")
@@ -135,14 +141,19 @@ def stack(prepared: tuple[Stack, Release]) -> Stack:
 
 
 @pytest.fixture(scope="session")
-def release(stack: Stack, prepared: tuple[Stack, Release], aloud: Aloud) -> Release:
-    """The release, installed on an empty namespace, with the DAGs published."""
+def release(prepared: tuple[Stack, Release], aloud: Aloud) -> Release:
+    """The release, installed by Helm 3 on an empty namespace."""
     release = prepared[1]
-    with aloud("install the release") as phase:
+    with helm_of(3), aloud("install the release with Helm 3") as phase:
         release.deploy(phase)
-    with aloud("publish the DAGs") as phase:
-        stack.publish(phase)
     return release
+
+
+@pytest.fixture(scope="session")
+def commit(stack: Stack, release: Release, aloud: Aloud) -> str:
+    """The commit whose DAGs Airflow shows, until a test publishes another."""
+    with aloud("publish the DAGs") as phase:
+        return publish(stack, phase)
 
 
 # What pytest-helm-charts asks for; with these its `kube_cluster` works without any option.
@@ -164,7 +175,7 @@ def values_file_path() -> str:
 
 
 @pytest.fixture(scope="session")
-def client(stack: Stack, release: Release) -> Iterator[Airflow]:
+def client(stack: Stack, commit: str) -> Iterator[Airflow]:
     with stack.airflow() as client:
         yield client
 
@@ -176,36 +187,60 @@ def airflow(client: Airflow) -> Airflow:
     return client
 
 
-@pytest.fixture
-def mlflow(stack: Stack, release: Release) -> Iterator[Mlflow]:
-    with Forward(stack.kube, MLFLOW_SERVICE, MLFLOW_PORT) as forward:
-        yield Mlflow(forward)
+class MendedForward(Forward):
+    """A forward that is made anew when it has ended, as it does while the API server is away."""
 
-
-WithValues = Callable[..., AbstractContextManager[None]]
+    @property
+    def url(self) -> str:
+        self.ensure()
+        return super().url
 
 
 @pytest.fixture(scope="session")
-def with_values(release: Release, aloud: Aloud) -> WithValues:
-    """Change values of the release for one block, then set them back."""
+def mlflow(stack: Stack, release: Release) -> Iterator[Mlflow]:
+    with MendedForward(stack.kube, MLFLOW_SERVICE, MLFLOW_PORT) as forward:
+        yield Mlflow(forward)
+
+
+@pytest.fixture(scope="session")
+def volume(stack: Stack, release: Release) -> Iterator[Volume]:
+    """The training storage; tests may write there, too."""
+    with stack.volume(read_only=False) as volume:
+        yield volume
+
+
+WithSettings = Callable[[dict[str, Any]], AbstractContextManager[None]]
+
+
+@pytest.fixture(scope="session")
+def with_settings(stack: Stack, release: Release) -> WithSettings:
+    """Change what the DAGs are told for one block; workers read it when they start.
+
+    That the chart writes values there is proven in tests/chart.
+    """
+
+    def write(labels: dict[str, str], settings: dict[str, Any]) -> None:
+        manifest = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": SETTINGS_CONFIG_MAP, "labels": labels},
+            "data": {"settings.json": json.dumps(settings)},
+        }
+        # In Helm's name: a field of anybody else's is a conflict for the next upgrade.
+        apply = ["apply", "--server-side", "--field-manager=helm", "--force-conflicts"]
+        stack.kube.run(*apply, "--filename", "-", stdin=json.dumps(manifest))
 
     @contextmanager
-    def change(*assignments: str) -> Iterator[None]:
-        # A variable is text, whatever it looks like.
-        words = [
-            word
-            for one in assignments
-            for word in ("--set-string" if ".env." in one else "--set", one)
-        ]
-        before = release.installed_values()
-        with aloud(f"upgrade with {', '.join(assignments)}") as phase:
-            release.deploy(phase, extra=tuple(words))
+    def change(changes: dict[str, Any]) -> Iterator[None]:
+        found = stack.kube.get("configmap", SETTINGS_CONFIG_MAP)
+        assert found is not None
+        labels = found["metadata"]["labels"]
+        before = json.loads(found["data"]["settings.json"])
+        write(labels, merge(before, changes))
         try:
             yield
         finally:
-            with aloud("upgrade with the values of before") as phase:
-                release.deploy(phase)
-            assert release.installed_values() == before
+            write(labels, before)
 
     return change
 
@@ -220,7 +255,7 @@ def settle(stack: Stack, aloud: Aloud) -> Callable[[], None]:
 
     def wait() -> None:
         with aloud("wait until Airflow has read the settings") as phase:
-            stack.publish(phase)
+            publish(stack, phase)
 
     return wait
 
@@ -234,8 +269,6 @@ class Run:
 
     dag_id: str
     run_id: str
-    commit: str
-    """Of the DAGs, as the scheduler had them when the run was followed first."""
     state: str
     tasks: dict[str, Task]
     results: dict[str, dict[str, Any]]
@@ -251,15 +284,14 @@ class Run:
         return "\n".join(lines)
 
 
-RunDag = Callable[..., Run]
+FollowRun = Callable[..., Run]
 
 
-def look_at(airflow: Airflow, dag_id: str, run_id: str, commit: str, state: str) -> Run:
+def look_at(airflow: Airflow, dag_id: str, run_id: str, state: str) -> Run:
     tasks = {task.task_id: task for task in airflow.tasks(dag_id, run_id)}
     return Run(
         dag_id=dag_id,
         run_id=run_id,
-        commit=commit,
         state=state,
         tasks=tasks,
         results=airflow.results(dag_id, run_id),
@@ -279,8 +311,11 @@ def pods_seen(release: Release) -> Iterator[PodRecorder]:
 
 
 @pytest.fixture(scope="session")
-def follow_run(stack: Stack, client: Airflow, pods_seen: PodRecorder, aloud: Aloud) -> RunDag:
-    """Wait until a run that something else has started has ended, as run_dag does."""
+def follow_run(client: Airflow, aloud: Aloud) -> FollowRun:
+    """Wait until a run has ended, and return all there is to know about it.
+
+    `on_change` is called with each task that took on another state.
+    """
 
     def follow(
         dag_id: str,
@@ -288,7 +323,6 @@ def follow_run(stack: Stack, client: Airflow, pods_seen: PodRecorder, aloud: Alo
         timeout: float,
         on_change: Callable[[Task], None] = lambda task: None,
     ) -> Run:
-        commit, _ = stack.served_commit()
         with aloud(f"{dag_id}, {run_id}") as phase:
 
             def changed(_: str, task: Task) -> None:
@@ -298,36 +332,51 @@ def follow_run(stack: Stack, client: Airflow, pods_seen: PodRecorder, aloud: Alo
             ended = client.wait_for_run(
                 dag_id, run_id, timeout=timeout, on_change=changed, note=phase.note
             )
-        return look_at(client, dag_id, run_id, commit, ended["state"])
+        return look_at(client, dag_id, run_id, ended["state"])
 
     return follow
 
 
 @pytest.fixture(scope="session")
-def run_dag(client: Airflow, follow_run: RunDag) -> RunDag:
-    """Trigger a DAG, wait until the run has ended, and return all there is to know about it.
+def start(client: Airflow, pods_seen: PodRecorder) -> Callable[[str], str]:
+    """Trigger a DAG and return the id of the run."""
 
-    `on_change` is called with each task that took on another state.
-    """
-
-    def run(
-        dag_id: str, timeout: float, on_change: Callable[[Task], None] = lambda task: None
-    ) -> Run:
+    def trigger(dag_id: str) -> str:
         client.unpause(dag_id)
-        return follow_run(dag_id, client.trigger(dag_id), timeout, on_change)
+        return client.trigger(dag_id)
 
-    return run
-
-
-@pytest.fixture(scope="session")
-def training_run(run_dag: RunDag) -> Run:
-    return run_dag("training_dag", TRAINING_SECONDS)
+    return trigger
 
 
 @pytest.fixture(scope="session")
-def inference_run(training_run: Run, run_dag: RunDag) -> Run:
+def training_started(start: Callable[[str], str]) -> str:
+    """The id of the one training in its full length."""
+    return start("training_dag")
+
+
+@pytest.fixture(scope="session")
+def training_run(
+    training_started: str, stack: Stack, client: Airflow, follow_run: FollowRun, aloud: Aloud
+) -> Run:
+    """The full training, in whose middle one part after the other was taken away."""
+    if isinstance(stack.cluster, Breakable):
+        with aloud(f"faults: {FAULTS}") as phase:
+            for fault in chosen(FAULTS):
+                fault.strike(Scene(stack, client, training_started, phase))
+                phase.say(f"done: {fault.what}")
+    return follow_run("training_dag", training_started, TRAINING_SECONDS)
+
+
+@pytest.fixture(scope="session")
+def inference_started(training_run: Run, start: Callable[[str], str]) -> str:
+    """The id of an inference with the model of the full training."""
+    return start("inference_dag")
+
+
+@pytest.fixture(scope="session")
+def inference_run(training_run: Run, inference_started: str, follow_run: FollowRun) -> Run:
     assert training_run.state == "success", training_run.told()
-    return run_dag("inference_dag", INFERENCE_SECONDS)
+    return follow_run("inference_dag", inference_started, INFERENCE_SECONDS)
 
 
 # What a failing test leaves behind

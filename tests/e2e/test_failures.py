@@ -1,123 +1,76 @@
-"""Runs that fail: the run says so, cleans up, and the log says why."""
+"""Runs that fail: the run says so, cleans up, and the log says why.
 
-import json
+Runs that may fail at the same time do, with one change of settings for both DAGs.
+"""
+
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
-from mlctl.base.names import SETTINGS_CONFIG_MAP
+from mlctl.base.names import DAG_IDS
 from mlctl.clients.airflow import Airflow, container_lines
+from mlctl.clients.volume import Volume
 from mlctl.commands.telling import explain_failure, tell_failed_cleaning
-from mlctl.release.release import Release, merge
 from mlctl.stack import Stack
 
-FAILING_SECONDS = 600
+SECONDS = 900
+NOWHERE = "nowhere.invalid/none:1"
+NO_PLACE = {"retries": 0, "startupTimeoutSeconds": 5, "nodeSelector": {"no-such": "node"}}
+QUOTA = {
+    "apiVersion": "v1",
+    "kind": "ResourceQuota",
+    "metadata": {"name": "team"},
+    "spec": {"hard": {"requests.memory": "32Gi"}},
+}
 
 
-@pytest.fixture
-def with_settings(stack: Stack, release: Release) -> Iterator[Callable]:
-    """Change what the DAGs are told for one block; workers read it when they start."""
+@pytest.fixture(scope="module")
+def run_both(start, follow_run) -> Callable:
+    """Run both DAGs side by side; give the training and the inference."""
 
-    def write(labels: dict[str, str], settings: dict[str, Any]) -> None:
-        manifest = {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {"name": SETTINGS_CONFIG_MAP, "labels": labels},
-            "data": {"settings.json": json.dumps(settings)},
-        }
-        # In Helm's name: a field of anybody else's is a conflict for the next upgrade.
-        apply = ["apply", "--server-side", "--field-manager=helm", "--force-conflicts"]
-        stack.kube.run(*apply, "--filename", "-", stdin=json.dumps(manifest))
+    def run():
+        run_ids = {dag_id: start(dag_id) for dag_id in DAG_IDS}
+        return [follow_run(dag_id, run_id, SECONDS) for dag_id, run_id in run_ids.items()]
 
-    @contextmanager
-    def change(changes: dict[str, Any]) -> Iterator[None]:
-        found = stack.kube.get("configmap", SETTINGS_CONFIG_MAP)
-        labels = found["metadata"]["labels"]
-        before = json.loads(found["data"]["settings.json"])
-        write(labels, merge(before, changes))
-        try:
-            yield
-        finally:
-            write(labels, before)
-
-    return change
+    return run
 
 
-def test_an_unknown_model_fails_the_run_with_one_clear_line(
-    with_values, run_dag, airflow: Airflow, stack: Stack, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with with_values("pipelines.modelName=no-such-model", "pipelines.tasks.load_model.retries=0"):
-        run = run_dag("inference_dag", FAILING_SECONDS)
+@pytest.fixture(scope="module")
+def in_the_work(inference_run, with_settings, run_both):
+    """A training without enough memory, an inference of a model that is not there."""
+    memory = {"requests": {"memory": "64Mi"}, "limits": {"memory": "96Mi"}}
+    tasks = {"train_model": {"retries": 0, "resources": memory}, "load_model": {"retries": 0}}
+    with with_settings({"registry": {"modelName": "no-such-model"}, "tasks": tasks}):
+        return run_both()
 
-    assert run.state == "failed"
-    assert {name: task.state for name, task in run.tasks.items()} == {
-        "clean_storage_before_start": "success",
-        "load_data": "success",
-        "load_model": "failed",
-        "run_inference": "upstream_failed",
-        "clean_up": "success",
+
+@pytest.fixture(scope="module")
+def in_the_pods(inference_run, with_settings, run_both, stack: Stack):
+    """A training without an image, and clean_up refused, of an inference that is good else."""
+    over = {"requests": {"memory": "64Gi"}, "limits": {"memory": "64Gi"}}
+    tasks = {
+        "train_model": {"retries": 0, "image": NOWHERE, "stuckTimeoutSeconds": 5},
+        "clean_up": {"retries": 0, "resources": over},
     }
-    errors = [line for line in container_lines(run.logs["load_model"]) if "ERROR:" in line]
-    assert len(errors) == 1
-    assert "no-such-model" in errors[0]
-    assert "Traceback" not in "\n".join(container_lines(run.logs["load_model"]))
-    path = stack.run_path("inference_dag", run.run_id)
-    assert [file for file in stack.list_volume() if file.startswith(path)] == []
-
-    explain_failure(airflow, "inference_dag", run.run_id)
-    told = capsys.readouterr().out
-    assert "load_model failed" in told
-    assert "no-such-model" in told
-    assert "make logs" in told
+    stack.kube.apply(QUOTA)
+    try:
+        with with_settings({"tasks": tasks}):
+            return run_both()
+    finally:
+        stack.kube.run("delete", "resourcequota", "team")
 
 
-def test_a_failed_cleaning_shows_and_leaves_the_result_of_the_run_alone(
-    with_values, run_dag, airflow: Airflow, stack: Stack, capsys: pytest.CaptureFixture[str]
-) -> None:
-    task = "pipelines.tasks.clean_up"
-    with with_values(
-        f"{task}.retries=0", f"{task}.nodeSelector.kind=absent", f"{task}.startupTimeoutSeconds=5"
-    ):
-        run = run_dag("inference_dag", FAILING_SECONDS)
-
-    assert run.state == "success", run.told()
-    assert {name for name, task in run.tasks.items() if task.state != "success"} == {"clean_up"}
-    assert run.tasks["clean_up"].state == "failed"
-    assert "Unschedulable" in run.logs["clean_up"]
-    path = stack.run_path("inference_dag", run.run_id)
-    left = {file.removeprefix(f"{path}/") for file in stack.list_volume() if path in file}
-    assert {"pred.csv", "pred.json", "data/test.csv", "results/model.safetensors"} <= left
-
-    tell_failed_cleaning(airflow, "inference_dag", run.run_id)
-    told = capsys.readouterr().out
-    assert "clean_up failed" in told
-    assert path in told
-
-    # The way out, when the cause is mended.
-    body = {"dry_run": False, "reset_dag_runs": True, "dag_run_id": run.run_id}
-    airflow.request("POST", "dags/inference_dag/clearTaskInstances", json=body)
-    ended = airflow.wait_for_run("inference_dag", run.run_id, timeout=FAILING_SECONDS)
-    assert ended["state"] == "success"
-    left = {file.removeprefix(f"{path}/") for file in stack.list_volume() if path in file}
-    assert left == {"pred.csv", "pred.json"}
+def states(run) -> dict[str, str]:
+    return {name: task.state for name, task in run.tasks.items()}
 
 
 def test_a_step_without_enough_memory_fails_the_training(
-    with_values, run_dag, stack: Stack, airflow: Airflow
+    in_the_work, stack: Stack, volume: Volume
 ) -> None:
-    task = "pipelines.tasks.train_model"
-    with with_values(
-        f"{task}.retries=0",
-        f"{task}.resources.limits.memory=96Mi",
-        f"{task}.resources.requests.memory=64Mi",
-    ):
-        run = run_dag("training_dag", FAILING_SECONDS)
-
+    run, _ = in_the_work
     assert run.state == "failed"
-    assert {name: task.state for name, task in run.tasks.items()} == {
+    assert states(run) == {
         "clean_storage_before_start": "success",
         "load_data": "success",
         "train_model": "failed",
@@ -130,53 +83,92 @@ def test_a_step_without_enough_memory_fails_the_training(
     (pod,) = stack.kube.items("pods", "ml-pipelines/kept-until,task_id=train_model")
     assert pod["status"]["phase"] == "Failed"
     assert pod["metadata"]["name"] in run.logs["train_model"]
-    path = stack.run_path("training_dag", run.run_id)
-    assert [file for file in stack.list_volume() if file.startswith(path)] == []
+    assert volume.files(stack.run_path("training_dag", run.run_id)) == []
 
 
-def test_an_image_that_nobody_has_fails_in_time_and_says_so(with_settings, run_dag) -> None:
-    limits = {"retries": 0, "stuckTimeoutSeconds": 5}
-    with with_settings({"image": {"reference": "nowhere.invalid/none:1"}, "defaults": limits}):
-        run = run_dag("training_dag", FAILING_SECONDS)
-
-    assert run.state == "failed"
-    first = "clean_storage_before_start"
-    assert run.tasks[first].state == "failed"
-    assert run.tasks[first].seconds < 5 + 60
-    log = run.logs[first]
-    assert re.search(r"cannot start: (ErrImagePull|ImagePullBackOff) for 5 s", log), log
-    assert re.search(r"Pod Event: Failed - Failed to pull image .*nowhere.invalid/none:1", log), log
-
-
-def test_a_pod_without_a_place_fails_in_time_and_says_so(
-    with_settings, run_dag, stack: Stack
+def test_an_unknown_model_fails_the_run_with_one_clear_line(
+    in_the_work,
+    airflow: Airflow,
+    stack: Stack,
+    volume: Volume,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    quota = {
-        "apiVersion": "v1",
-        "kind": "ResourceQuota",
-        "metadata": {"name": "team"},
-        "spec": {"hard": {"requests.memory": "32Gi"}},
+    _, run = in_the_work
+    assert run.state == "failed"
+    assert states(run) == {
+        "clean_storage_before_start": "success",
+        "load_data": "success",
+        "load_model": "failed",
+        "run_inference": "upstream_failed",
+        "clean_up": "success",
     }
-    tasks = {
-        "clean_storage_before_start": {
-            "startupTimeoutSeconds": 5,
-            "nodeSelector": {"no-such": "node"},
-        },
-        "clean_up": {"resources": {"requests": {"memory": "64Gi"}, "limits": {"memory": "64Gi"}}},
-    }
-    stack.kube.apply(quota)
-    try:
-        with with_settings({"defaults": {"retries": 0}, "tasks": tasks}):
-            run = run_dag("training_dag", FAILING_SECONDS)
-    finally:
-        stack.kube.run("delete", "resourcequota", "team")
+    errors = [line for line in container_lines(run.logs["load_model"]) if "ERROR:" in line]
+    assert len(errors) == 1
+    assert "no-such-model" in errors[0]
+    assert "Traceback" not in "\n".join(container_lines(run.logs["load_model"]))
+    assert volume.files(stack.run_path("inference_dag", run.run_id)) == []
+
+    explain_failure(airflow, "inference_dag", run.run_id)
+    told = capsys.readouterr().out
+    assert "load_model failed" in told
+    assert "no-such-model" in told
+    assert "make logs" in told
+
+
+def test_an_image_that_nobody_has_fails_in_time_and_says_so(in_the_pods) -> None:
+    run, _ = in_the_pods
+    assert run.state == "failed"
+    assert run.tasks["train_model"].state == "failed"
+    log = run.logs["train_model"]
+    assert re.search(r"cannot start: (ErrImagePull|ImagePullBackOff) for 5 s", log), log
+    assert re.search(rf"Pod Event: Failed - Failed to pull image .*{NOWHERE}", log), log
+
+
+def test_a_pod_over_quota_is_refused_in_time_and_says_so(in_the_pods) -> None:
+    for run in in_the_pods:
+        assert run.tasks["clean_up"].state == "failed"
+        assert "was refused: " in run.logs["clean_up"]
+        quota = "exceeded quota: team, requested: requests.memory=64Gi"
+        assert quota in run.logs["clean_up"]
+
+
+def test_a_failed_cleaning_shows_and_leaves_the_result_of_the_run_alone(
+    in_the_pods,
+    airflow: Airflow,
+    stack: Stack,
+    volume: Volume,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, run = in_the_pods
+    assert run.state == "success", run.told()
+    assert {name for name, state in states(run).items() if state != "success"} == {"clean_up"}
+    path = stack.run_path("inference_dag", run.run_id)
+
+    def left() -> set[str]:
+        return {file.removeprefix(f"{path}/") for file in volume.files(path)}
+
+    assert {"pred.csv", "pred.json", "data/test.csv", "results/model.safetensors"} <= left()
+
+    tell_failed_cleaning(airflow, "inference_dag", run.run_id)
+    told = capsys.readouterr().out
+    assert "clean_up failed" in told
+    assert path in told
+
+    # The way out, when the cause is mended.
+    body = {"dry_run": False, "reset_dag_runs": True, "dag_run_id": run.run_id}
+    airflow.request("POST", "dags/inference_dag/clearTaskInstances", json=body)
+    ended = airflow.wait_for_run("inference_dag", run.run_id, timeout=SECONDS)
+    assert ended["state"] == "success"
+    assert left() == {"pred.csv", "pred.json"}
+
+
+def test_a_pod_without_a_place_fails_in_time_and_says_so(with_settings, start, follow_run) -> None:
+    first = "clean_storage_before_start"
+    with with_settings({"tasks": {first: NO_PLACE}}):
+        run = follow_run("training_dag", start("training_dag"), SECONDS)
 
     assert run.state == "failed"
-    for name in tasks:
-        assert run.tasks[name].state == "failed"
-        assert run.tasks[name].seconds < 5 + 60
-    unplaced, refused = (run.logs[name] for name in tasks)
-    assert "did not start within 5 s (startupTimeoutSeconds)" in unplaced
-    assert "Pod Event: FailedScheduling - 0/1 nodes are available" in unplaced
-    assert "was refused: " in refused
-    assert "exceeded quota: team, requested: requests.memory=64Gi" in refused
+    assert run.tasks[first].state == "failed"
+    assert "did not start within 5 s (startupTimeoutSeconds)" in run.logs[first]
+    assert "Pod Event: FailedScheduling - 0/1 nodes are available" in run.logs[first]
+    assert "Unschedulable" in run.logs[first]

@@ -6,16 +6,23 @@ import io
 import json
 import re
 
-from mlctl.clients.airflow import Airflow
-from mlctl.commands.telling import tell_change
+import pytest
+
+from mlctl.clients.volume import Volume
 from mlctl.stack import Stack
 
 TASKS = {"clean_storage_before_start", "load_data", "load_model", "run_inference", "clean_up"}
 
 
-def predictions(stack: Stack, run_id: str) -> list[dict[str, str]]:
-    path = f"{stack.run_path('inference_dag', run_id)}/pred.csv"
-    return list(csv.DictReader(io.StringIO(stack.read_volume(path))))
+@pytest.fixture(scope="module")
+def path(inference_run, stack: Stack) -> str:
+    """The directory of the run on the training storage."""
+    return stack.run_path("inference_dag", inference_run.run_id)
+
+
+@pytest.fixture(scope="module")
+def predictions(path: str, volume: Volume) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(volume.read(f"{path}/pred.csv"))))
 
 
 def test_every_task_succeeds_at_the_first_try(inference_run) -> None:
@@ -31,8 +38,8 @@ def test_it_takes_the_newest_model(training_run, inference_run) -> None:
     assert (loaded["name"], loaded["version"]) == (uploaded["name"], uploaded["version"])
 
 
-def test_the_predictions_are_a_row_for_each_sentence(inference_run, stack: Stack) -> None:
-    rows = predictions(stack, inference_run.run_id)
+def test_the_predictions_are_a_row_for_each_sentence(inference_run, predictions) -> None:
+    rows = predictions
     assert len(rows) == inference_run.results["run_inference"]["rows"]
     assert len(rows) == inference_run.results["load_data"]["rows"]["test"]
     assert set(rows[0]) == {"sentence", "label", "idx", "correct_sentence_conf"}
@@ -41,8 +48,8 @@ def test_the_predictions_are_a_row_for_each_sentence(inference_run, stack: Stack
     assert len(set(confidence)) > len(rows) // 2
 
 
-def test_the_predictions_tell_sentences_apart(inference_run, stack: Stack) -> None:
-    rows = predictions(stack, inference_run.run_id)
+def test_the_predictions_tell_sentences_apart(inference_run, predictions) -> None:
+    rows = predictions
     # As in SST-2, the labels of these sentences are withheld; half of them are positive.
     assert {row["label"] for row in rows} == {"-1"}
     confidence = [float(row["correct_sentence_conf"]) for row in rows]
@@ -52,17 +59,14 @@ def test_the_predictions_tell_sentences_apart(inference_run, stack: Stack) -> No
     assert sum(value < 0.1 or value > 0.9 for value in confidence) > len(rows) / 4
 
 
-def test_only_the_predictions_stay(inference_run, stack: Stack) -> None:
-    path = stack.run_path("inference_dag", inference_run.run_id)
-    assert [file for file in stack.list_volume() if file.startswith(path)] == [
-        f"{path}/pred.csv",
-        f"{path}/pred.json",
-    ]
+def test_only_the_predictions_stay(path: str, volume: Volume) -> None:
+    assert volume.files(path) == [f"{path}/pred.csv", f"{path}/pred.json"]
 
 
-def test_the_predictions_say_what_made_them(training_run, inference_run, stack: Stack) -> None:
-    path = stack.run_path("inference_dag", inference_run.run_id)
-    made = json.loads(stack.read_volume(f"{path}/pred.json"))
+def test_the_predictions_say_what_made_them(
+    training_run, inference_run, commit: str, path: str, stack: Stack, volume: Volume
+) -> None:
+    made = json.loads(volume.read(f"{path}/pred.json"))
     uploaded, trained = (training_run.results[task] for task in ("upload_model", "train_model"))
     ran = inference_run.results["run_inference"]
     image = stack.settings["image"]["reference"]
@@ -75,7 +79,7 @@ def test_the_predictions_say_what_made_them(training_run, inference_run, stack: 
     assert made["model"]["tags"] == {
         "dag_id": "training_dag",
         "run_id": training_run.run_id,
-        "dags_commit": training_run.commit,
+        "dags_commit": commit,
         "image": image,
         "image_digest": trained["image_digest"],
         "data_source": training_run.results["load_data"]["source"],
@@ -84,29 +88,11 @@ def test_the_predictions_say_what_made_them(training_run, inference_run, stack: 
     assert made["made_by"] == {
         "dag_id": "inference_dag",
         "run_id": inference_run.run_id,
-        "dags_commit": inference_run.commit,
+        "dags_commit": commit,
         "image": image,
     }
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", ran["image_digest"])
     assert made["image_digest"] == ran["image_digest"]
     assert made["rows"] == ran["rows"]
-    content = stack.read_volume(f"{path}/pred.csv").encode()
+    content = volume.read(f"{path}/pred.csv").encode()
     assert made["predictions"]["sha256"] == hashlib.sha256(content).hexdigest()
-
-
-def test_two_runs_at_once_do_not_meet(inference_run, airflow: Airflow, stack: Stack, aloud) -> None:
-    with aloud("two runs of inference_dag") as phase:
-        run_ids = [airflow.trigger("inference_dag") for _ in range(2)]
-        ended = airflow.wait_for_runs(
-            "inference_dag",
-            run_ids,
-            timeout=900,
-            on_change=lambda run_id, task: tell_change(
-                phase.say, task, f"run {run_ids.index(run_id) + 1}: "
-            ),
-            note=phase.note,
-        )
-    assert [run["state"] for run in ended] == ["success", "success"]
-    first, second = (predictions(stack, run_id) for run_id in run_ids)
-    # The same model and the same sentences: the same answers, whatever ran beside it.
-    assert first == second == predictions(stack, inference_run.run_id)

@@ -1,17 +1,22 @@
-"""The janitor: a Job of the CronJob, on a volume and a registry with something old on them."""
+"""The janitor: a Job of the CronJob, on a volume and a registry with something old on them.
 
+Beside an inference: that this one goes well shows what the janitor leaves alone.
+"""
+
+import json
 import secrets
-import time
 
 import pytest
 import requests
 
 from mlctl.base.names import RELEASE
+from mlctl.base.waiting import until
 from mlctl.clients.kube import Kube
-from mlctl.clients.volume import run_pod
+from mlctl.clients.volume import Volume
 from mlctl.stack import Stack
 
 JOB_SECONDS = 300
+JANITOR = f"{RELEASE}-janitor"
 MODEL = EXPERIMENT = f"janitor-test-{secrets.token_hex(3)}"
 WEIGHTS = 1_000_000
 """Bytes of the planted models."""
@@ -35,46 +40,61 @@ STAYS = {
 }
 
 
-def volume(stack: Stack, script: str) -> list[str]:
+PLANTED = ("planted", "janitor-test")
+"""A part of the path of each of them."""
+
+pytestmark = pytest.mark.usefixtures("inference_started")
+
+
+def shell(volume: Volume, script: str) -> list[str]:
     """Run a script of `sh` at the root of the training storage and return its lines."""
-    claim, image = stack.settings["storage"]["claimName"], stack.settings["image"]["reference"]
-    command = ["sh", "-ceu", f"cd /volume\n{script}"]
-    return run_pod(stack.kube, claim, image, command, read_only=False).splitlines()
+    return volume.run("sh", "-ceu", f"cd /volume\n{script}").splitlines()
 
 
-def plant(stack: Stack) -> set[str]:
-    """Put the files on the volume, and an empty directory; return all paths that are there."""
+def planted(volume: Volume) -> set[str]:
+    """Return the paths of what was planted and is there; runs go on beside it."""
+    found = shell(volume, "find . -mindepth 1 -printf '%P\\n'")
+    return {path for path in found if any(part in path for part in PLANTED)}
+
+
+def plant(volume: Volume) -> None:
+    """Put the files on the volume, and an empty directory."""
     lines = []
     for path, days in {**GONE, **STAYS}.items():
         lines += [f"mkdir -p {path.rpartition('/')[0]}", f"echo planted > {path}"]
         lines.append(f"touch -d '{days} days ago' {path}")
     lines.append(f"mkdir -p training_dag/{OLD}-c")
     # Directories last: each new file is a change of theirs. None is newer than 3 days.
-    planted = f"training_dag/{OLD}* inference_dag/{OLD}* training_dag/planted-recent-*"
-    lines.append(f"find {planted} -type d -exec touch -d '3 days ago' {{}} +")
-    return set(volume(stack, "\n".join([*lines, "find . -mindepth 1 -printf '%P\\n'"])))
+    directories = f"training_dag/{OLD}* inference_dag/{OLD}* training_dag/planted-recent-*"
+    lines.append(f"find {directories} -type d -exec touch -d '3 days ago' {{}} +")
+    shell(volume, "\n".join(lines))
 
 
-def run_janitor(kube: Kube) -> str:
-    """Start a Job of the CronJob, wait for its end and return its log."""
+def run_janitor(kube: Kube, *arguments: str) -> str:
+    """Start a Job of the CronJob with more arguments, wait for its end and return its log.
+
+    That the chart writes values into these arguments is proven in tests/chart/test_janitor.py.
+    """
     name = f"janitor-test-{secrets.token_hex(3)}"
-    kube.run("create", "job", name, f"--from=cronjob/{RELEASE}-janitor")
+    create = ["create", "job", name, f"--from=cronjob/{JANITOR}", "--dry-run=client"]
+    job = json.loads(kube.run(*create, "--output", "json").stdout)
+    # The later of two arguments counts.
+    job["spec"]["template"]["spec"]["containers"][0]["args"] += arguments
+    kube.apply(job)
     try:
-        deadline = time.monotonic() + JOB_SECONDS
-        while not (ended := conditions(kube, name) & {"Complete", "Failed"}):
-            assert time.monotonic() < deadline, f"{name} did not end in {JOB_SECONDS} s"
-            time.sleep(0.5)
+        how = until(JOB_SECONDS, lambda: ended(kube, name), f"{name} has not ended")
         log = kube.run("logs", f"job/{name}").stdout
-        assert ended == {"Complete"}, log
+        assert how == {"Complete"}, log
         return log
     finally:
         kube.run("delete", "job", name, "--wait=false")
 
 
-def conditions(kube: Kube, name: str) -> set[str]:
+def ended(kube: Kube, name: str) -> set[str]:
+    """Return how a Job has ended; nothing while it goes on."""
     job = kube.get("job", name) or {}
     found = job.get("status", {}).get("conditions", [])
-    return {one["type"] for one in found if one["status"] == "True"}
+    return {one["type"] for one in found if one["status"] == "True"} & {"Complete", "Failed"}
 
 
 @pytest.fixture
@@ -116,26 +136,27 @@ def kept_bytes(kube: Kube) -> int:
     return int(out.stdout.split()[0])
 
 
-def test_the_directory_of_a_run_may_be_removed(stack: Stack) -> None:
+def test_the_directory_of_a_run_may_be_removed(volume: Volume) -> None:
     """The kubelet makes it as root, with the mode of the volume's root: no sticky bit, then."""
-    (mode,) = volume(stack, "stat --format=%A .")
+    (mode,) = shell(volume, "stat --format=%A .")
     assert mode[-1] == "x", mode
 
 
 def test_the_janitor_removes_what_is_old_and_nothing_else(
-    with_values, stack: Stack, mlflow, models: list[str]
+    stack: Stack, volume: Volume, mlflow, models: list[str]
 ) -> None:
-    before = plant(stack)
+    plant(volume)
+    before = planted(volume)
     bytes_before = kept_bytes(stack.kube)
     try:
-        with with_values(
-            "janitor.predictions.maxAgeDays=30",
-            "janitor.models.keepVersions=1",
-            f"pipelines.modelName={MODEL}",
-            f"mlflow.experiment={EXPERIMENT}",
-        ):
-            log = run_janitor(stack.kube)
-        after = set(volume(stack, "find . -mindepth 1 -printf '%P\\n'"))
+        log = run_janitor(
+            stack.kube,
+            "--predictions-max-age-days=30",
+            "--keep-versions=1",
+            f"--model={MODEL}",
+            f"--experiment={EXPERIMENT}",
+        )
+        after = planted(volume)
         directories = {
             *(f"training_dag/{OLD}", f"training_dag/{OLD}/data", f"training_dag/{OLD}-c"),
             *(f"training_dag/{OLD}/.results.partial", f"inference_dag/{OLD}"),
@@ -153,4 +174,4 @@ def test_the_janitor_removes_what_is_old_and_nothing_else(
         run = mlflow.get("api/2.0/mlflow/artifacts/list", run_id=models[1]).json()
         assert [one["path"] for one in run["files"]] == ["plots"]
     finally:
-        volume(stack, f"rm -rf janitor-test */planted-recent-* */{OLD}*")
+        shell(volume, f"rm -rf janitor-test */planted-recent-* */{OLD}*")

@@ -1,15 +1,23 @@
-"""A whole training run: every step, the model in the registry, nothing left behind."""
+"""A whole training run: every step, the model in the registry, nothing left behind.
+
+In its middle the API server, Postgres and the scheduler are taken away, one after the other.
+"""
 
 import json
 import re
 from pathlib import Path
 
+import pytest
+
 from mlctl.base.paths import IMAGES_LOCK
 from mlctl.clients.airflow import Airflow, container_lines
+from mlctl.clients.volume import Volume
 from mlctl.stack import Stack
 
 ORDER = ["clean_storage_before_start", "load_data", "train_model", "upload_model", "clean_up"]
 PNG = b"\x89PNG\r\n\x1a\n"
+
+pytestmark = pytest.mark.usefixtures("inference_started")
 
 
 def test_every_task_succeeds_at_the_first_try(training_run) -> None:
@@ -33,9 +41,11 @@ def test_the_data_is_real(training_run) -> None:
     assert re.fullmatch(r"[0-9a-f]{64}", loaded["sha256"])
 
 
-def test_the_model_is_registered_with_its_metrics(training_run, mlflow) -> None:
+def test_the_model_is_registered_once_with_its_metrics(training_run, mlflow) -> None:
     uploaded = training_run.results["upload_model"]
     assert (uploaded["registry"], uploaded["name"]) == ("mlflow", "airflow-pipeline")
+    made = [one["tags"]["run_id"] for one in mlflow.versions(uploaded["name"])]
+    assert made.count(training_run.run_id) == 1
     version = mlflow.version(uploaded["name"], uploaded["version"])
     run = mlflow.get("api/2.0/mlflow/runs/get", run_id=version["run_id"]).json()["run"]
     metrics = {one["key"]: one["value"] for one in run["data"]["metrics"]}
@@ -44,7 +54,7 @@ def test_the_model_is_registered_with_its_metrics(training_run, mlflow) -> None:
     assert abs(metrics["baseline_accuracy"] - trained["baseline_accuracy"]) < 1e-5
 
 
-def test_the_version_says_what_made_it(training_run, mlflow, stack: Stack) -> None:
+def test_the_version_says_what_made_it(training_run, commit: str, mlflow, stack: Stack) -> None:
     uploaded = training_run.results["upload_model"]
     version = mlflow.version(uploaded["name"], uploaded["version"])
     loaded, trained = (training_run.results[task] for task in ("load_data", "train_model"))
@@ -54,7 +64,7 @@ def test_the_version_says_what_made_it(training_run, mlflow, stack: Stack) -> No
     assert made == {
         "dag_id": "training_dag",
         "run_id": training_run.run_id,
-        "dags_commit": training_run.commit,
+        "dags_commit": commit,
         "image": stack.settings["image"]["reference"],
         "image_digest": trained["image_digest"],
         "data_source": loaded["source"],
@@ -112,9 +122,8 @@ def artifacts(mlflow, run_id: str, path: str = ""):
             yield entry["path"]
 
 
-def test_the_directory_of_the_run_is_empty(training_run, stack: Stack) -> None:
-    path = stack.run_path("training_dag", training_run.run_id)
-    assert [file for file in stack.list_volume() if file.startswith(path)] == []
+def test_the_directory_of_the_run_is_empty(training_run, stack: Stack, volume: Volume) -> None:
+    assert volume.files(stack.run_path("training_dag", training_run.run_id)) == []
 
 
 def test_logs_outlive_their_pods(training_run, stack: Stack, airflow: Airflow) -> None:

@@ -1,9 +1,11 @@
-"""The pages, over the real Services."""
+"""The pages, over the real Services, while a training is under way."""
 
 import pytest
 import requests
 
 from mlctl.clients.airflow import Airflow, AirflowError
+
+pytestmark = pytest.mark.usefixtures("training_started")
 
 
 def test_login_with_the_generated_password(airflow: Airflow) -> None:

@@ -1,11 +1,24 @@
-"""A release seen from the outside: calls of helm that must succeed, and its Secrets."""
+"""A release seen from the outside: which helm is used, calls that must succeed, its Secrets."""
 
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
 
 from mlctl.release.release import Release
+from tests.helpers.helm import program
 
-SHORT_TRAINING = "pipelines.tasks.train_model.env.TRAIN_MAX_STEPS=120"
-"""Value for a third of the steps, where it does not matter how well the model learns."""
+SHORT_TRAINING = {"tasks": {"train_model": {"env": {"TRAIN_MAX_STEPS": "20"}}}}
+"""Settings for a few steps, where it does not matter how well the model learns."""
+
+
+@contextmanager
+def helm_of(major: int) -> Iterator[None]:
+    """Let the pinned Helm of a major version be the one in use."""
+    with pytest.MonkeyPatch.context() as environ:
+        environ.setenv("HELM", program(major))
+        yield
 
 
 def helm(release: Release, *words: str) -> str:

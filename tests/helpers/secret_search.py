@@ -185,10 +185,10 @@ def container_logs(kube: Kube) -> Iterator[Place]:
                 yield f"log of {'/'.join(name)}", kube.logs(*name, -1, previous=True).encode()
 
 
-def task_logs(kube: Kube) -> Iterator[Place]:
+def task_logs(stack: Stack) -> Iterator[Place]:
     """All logs on the claim, each by itself: those of tasks and of the DAG processor."""
     script = "cd /opt/airflow/logs && find . -type f -exec sh -c 'echo \"$1\"; cat \"$1\"' - {} ';'"
-    text = in_scheduler(kube, "sh", "-c", script)
+    text = stack.in_scheduler("sh", "-c", script, timeout=300)
     yield "task logs", text.encode()
 
 
@@ -279,15 +279,9 @@ def everywhere(
     yield from objects(kube)
     yield from helm_records(kube)
     yield from container_logs(kube)
-    yield from task_logs(kube)
+    yield from task_logs(stack)
     yield from database(kube)
     yield from mlflow_database(kube)
     yield from pages(airflow, runs)
     yield from commands(stack, airflow, runs)
     yield from repository()
-
-
-def in_scheduler(kube: Kube, *command: str) -> str:
-    """Return the output of a command in the scheduler's container."""
-    where = [f"deployment/{RELEASE}-scheduler", "--container", "scheduler", "--"]
-    return kube.run("exec", *where, *command, timeout=300).stdout

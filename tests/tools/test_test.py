@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlctl.base.paths import ROOT
-from tests.helpers.waiting import until
+from mlctl.base.waiting import until
 from tools import test as runner
 from tools.test import BUILD_STEP, LANES, SUITES, Result, Runner, Suite, read_junit, summary
 
@@ -145,7 +145,7 @@ def test_what_a_suite_leaves_behind_is_ended(play, tmp_path: Path) -> None:
     leave = "child = subprocess.Popen(['sleep', '600'])\n"
     play(a=f"{leave}Path('pid').write_text(str(child.pid))\nos._exit(1)")
     pid = int((tmp_path / "pid").read_text())
-    until(lambda: not running(pid), 60, "it goes on")
+    until(60, lambda: not running(pid), "it goes on")
 
 
 def running(process: int) -> bool:
@@ -160,7 +160,7 @@ def test_suites_end_with_the_command_that_started_them(play, tmp_path: Path, mon
     """As on Ctrl-C, which comes while the first result is awaited."""
 
     def interrupt(*_: object) -> None:
-        until((tmp_path / "started").exists, 60, "it has not started")
+        until(60, (tmp_path / "started").exists, "it has not started")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runner.Screen, "show", interrupt)
@@ -212,7 +212,7 @@ def test_pytest_that_is_terminated_takes_its_fixtures_down(tmp_path: Path) -> No
         text=True,
     )
     file = tmp_path / "pid"
-    until(lambda: file.exists() and file.read_text().endswith("\n"), 60, "no test has begun")
+    until(60, lambda: file.exists() and file.read_text().endswith("\n"), "no test has begun")
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == pytest.ExitCode.INTERRUPTED

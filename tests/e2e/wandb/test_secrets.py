@@ -1,4 +1,7 @@
-"""No key and no password lands anywhere but in its Secret, after runs that went well and badly."""
+"""No key and no password lands anywhere but in its Secret, after runs that went well and badly.
+
+One search, in what all tests have left, with a planted secret in each kind of place.
+"""
 
 import base64
 import gzip
@@ -6,7 +9,6 @@ import json
 import re
 import secrets
 import subprocess
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import quote
@@ -21,92 +23,80 @@ from mlctl.clients.mlflow import Mlflow
 from mlctl.stack import Stack
 from tests.helpers.secret_search import (
     HELM_RECORD,
+    Place,
     PodRecorder,
     Secret,
     everywhere,
-    in_scheduler,
     repository,
     search,
     secrets_of,
 )
-
-FAILING_SECONDS = 600
-WANDB_SECRET = "wandb-of-a-test"
+from tests.helpers.wandb_stand_in import KEY_SECRET, NAME, StandIn
 
 
-@pytest.fixture
-def wandb_run(stack: Stack, with_values, run_dag) -> Iterator:
-    """A run with Weights & Biases and a key of its own; it fails, nobody is at the address."""
-    manifest = {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {"name": WANDB_SECRET},
-        "stringData": {"api-key": secrets.token_hex(20)},
-    }
-    stack.kube.apply(manifest)
-    try:
-        with with_values(
-            "wandb.enabled=true",
-            f"wandb.existingSecret={WANDB_SECRET}",
-            "wandb.baseUrl=http://127.0.0.1:9",
-            "pipelines.tasks.load_model.retries=0",
-        ):
-            yield run_dag("inference_dag", FAILING_SECONDS)
-    finally:
-        stack.kube.run("delete", "secret", WANDB_SECRET)
+@pytest.fixture(scope="module")
+def looked_for(server: StandIn, inference, stack: Stack) -> list[Secret]:
+    """What the Secrets hold, and the keys of W&B that they held before."""
+    found = secrets_of(stack.kube)
+    now = {secret.value for secret in found}
+    gone = [key for key in server.keys if key not in now]
+    return found + [Secret(f"W&B key {number}", key) for number, key in enumerate(gone)]
+
+
+@pytest.fixture(scope="module")
+def planted() -> Secret:
+    return Secret("planted", f"pl+nted/{secrets.token_hex(16)}=")
+
+
+@pytest.fixture(scope="module")
+def places(
+    looked_for,
+    planted: Secret,
+    training_run,
+    training,
+    inference,
+    stack: Stack,
+    client: Airflow,
+    mlflow: Mlflow,
+    pods_seen: PodRecorder,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> list[Place]:
+    """The whole installation, with a planted secret in each kind of place."""
+    runs = [(run.dag_id, run.run_id) for run in (training_run, training, inference)]
+    with ExitStack() as undo, pytest.MonkeyPatch.context() as patch:
+        plant(planted, inference.run_id, stack, client, mlflow, undo)
+        # Printed with the addresses of the pages.
+        patch.setattr("mlctl.commands.telling.PASSWORD_COMMAND", planted.value)
+        planted_files = repository(checkout(tmp_path_factory.mktemp("checkout"), planted))
+        return [*everywhere(stack, client, pods_seen, runs), *planted_files]
 
 
 def test_no_secret_is_anywhere_else(
-    training_run,
-    inference_run,
-    wandb_run,
-    stack: Stack,
-    airflow: Airflow,
-    pods_seen: PodRecorder,
+    places, looked_for, training, inference, pods_seen: PodRecorder
 ) -> None:
-    assert wandb_run.tasks["load_model"].state == "failed"
-    assert "W&B at http://127.0.0.1:9 cannot be reached" in wandb_run.logs["load_model"]
-
-    looked_for = secrets_of(stack.kube)
     assert {secret.name for secret in looked_for} == {
         f"{RELEASE}-admin/password",
         f"{RELEASE}-fernet-key/fernet-key",
         f"{RELEASE}-metadata/connection",
         f"{RELEASE}-metadata/password",
         f"{RELEASE}-webserver-secret-key/webserver-secret-key",
-        f"{WANDB_SECRET}/api-key",
+        f"{KEY_SECRET}/api-key",
+        f"{NAME}/api-key",
+        "W&B key 0",
     }
-    runs = [(run.dag_id, run.run_id) for run in (training_run, inference_run, wandb_run)]
-    places = list(everywhere(stack, airflow, pods_seen, runs))
     assert search(places, looked_for) == set()
 
-    # The pods were there to be seen, and the one that had the key among them.
+    # The pods were there to be seen, and those that had the key among them.
     seen = {pod["metadata"].get("labels", {}).get("task_id") for pod in pods_seen.pods()}
-    assert set(training_run.tasks) | set(inference_run.tasks) <= seen
-    with_key = [name for name, content in places if WANDB_SECRET.encode() in content]
+    assert set(training.tasks) | set(inference.tasks) <= seen
+    with_key = [name for name, content in places if KEY_SECRET.encode() in content]
     assert any(name.startswith("pod load-model-") for name in with_key)
+    assert any(name.startswith("pod upload-model-") for name in with_key)
 
 
-def test_a_planted_secret_is_found_in_each_kind_of_place(
-    inference_run,
-    stack: Stack,
-    airflow: Airflow,
-    mlflow: Mlflow,
-    pods_seen: PodRecorder,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    secret = Secret("planted", f"pl+nted/{secrets.token_hex(16)}=")
-    with ExitStack() as undo:
-        plant(secret, inference_run.run_id, stack, airflow, mlflow, undo)
-        # Printed with the addresses of the pages.
-        monkeypatch.setattr("mlctl.commands.telling.PASSWORD_COMMAND", secret.value)
-        runs = [("inference_dag", inference_run.run_id)]
-        found = search(everywhere(stack, airflow, pods_seen, runs), [secret])
-    found |= search(repository(checkout(tmp_path, secret)), [secret])
-
-    places = {one.replace(": planted, ", ": ") for one in found}
-    expected = {
+def test_a_planted_secret_is_found_in_each_kind_of_place(places, planted: Secret) -> None:
+    found = {one.replace(": planted, ", ": ") for one in search(places, [planted])}
+    assert found >= {
         "config map planted: base64",
         "event planted: URL-encoded",
         "secret planted-copy: base64",
@@ -125,7 +115,6 @@ def test_a_planted_secret_is_found_in_each_kind_of_place(
         "file tracked.txt: plain",
         "file build/run.json: plain",
     }
-    assert expected - places == set()
 
 
 def checkout(directory: Path, secret: Secret) -> Path:
@@ -182,8 +171,8 @@ def plant(
     undo.callback(airflow.request, "PATCH", note, json={"note": ""})
 
     log = "/opt/airflow/logs/planted.log"
-    in_scheduler(kube, "sh", "-c", 'printf "%s" "$1" > "$2"', "-", value, log)
-    undo.callback(in_scheduler, kube, "rm", log)
+    stack.in_scheduler("sh", "-c", 'printf "%s" "$1" > "$2"', "-", value, log)
+    undo.callback(stack.in_scheduler, "rm", log)
 
     # XCom and serialized DAG are what Airflow writes; rendered fields belong to a run that is over.
     sql(
