@@ -5,27 +5,19 @@ cluster. Everything else is a 404; nothing can be written.
 """
 
 import base64
-import json
-import threading
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from pytest_httpserver import HTTPServer
+
 KINDS = {
-    "v1": {
-        "ConfigMap": "configmaps",
-        "PersistentVolume": "persistentvolumes",
-        "PersistentVolumeClaim": "persistentvolumeclaims",
-        "Pod": "pods",
-        "Secret": "secrets",
-        "Service": "services",
-        "ServiceAccount": "serviceaccounts",
-    },
-    "apps/v1": {"Deployment": "deployments", "StatefulSet": "statefulsets"},
-    "batch/v1": {"CronJob": "cronjobs", "Job": "jobs"},
-    "policy/v1": {"PodDisruptionBudget": "poddisruptionbudgets"},
-    "rbac.authorization.k8s.io/v1": {"Role": "roles", "RoleBinding": "rolebindings"},
+    "v1": "ConfigMap PersistentVolume PersistentVolumeClaim Pod Secret Service ServiceAccount",
+    "apps/v1": "Deployment StatefulSet",
+    "batch/v1": "CronJob Job",
+    "policy/v1": "PodDisruptionBudget",
+    "rbac.authorization.k8s.io/v1": "Role RoleBinding",
 }
 
 
@@ -50,13 +42,13 @@ def _answers(secrets: dict[str, dict[str, str]], release: str, namespace: str) -
             "groupVersion": version,
             "resources": [
                 {
-                    "name": plural,
+                    "name": f"{kind.lower()}s",
                     "singularName": kind.lower(),
                     "namespaced": kind != "PersistentVolume",
                     "kind": kind,
                     "verbs": ["get"],
                 }
-                for kind, plural in kinds.items()
+                for kind in kinds.split()
             ],
         }
     for name, data in secrets.items():
@@ -86,26 +78,9 @@ def api_server(
     namespace: str = "ml-pipelines",
 ) -> Iterator[str]:
     """Serve Secrets (name -> key -> text) of a release until the block ends; yields the URL."""
-    answers = _answers(secrets, release, namespace)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found = answers.get(self.path.split("?")[0])
-            missing = {"kind": "Status", "apiVersion": "v1", "reason": "NotFound", "code": 404}
-            body = json.dumps(found or missing).encode()
-            self.send_response(200 if found else 404)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    missing = {"kind": "Status", "apiVersion": "v1", "reason": "NotFound", "code": 404}
+    with HTTPServer("127.0.0.1") as server:
+        for path, answer in _answers(secrets, release, namespace).items():
+            server.expect_request(path).respond_with_json(answer)
+        server.expect_request(re.compile("")).respond_with_json(missing, 404)
+        yield server.url_for("")

@@ -1,13 +1,13 @@
 """The client of Airflow's REST API, against a small server that answers as Airflow 2.9 does."""
 
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import re
 from typing import Any
-from urllib.parse import parse_qs
+from unittest.mock import Mock
 
 import pytest
+from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
 
 from mlctl.base.errors import UserError
 from mlctl.clients.airflow import (
@@ -32,93 +32,54 @@ AirflowException: exit code 1
 """
 
 
-class Server(ThreadingHTTPServer):
+class Server:
     """Answers that a test sets, and what was asked."""
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, http: HTTPServer) -> None:
+        self.url = http.url_for("").rstrip("/")
         self.asked: list[str] = []
         self.answers: dict[str, list[tuple[int, Any]]] = {}
         self.logins = 0
         self.refused_logins = 0
+        form = '<input id="csrf_token" name="csrf_token" type="hidden" value="a&#39;b">'
+        http.expect_request("/login/", "GET").respond_with_data(form)
+        http.expect_request("/login/", "POST").respond_with_handler(self.login)
+        http.expect_request(re.compile("/api/v1/")).respond_with_handler(self.api)
 
+    def login(self, request: Request) -> Response:
+        if self.refused_logins:
+            self.refused_logins -= 1
+            return Response(status=429)
+        self.logins += 1
+        right = {"username": "admin", "password": "right", "csrf_token": "a'b"}
+        good = request.form.to_dict() == right
+        answer = Response(status=302, headers={"Location": "/home" if good else "/login/"})
+        answer.set_cookie("session", "known" if good else "anonymous")
+        return answer
 
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def reply(self, status: int, body: str, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body.encode())))
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-    def do_GET(self) -> None:
-        if self.path == "/login/":
-            form = '<input id="csrf_token" name="csrf_token" type="hidden" value="a&#39;b">'
-            self.reply(200, form, {"Set-Cookie": "session=anonymous; Path=/"})
-            return
-        self.api()
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        if self.path != "/login/":
-            self.api()
-            return
-        form = {key: value[0] for key, value in parse_qs(body).items()}
-        if self.server.refused_logins:
-            self.server.refused_logins -= 1
-            self.reply(429, "Too Many Requests")
-            return
-        self.server.logins += 1
-        good = form == {"username": "admin", "password": "right", "csrf_token": "a'b"}
-        where = "/home" if good else "/login/"
-        cookie = {"Set-Cookie": f"session={'known' if good else 'anonymous'}; Path=/"}
-        self.reply(302, "", {"Location": where} | cookie)
-
-    def api(self) -> None:
-        self.server.asked.append(f"{self.command} {self.path}")
-        if "session=known" not in self.headers.get("Cookie", ""):
-            self.reply(401, '{"title": "Unauthorized"}')
-            return
-        answers = self.server.answers.get(self.path.removeprefix("/api/v1/").partition("?")[0])
-        if answers is None:
-            self.reply(404, '{"title": "Not found"}')
-            return
+    def api(self, request: Request) -> Response:
+        # As it was sent: an id may hold an encoded slash.
+        path = request.environ["REQUEST_URI"].removeprefix("/api/v1/").partition("?")[0]
+        self.asked.append(path)
+        if request.cookies.get("session") != "known":
+            return Response('{"title": "Unauthorized"}', 401)
+        answers = self.answers.get(path, [(404, {"title": "Not found"})])
         status, body = answers.pop(0) if len(answers) > 1 else answers[0]
-        self.reply(status, body if isinstance(body, str) else json.dumps(body))
-
-
-class Connection:
-    """The way to the server; counts how often it was made anew."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.restarts = 0
-
-    def ensure(self) -> None:
-        pass
-
-    def restart(self) -> None:
-        self.restarts += 1
+        return Response(body if isinstance(body, str) else json.dumps(body), status)
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        yield running
-        running.shutdown()
+def server(httpserver: HTTPServer) -> Server:
+    return Server(httpserver)
+
+
+def client(server: Server, password: str) -> Airflow:
+    return Airflow(Mock(spec=["url", "ensure", "restart"], url=server.url), "admin", password)
 
 
 @pytest.fixture
 def airflow(server: Server) -> Airflow:
-    return Airflow(Connection(f"http://127.0.0.1:{server.server_port}"), "admin", "right")
+    return client(server, "right")
 
 
 def run_entry(state: str) -> dict[str, Any]:
@@ -145,9 +106,8 @@ def test_it_logs_in_once(server: Server, airflow: Airflow) -> None:
 
 
 def test_a_wrong_password_is_said_at_once(server: Server) -> None:
-    url = f"http://127.0.0.1:{server.server_port}"
     with pytest.raises(AirflowError, match="refuses the password of the user admin"):
-        Airflow(Connection(url), "admin", "wrong").dag("x")
+        client(server, "wrong").dag("x")
     assert server.logins == 1
 
 
@@ -168,7 +128,7 @@ def test_an_ended_session_and_a_restart_are_ridden_out(server: Server, airflow: 
     assert airflow.dag("x") == {"dag_id": "x"}
     # The session outlives the web server.
     assert server.logins == 2
-    assert airflow.connection.restarts == 2
+    assert airflow.connection.restart.call_count == 2
 
 
 def test_a_limit_of_logins_is_waited_out(
