@@ -4,13 +4,14 @@ A stand-in: what the real server does with these calls is tested in tests/worklo
 """
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote
+
+from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
 
 PAGE = 2
 """Entries of a page: so few that every search has several."""
@@ -61,6 +62,11 @@ class MlflowState:
             "run_id": run_id,
             "current_stage": stage,
         }
+
+    def add_versions(self, *numbers: int) -> None:
+        """Add versions, each of a finished run of its own."""
+        for number in numbers:
+            self.add_version(number)
 
     def tag(self, run_id: str, key: str = "ml_pipelines.model_files") -> str | None:
         """Return a tag of a run."""
@@ -144,40 +150,21 @@ def _listed(state: MlflowState, run_id: str, path: str) -> Json:
     return {"files": list(found.values())}
 
 
-@contextmanager
-def mlflow_server() -> Iterator[MlflowState]:
-    """Serve a state of one's own until the block ends."""
-    state = MlflowState()
+def serve(server: HTTPServer) -> MlflowState:
+    """Have a server answer by a state of its own."""
+    state = MlflowState(url=server.url_for("").rstrip("/"))
 
-    class Handler(BaseHTTPRequestHandler):
-        def handle_call(self) -> None:
-            url = urlsplit(self.path)
-            path = url.path.removeprefix("/api/2.0/")
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            given = {**dict(parse_qsl(url.query)), **(json.loads(body) if body else {})}
-            state.calls.append((self.command, path))
-            status, answer = state.refuse(self.command, path), None
-            if not status:
-                answer = _answer(state, self.command, path, given)
-                status = 200 if answer is not None else 404
-            code = "RESOURCE_DOES_NOT_EXIST" if status == 404 else "INTERNAL_ERROR"
-            error = {"error_code": code, "message": "said by the stand-in"}
-            content = json.dumps(error if answer is None else answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+    def answer(request: Request) -> Response:
+        path = request.environ["REQUEST_URI"].removeprefix("/api/2.0/").partition("?")[0]
+        given = request.args.to_dict() | (request.get_json(silent=True) or {})
+        state.calls.append((request.method, path))
+        status, found = state.refuse(request.method, path), None
+        if not status:
+            found = _answer(state, request.method, path, given)
+            status = 200 if found is not None else 404
+        code = "RESOURCE_DOES_NOT_EXIST" if status == 404 else "INTERNAL_ERROR"
+        error = {"error_code": code, "message": "said by the stand-in"}
+        return Response(json.dumps(error if found is None else found), status)
 
-        do_GET = do_POST = do_DELETE = handle_call
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    try:
-        yield state
-    finally:
-        server.shutdown()
-        server.server_close()
+    server.expect_request(re.compile("/api/2.0/")).respond_with_handler(answer)
+    return state
