@@ -1,6 +1,5 @@
 """What the release is told so that a fault of the cluster costs little."""
 
-import configparser
 import json
 
 import pytest
@@ -9,7 +8,7 @@ from urllib3.exceptions import ProtocolError
 from urllib3.util import Retry
 
 from mlctl.base.paths import CHART
-from tests.helpers.helm import rendered
+from tests.helpers.helm import airflow_config, rendered
 
 WITH_TEMPLATE = [
     "Deployment/ml-pipelines-scheduler/scheduler",
@@ -28,18 +27,11 @@ def test_airflow_gets_the_local_settings_of_the_values():
     )
 
 
-def executor_settings():
-    config = rendered("local").one("ConfigMap", "ml-pipelines-config")["data"]["airflow.cfg"]
-    parser = configparser.ConfigParser(interpolation=None)
-    parser.read_string(config)
-    return parser["kubernetes_executor"]
-
-
 @pytest.mark.parametrize("where", WITH_TEMPLATE)
 def test_the_workers_template_is_where_airflow_looks_for_it(where):
     # Each task reads it once more, in its worker, to store what pod it is in.
     (container,) = (c for c in rendered("local").containers() if c.where == where)
-    path = executor_settings()["pod_template_file"]
+    path = airflow_config("kubernetes_executor")["pod_template_file"]
     (mount,) = (m for m in container.spec["volumeMounts"] if m["mountPath"] == path)
     (volume,) = (v for v in container.pod["volumes"] if v["name"] == mount["name"])
     found = rendered("local").one("ConfigMap", volume["configMap"]["name"])
@@ -47,7 +39,7 @@ def test_the_workers_template_is_where_airflow_looks_for_it(where):
 
 
 def test_the_scheduler_is_patient_with_the_api_server():
-    text = executor_settings()["api_client_retry_configuration"]
+    text = airflow_config("kubernetes_executor")["api_client_retry_configuration"]
     retry = Retry(**json.loads(text))
     # As the client asks after each answer: a refused creation of a pod is repeated as well.
     assert all(retry.is_retry("POST", status) for status in (429, 500, 503))

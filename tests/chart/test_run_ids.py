@@ -1,20 +1,15 @@
 """Which run ids Airflow takes."""
 
-import configparser
 import re
 
 import pytest
 
-from tests.helpers.helm import rendered
+from tests.helpers.helm import airflow_config
 
 
 @pytest.fixture(scope="module")
 def pattern():
-    """Airflow's setting, as it reads it from its file."""
-    text = rendered("local").one("ConfigMap", "ml-pipelines-config")["data"]["airflow.cfg"]
-    config = configparser.RawConfigParser()
-    config.read_string(text)
-    return config["scheduler"]["allowed_run_id_pattern"]
+    return airflow_config("scheduler")["allowed_run_id_pattern"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from mlctl.base.paths import CHART, VALUES
-from tests.helpers.helm import ENVIRONMENTS, render, rendered
+from tests.helpers.helm import ENVIRONMENTS, KEPT, render, rendered
 
 # Our own containers have a read-only root; Airflow and git-sync write below their homes.
 READ_ONLY = ("janitor", "mlflow", "postgres", "upgrade-database", "test")
@@ -126,14 +126,6 @@ def test_values_files_hold_no_secret(file):
     assert set(found(yaml.safe_load(file.read_text()))) <= {
         ".airflow.dags.gitSync.credentialsSecret"
     }
-
-
-KEPT = {
-    "ml-pipelines-admin": {"password": "kept-admin-password"},
-    "ml-pipelines-metadata": {"password": "kept/database+password", "connection": "old"},
-    "ml-pipelines-fernet-key": {"fernet-key": "kept-fernet-key"},
-    "ml-pipelines-webserver-secret-key": {"webserver-secret-key": "kept-webserver-key"},
-}
 
 
 def secrets(manifests):

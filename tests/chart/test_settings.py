@@ -1,13 +1,12 @@
 """The settings file that the chart writes is the one that the DAGs read."""
 
-import importlib.util
 import json
-import sys
 
 import pytest
 import yaml
 
-from mlctl.base.paths import CHART, ROOT
+from ml_pipelines import settings as reader
+from mlctl.base.paths import CHART
 from tests.helpers.helm import ENVIRONMENTS, render, rendered
 
 DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -22,17 +21,6 @@ WANDB = {
     "pipelines": {"modelName": "my-model"},
     "mlflow": {"enabled": False},
 }
-
-
-@pytest.fixture(scope="module")
-def reader():
-    """dags/ml_pipelines/settings.py; it needs no Airflow."""
-    file = ROOT / "dags" / "ml_pipelines" / "settings.py"
-    spec = importlib.util.spec_from_file_location("ml_pipelines_settings", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def settings(manifests, release="ml-pipelines"):
@@ -78,14 +66,14 @@ def test_without_a_chart_the_defaults_are_the_same(reader):
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_the_dags_accept_each_environment(environment, reader):
+def test_the_dags_accept_each_environment(environment):
     found = reader.parse_settings(settings(rendered(environment)), environment, {})
     assert found.registry.type == ("mlflow" if environment == "local" else "wandb")
     assert found.task("train_model").resources["limits"]["memory"] == "4Gi"
     assert found.task("load_data").resources["requests"] == {"cpu": "50m", "memory": "256Mi"}
 
 
-def test_wandb_is_the_registry_when_enabled(reader):
+def test_wandb_is_the_registry_when_enabled():
     found = settings(render(WANDB))
     assert (found["registry"]["type"], found["registry"]["modelName"]) == ("wandb", "my-model")
     assert found["registry"]["wandb"] == {
@@ -106,7 +94,7 @@ def test_mlflow_elsewhere():
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_inference_on_new_models_is_a_switch(reader, wanted):
+def test_inference_on_new_models_is_a_switch(wanted):
     found = settings(render({"pipelines": {"inferenceOnNewModel": wanted}}))
     assert reader.parse_settings(found, "test", {}).inference_on_new_model is wanted
 
@@ -135,7 +123,7 @@ TASK = {
 }
 
 
-def test_one_task_can_differ(reader):
+def test_one_task_can_differ():
     found = settings(render({"pipelines": {"tasks": {"train_model": TASK}}}))
     train = reader.parse_settings(found, "test", {}).task("train_model")
     assert train.resources["requests"]["cpu"] == "0.5"
@@ -150,7 +138,7 @@ def test_one_task_can_differ(reader):
     assert (train.env, train.env_from) == (TASK["env"], TASK["envFrom"])
 
 
-def test_the_example_in_the_values_is_one(reader):
+def test_the_example_in_the_values_is_one():
     """Whoever takes the comment marks away gets what it says."""
     text = (CHART / "values.yaml").read_text()
     start = text.index("  #   train_model:\n")
@@ -162,7 +150,7 @@ def test_the_example_in_the_values_is_one(reader):
 
 
 @pytest.mark.parametrize("release", ["ml-pipelines", "team-a"])
-def test_settings_are_mounted_where_the_dags_look(release, reader):
+def test_settings_are_mounted_where_the_dags_look(release):
     manifests = render(environment="local", release=release)
     prefix = release if release == "ml-pipelines" else f"{release}-ml-pipelines"
     assert settings(manifests, prefix)["serviceAccountName"] == f"{prefix}-task"

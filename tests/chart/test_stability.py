@@ -4,14 +4,7 @@ from functools import cache
 
 import pytest
 
-from tests.helpers.helm import ENVIRONMENTS, render, rendered
-
-KEPT = {
-    "ml-pipelines-admin": {"password": "a"},
-    "ml-pipelines-metadata": {"password": "b", "connection": "c"},
-    "ml-pipelines-fernet-key": {"fernet-key": "d"},
-    "ml-pipelines-webserver-secret-key": {"webserver-secret-key": "e"},
-}
+from tests.helpers.helm import ENVIRONMENTS, KEPT, render, rendered
 
 
 def pods(manifests):

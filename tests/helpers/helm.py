@@ -5,6 +5,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from configparser import RawConfigParser, SectionProxy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,14 @@ ENVIRONMENTS = ("local", "staging", "production")
 LOCAL = {
     "airflow": {"dags": {"gitSync": {"repo": "git://10.244.0.1/dags.git", "ref": "live"}}},
     "storage": {"local": {"path": "/var/lib/training", "nodeName": "node0"}},
+}
+
+# The Secrets of an earlier install.
+KEPT = {
+    "ml-pipelines-admin": {"password": "kept-admin-password"},
+    "ml-pipelines-metadata": {"password": "kept/database+password", "connection": "old"},
+    "ml-pipelines-fernet-key": {"fernet-key": "kept-fernet-key"},
+    "ml-pipelines-webserver-secret-key": {"webserver-secret-key": "kept-webserver-key"},
 }
 
 
@@ -87,3 +96,11 @@ def render(
 def rendered(environment: str, major: int = 4) -> Manifests:
     """Return the render of values/<environment>.yaml; do not change it, it is shared."""
     return render(environment=environment, major=major)
+
+
+def airflow_config(section: str) -> SectionProxy:
+    """Return a section of the airflow.cfg of values/local.yaml, as Airflow reads it."""
+    config = RawConfigParser()
+    data = rendered("local").one("ConfigMap", "ml-pipelines-config")["data"]
+    config.read_string(data["airflow.cfg"])
+    return config[section]
