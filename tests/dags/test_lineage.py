@@ -125,18 +125,8 @@ def test_the_commit_is_filled_in_by_the_worker(
 @pytest.mark.parametrize(
     ("dag_id", "task_id", "before", "variable"),
     [
-        (
-            "training_dag",
-            "upload_model",
-            "train_model",
-            "ML_PIPELINES_TRAINING_IMAGE_DIGEST",
-        ),
-        (
-            "inference_dag",
-            "clean_up",
-            "run_inference",
-            "ML_PIPELINES_INFERENCE_IMAGE_DIGEST",
-        ),
+        ("training_dag", "upload_model", "train_model", "ML_PIPELINES_TRAINING_IMAGE_DIGEST"),
+        ("inference_dag", "clean_up", "run_inference", "ML_PIPELINES_INFERENCE_IMAGE_DIGEST"),
     ],
 )
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import copy
 import pytest
 
 from ml_pipelines.lineage import dags_commit
+from tests.helpers.pipelines import EVERY_TASK
 
 RUN_ID = "manual__2026-11-23T09:00:00+00:00"
 RUN_DIRECTORY = "manual__2026-11-23T09-00-00-00-00-476cf0ba3706"
@@ -100,15 +101,6 @@ OF_BEFORE = {
     ("inference_dag", "clean_up"): "ML_PIPELINES_INFERENCE_IMAGE_DIGEST",
 }
 
-EVERY_TASK = [
-    (dag_id, task_id)
-    for dag_id, task_ids in {
-        "training_dag": ["load_data", "train_model", "upload_model"],
-        "inference_dag": ["load_data", "load_model", "run_inference"],
-    }.items()
-    for task_id in ["clean_storage_before_start", *task_ids, "clean_up"]
-]
-
 
 def expected_spec(dag_id: str, task_id: str, registry_env: list[dict]) -> dict:
     of_before = OF_BEFORE.get((dag_id, task_id))
@@ -175,9 +167,7 @@ def without_empty(value: object) -> object:
 
 @pytest.mark.parametrize("registry", ["mlflow", "wandb"])
 @pytest.mark.parametrize(("dag_id", "task_id"), EVERY_TASK)
-def test_pod_specification(
-    load_dag, settings_file, render_pod, dag_id: str, task_id: str, registry: str
-) -> None:
+def test_pod(load_dag, settings_file, render_pod, dag_id: str, task_id: str, registry: str) -> None:
     settings_file(SETTINGS if registry == "mlflow" else WANDB_SETTINGS)
     pod = render_pod(load_dag(dag_id).get_task(task_id), RUN_ID)
 
@@ -185,19 +175,14 @@ def test_pod_specification(
     spec.pop("hostNetwork", None)
     expected = expected_spec(dag_id, task_id, MLFLOW_ENV if registry == "mlflow" else WANDB_ENV)
     if (dag_id, task_id) == ("inference_dag", "clean_up"):  # see test_cleaning.py
-        expected["containers"][0]["command"] = spec["containers"][0]["command"]
+        script = spec["containers"][0]["command"][-1]
+        expected["containers"][0]["command"] = ["sh", "-ceu", script]
     assert spec == expected
 
-
-@pytest.mark.parametrize(("dag_id", "task_id"), EVERY_TASK)
-def test_pod_metadata(load_dag, settings_file, render_pod, dag_id: str, task_id: str) -> None:
-    settings_file(SETTINGS)
-    metadata = render_pod(load_dag(dag_id).get_task(task_id), RUN_ID)["metadata"]
-
-    name, _, suffix = metadata["name"].rpartition("-")
+    name, _, suffix = pod["metadata"]["name"].rpartition("-")
     assert (name, len(suffix)) == (task_id.replace("_", "-"), 8)
-    assert metadata["namespace"] == "ml-pipelines"
-    labels = metadata["labels"]
+    assert pod["metadata"]["namespace"] == "ml-pipelines"
+    labels = pod["metadata"]["labels"]
     assert labels["dag_id"] == dag_id
     assert labels["task_id"] == task_id
     assert labels["app.kubernetes.io/name"] == "ml-pipelines"
@@ -205,7 +190,7 @@ def test_pod_metadata(load_dag, settings_file, render_pod, dag_id: str, task_id:
 
 
 @pytest.mark.parametrize(("dag_id", "task_id"), EVERY_TASK)
-def test_pod_specification_holds_for_the_documents_settings(
+def test_pod_holds_for_the_documents_settings(
     load_dag, render_pod, dag_id: str, task_id: str
 ) -> None:
     """Without a settings file, as under `airflow standalone`."""
@@ -239,16 +224,3 @@ def test_two_runs_in_one_process_get_directories_of_their_own(
     assert sub_path(first) != sub_path(second)
     assert sub_path(first).startswith(f"{dag_id}/a-b-")
     assert sub_path(second).startswith(f"{dag_id}/a-b-")
-
-
-@pytest.mark.parametrize(("dag_id", "task_id"), EVERY_TASK)
-def test_argument_lists_have_no_shell_and_shells_have_one_script(
-    load_dag, dag_id: str, task_id: str
-) -> None:
-    command = load_dag(dag_id).get_task(task_id).cmds
-    if command[0] == "sh":
-        assert command[1] == "-ceu"
-        assert len(command) == 3
-    else:
-        assert not [word for word in command if set(word) & set("*?$|;<>&`(){}[]~\n ")]
-    assert not load_dag(dag_id).get_task(task_id).arguments

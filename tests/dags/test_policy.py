@@ -6,14 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-EVERY_TASK = [
-    (dag_id, task_id)
-    for dag_id, task_ids in {
-        "training_dag": ["load_data", "train_model", "upload_model"],
-        "inference_dag": ["load_data", "load_model", "run_inference"],
-    }.items()
-    for task_id in ["clean_storage_before_start", *task_ids, "clean_up"]
-]
+from tests.helpers.pipelines import EVERY_TASK
 
 
 @pytest.mark.parametrize(("dag_id", "task_id"), EVERY_TASK)
@@ -131,28 +124,13 @@ def test_override_reaches_its_task_whole(load_dag, settings_file, render_pod) ->
     settings_file({"tasks": {"train_model": OVERRIDES}})
     found = changed(load_dag("training_dag").get_task("train_model"), render_pod)
     env = found.pop("env")
-    assert found == {
-        "retries": 7,
-        "retryDelaySeconds": 77,
-        "startupTimeoutSeconds": 777,
-        "stuckTimeoutSeconds": 77,
-        "executionTimeoutSeconds": 7777,
-        "failedPodTtlSeconds": 7,
+    assert found == {key: OVERRIDES[key] for key in OVERRIDES if key not in ("env", "labels")} | {
         "activeDeadlineSeconds": 7837,
         "resources": {
             "requests": {"cpu": "7", "memory": "1Gi"},
             "limits": {"memory": "4Gi", "nvidia.com/gpu": "1"},
         },
-        "nodeSelector": {"pool": "gpu"},
-        "tolerations": OVERRIDES["tolerations"],
-        "affinity": OVERRIDES["affinity"],
         "team": "nlp",
-        "annotations": {"note": "x"},
-        "envFrom": OVERRIDES["envFrom"],
-        "priorityClassName": "high",
-        "runtimeClassName": "nvidia",
-        "serviceAccountName": "trainer",
-        "image": "registry.example/gpu@sha256:abc",
     }
     assert env["BATCH_SIZE"] == "16"
     assert env["ML_PIPELINES_RUN_ID"] == "from the settings"

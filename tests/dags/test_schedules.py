@@ -10,19 +10,10 @@ import pytest
 
 from ml_pipelines.schedules import DATASETS, model_dataset
 from ml_pipelines.settings import parse_settings
+from tests.helpers.pipelines import stored
 
 UPLOAD = "upload_model"
 MODEL = "ml-pipelines://models/airflow-pipeline"
-
-
-def stored(dag: object) -> dict:
-    """The DAG as the scheduler has it."""
-    try:
-        from airflow.serialization.serialized_objects import DagSerialization as Serialization
-    except ImportError:  # Airflow 2
-        from airflow.serialization.serialized_objects import SerializedDAG as Serialization
-
-    return json.loads(json.dumps(Serialization.to_dict(dag)))["dag"]
 
 
 def waited_for(dag: object) -> set[str]:
@@ -47,7 +38,7 @@ def inference(load_dag, settings_file):
 def test_without_the_switch_only_the_clock_counts(inference, cron: str | None) -> None:
     dag = inference(cron, on_new_model=False)
     assert waited_for(dag) == set()
-    assert MODEL not in json.dumps(stored(dag))
+    assert MODEL not in stored(dag)
 
 
 @pytest.mark.parametrize("cron", ["0 9 * * *", "@daily", "@once"])
@@ -59,10 +50,10 @@ def test_with_the_switch_clock_and_models_count(inference, cron: str) -> None:
     if DATASETS == "datasets":  # Airflow 2
         assert dag.timetable.timetable == without.timetable
     else:
-        clock = stored(without)["timetable"]
-        assert stored(dag)["timetable"]["__var"]["timetable"] == clock
+        clocks = [json.loads(stored(one))["dag"]["timetable"] for one in (dag, without)]
+        assert clocks[0]["__var"]["timetable"] == clocks[1]
     assert dag.timetable.can_be_scheduled is True
-    assert MODEL in json.dumps(stored(dag))
+    assert MODEL in stored(dag)
     assert dag.catchup is False
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -107,12 +106,6 @@ def test_null_is_the_default_except_for_schedules() -> None:
     assert settings.namespace == "default"
     assert settings.image.reference == "ghcr.io/kyryl-opens-ml/classic-example:main"
     assert settings.schedules["inference_dag"] is None
-
-
-def test_file_is_found_by_the_variable(tmp_path: Path) -> None:
-    path = tmp_path / "settings.json"
-    path.write_text(json.dumps({"namespace": "elsewhere"}))
-    assert load_settings({"ML_PIPELINES_SETTINGS": str(path)}).namespace == "elsewhere"
 
 
 def test_task_goes_over_the_defaults_key_by_key() -> None:

@@ -1,0 +1,22 @@
+"""The tasks of the pipelines in the order of the document, and a DAG as Airflow stores it."""
+
+from __future__ import annotations
+
+import json
+
+WORK = {
+    "training_dag": ["clean_storage_before_start", "load_data", "train_model", "upload_model"],
+    "inference_dag": ["clean_storage_before_start", "load_data", "load_model", "run_inference"],
+}
+EVERY_WORK_TASK = [(dag_id, task_id) for dag_id in WORK for task_id in WORK[dag_id]]
+EVERY_TASK = [(dag_id, task_id) for dag_id in WORK for task_id in [*WORK[dag_id], "clean_up"]]
+
+
+def stored(dag: object) -> str:
+    """Return a DAG as the scheduler has it, in JSON."""
+    try:
+        from airflow.serialization.serialized_objects import DagSerialization as Serialization
+    except ImportError:  # Airflow 2
+        from airflow.serialization.serialized_objects import SerializedDAG as Serialization
+
+    return json.dumps(Serialization.to_dict(dag), default=str)
