@@ -11,12 +11,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mlctl.base import cache, processes
 from mlctl.base.errors import UserError
 from mlctl.base.paths import ROOT
 from mlctl.base.progress import Phase, run
+from mlctl.base.waiting import until
 
 COMMAND = """
 import os, sys, time
@@ -84,30 +86,29 @@ class Command:
         )
 
     def wait_for(self, *names: str, children: int = 0) -> None:
-        deadline = time.monotonic() + 60
-        while not all((self.scratch / name).exists() for name in names) or (
-            len(self.children()) < children
-        ):
-            assert time.monotonic() < deadline, f"no {names} within 60 s"
+        def there() -> bool:
             assert self.process.poll() is None, self.process.communicate()
-            time.sleep(0.05)
+            files = all((self.scratch / name).exists() for name in names)
+            return files and len(self.children()) >= children
 
-    def end(self) -> tuple[int, float, list[str]]:
-        """Return status, seconds and the lines of standard error."""
+        until(60, there, f"no {names}", poll=0.05)
+
+    def interrupted(self, number: signal.Signals = signal.SIGINT) -> float:
+        """Send a signal, and return how many seconds the command took to end as it should."""
         started = time.monotonic()
+        if number == signal.SIGTERM:
+            self.process.terminate()
+        else:
+            # As a terminal does: to all processes in its foreground.
+            os.killpg(self.process.pid, number)
         _, errors = self.process.communicate(timeout=30)
-        return self.process.returncode, time.monotonic() - started, errors.splitlines()
+        assert (self.process.returncode, errors.splitlines()) == (130, [LINE])
+        assert self.children() == []
+        return time.monotonic() - started
 
-    def children(self) -> list[str]:
-        found = []
-        for file in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                words = file.read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if self.mark.encode() in words:
-                found.append(file.parent.name)
-        return found
+    def children(self) -> list[psutil.Process]:
+        running = psutil.process_iter(["cmdline"])
+        return [one for one in running if self.mark in (one.info["cmdline"] or [])]
 
 
 @pytest.fixture
@@ -117,23 +118,14 @@ def command(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Command]
     started.process.kill()
     started.process.communicate()
     for child in started.children():
-        os.kill(int(child), signal.SIGKILL)
+        child.kill()
 
 
 @pytest.mark.parametrize("command", [{"tree": POLITE}], indirect=True)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_ends_all_that_was_started(command: Command, number: signal.Signals) -> None:
     command.wait_for("cluster", "image", children=4)
-    if number == signal.SIGTERM:
-        command.process.terminate()
-    else:
-        # As a terminal does: to all processes in its foreground.
-        os.killpg(command.process.pid, number)
-    status, seconds, errors = command.end()
-    assert status == 130
-    assert seconds < processes.END_SECONDS
-    assert errors == [LINE]
-    assert command.children() == []
+    assert command.interrupted(number) < processes.END_SECONDS
     # Nothing new was begun, nothing half-made is left, and nobody holds the lock.
     assert not (command.scratch / "next-image").exists()
     assert list((command.scratch / "cache" / "unit").iterdir()) == []
@@ -144,21 +136,13 @@ def test_an_interrupt_ends_all_that_was_started(command: Command, number: signal
 @pytest.mark.parametrize("command", [{"tree": STUBBORN}], indirect=True)
 def test_a_child_that_does_not_end_is_killed(command: Command) -> None:
     command.wait_for("cluster", "image")
-    os.killpg(command.process.pid, signal.SIGINT)
-    status, seconds, errors = command.end()
-    assert (status, errors) == (130, [LINE])
-    assert processes.GRACE_SECONDS < seconds < processes.END_SECONDS
-    assert command.children() == []
+    assert processes.GRACE_SECONDS < command.interrupted() < processes.END_SECONDS
 
 
 @pytest.mark.parametrize("command", [{"tree": POLITE, "BUSY": "1"}], indirect=True)
 def test_a_busy_thread_does_not_hold_up_the_end(command: Command) -> None:
     command.wait_for("cluster", "image")
-    os.killpg(command.process.pid, signal.SIGINT)
-    status, seconds, errors = command.end()
-    assert (status, errors) == (130, [LINE])
-    assert processes.END_SECONDS <= seconds < 2 * processes.END_SECONDS
-    assert command.children() == []
+    assert processes.END_SECONDS <= command.interrupted() < 2 * processes.END_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -169,16 +153,9 @@ def test_an_interrupt_reaches_the_part_that_goes_on_after_a_failure(command: Com
     assert command.process.stdout is not None
     in_time = threading.Timer(60, command.process.kill)
     in_time.start()
-    told = ""
-    while "Ctrl-C ends it" not in told:
-        told = command.process.stdout.readline()
-        assert told, "the failure was not told"
+    assert any("Ctrl-C ends it" in line for line in command.process.stdout)
     in_time.cancel()
-    os.killpg(command.process.pid, signal.SIGINT)
-    status, seconds, errors = command.end()
-    assert (status, errors) == (130, [LINE])
-    assert seconds < processes.END_SECONDS
-    assert command.children() == []
+    assert command.interrupted() < processes.END_SECONDS
 
 
 def test_what_a_killed_build_left_is_removed_by_the_next(
