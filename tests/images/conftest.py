@@ -1,6 +1,7 @@
 """The built images, each built and opened when the first test asks for it."""
 
 import os
+import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -53,3 +54,11 @@ def disk() -> Iterator[Path]:
     path.mkdir(parents=True)
     yield path
     subprocess.run(["rm", "-rf", str(path)], check=True)
+
+
+@pytest.fixture
+def port() -> int:
+    """A port of this machine that was free a moment ago."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

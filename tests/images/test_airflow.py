@@ -99,10 +99,7 @@ def test_old_logs_are_deleted_and_the_groomer_stops_when_told(airflow: Image, di
         env={"AIRFLOW__LOG_RETENTION_DAYS": "2"},
     )
     with Container(airflow, command) as groomer:
-        deadline = time.monotonic() + 10
-        while old.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not old.exists()
+        groomer.until(10, lambda: not old.exists())
         assert new.exists()
         assert other.exists()
         groomer.signal(signal.SIGTERM)

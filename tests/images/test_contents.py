@@ -1,15 +1,15 @@
 """What holds for every image: who it runs as, and that nothing of this machine is in it."""
 
-import contextlib
 import json
 import os
 import re
-import subprocess
 import tarfile
 from pathlib import Path
 
+import psutil
 import pytest
 
+from mlctl.base.errors import output
 from mlctl.base.paths import CACHE, ROOT
 from mlctl.base.progress import Phase
 from mlctl.builder import buildah, debian, oci
@@ -202,8 +202,7 @@ def test_plain_buildah_builds_the_stages_of_a_containerfile_as_one(entries, imag
     env = os.environ | {"TMPDIR": str(disk)}
     build = [*program, "build", *options, str(ROOT)]
     run_isolated(build, log=disk / "log", phase=Phase("test"), env=env)
-    inspect = isolated([*program, "inspect", "--type", "image", name])
-    shown = subprocess.run(inspect, capture_output=True, text=True, check=True).stdout
+    shown = output(isolated([*program, "inspect", "--type", "image", name]))
     plain = json.loads(json.loads(shown)["Config"])
     assert plain["config"] == image.config
     assert len(plain["rootfs"]["diff_ids"]) == len(image.layers)
@@ -211,11 +210,7 @@ def test_plain_buildah_builds_the_stages_of_a_containerfile_as_one(entries, imag
 
 def commands() -> set[str]:
     """The command lines of all processes."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            found.add(path.read_bytes().decode(errors="replace"))
-    return found
+    return {" ".join(one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])}
 
 
 def names_in(layer: Path) -> set[str]:

@@ -1,9 +1,8 @@
 """The image below the workload's code, from which the MLflow server runs."""
 
-import socket
-import time
-import urllib.request
+from contextlib import suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -22,11 +21,8 @@ def test_it_holds_none_of_the_workloads_code(environment: Image):
     assert "No module named 'classic_example'" in ended.stdout
 
 
-def test_mlflow_serves_from_a_read_only_image(environment: Image, disk: Path):
+def test_mlflow_serves_from_a_read_only_image(environment: Image, disk: Path, port: int):
     """With what the chart mounts and sets."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     database = "--backend-store-uri=sqlite:////mlflow/mlflow.db"
     server = ["mlflow", "server", database, "--host=127.0.0.1", f"--port={port}", "--workers=1"]
     mounts = {}
@@ -41,22 +37,12 @@ def test_mlflow_serves_from_a_read_only_image(environment: Image, disk: Path):
         mounts=mounts,
         read_only=True,
     )
+
+    def answer() -> bytes:
+        with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as reply:
+            return reply.read()
+        return b""
+
     with Container(environment, command) as container:
-        container.wait_for_file(disk / "mlflow" / "mlflow.db", SECONDS)
-        health = f"http://127.0.0.1:{port}/health"
-        assert answer(health, container) == b"OK"
-
-
-def answer(url: str, container: Container) -> bytes:
-    """What a server says, once it does."""
-    deadline = time.monotonic() + SECONDS
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=5) as reply:
-                return reply.read()
-        except OSError:
-            ended = container.process.poll() is not None
-            if ended or time.monotonic() > deadline:
-                container.process.kill()
-                raise AssertionError(container.process.communicate()[0]) from None
-            time.sleep(0.1)
+        assert container.until(SECONDS, answer) == b"OK"
+    assert (disk / "mlflow" / "mlflow.db").exists()

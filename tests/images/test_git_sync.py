@@ -1,14 +1,15 @@
 import os
 import re
 import signal
-import subprocess
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from images.git_sync.git_sync import ConfigError, seconds, settings
+from mlctl.base.errors import output
 from tools.in_image.container import Command, Container, Image, run
 
 UID = 65533
@@ -42,8 +43,7 @@ class Repository:
         return self.git(*here, "rev-parse", "HEAD")
 
     def git(self, *words: str) -> str:
-        ended = subprocess.run(["git", *words], check=True, capture_output=True, text=True)
-        return ended.stdout.strip()
+        return output(["git", *words]).strip()
 
 
 @pytest.fixture
@@ -78,13 +78,6 @@ def command(repository: Repository, root: Path, *words: str, **env: str) -> Comm
         env=variables | env,
         mounts={root: "/git", repository.bare.parent: "/served:ro"},
     )
-
-
-def until(what, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "did not happen"
-        time.sleep(0.02)
 
 
 def served(root: Path) -> str:
@@ -125,12 +118,12 @@ def test_new_commits_appear_whole_and_old_ones_stay_for_their_readers(
 
     reader = threading.Thread(target=read)
     with Container(git_sync, command(repository, root)) as syncing:
-        until(lambda: served(root))
+        syncing.until(10, lambda: served(root))
         reader.start()
         commits = []
         for number in range(5):
             commits.append(repository.commit(f"text {number}"))
-            until(lambda: served(root) == commits[-1])
+            syncing.until(10, lambda: served(root) == commits[-1])
         stop.set()
         reader.join()
         syncing.signal(signal.SIGTERM)
@@ -146,14 +139,14 @@ def test_new_commits_appear_whole_and_old_ones_stay_for_their_readers(
 def test_old_checkouts_go_after_their_time(git_sync: Image, repository: Repository, root: Path):
     old = repository.commit("old")
     env = {"GITSYNC_STALE_WORKTREE_TIMEOUT": "2s"}
-    with Container(git_sync, command(repository, root, **env)):
-        until(lambda: served(root) == old)
+    with Container(git_sync, command(repository, root, **env)) as syncing:
+        syncing.until(10, lambda: served(root) == old)
         time.sleep(2.5)
         new = repository.commit("new")
-        until(lambda: served(root) == new)
+        syncing.until(10, lambda: served(root) == new)
         # Its time begins when it is replaced, not when it was made.
         assert (root / ".worktrees" / old).exists()
-        until(lambda: [path.name for path in (root / ".worktrees").iterdir()] == [new])
+        syncing.until(10, lambda: [path.name for path in (root / ".worktrees").iterdir()] == [new])
 
 
 def test_unreachable_server_keeps_the_checkout_and_is_tried_again(
@@ -161,7 +154,7 @@ def test_unreachable_server_keeps_the_checkout_and_is_tried_again(
 ):
     away = repository.bare.with_name("away.git")
     with Container(git_sync, command(repository, root)) as syncing:
-        until(lambda: served(root))
+        syncing.until(10, lambda: served(root))
         before = served(root)
         repository.bare.rename(away)
         time.sleep(1)
@@ -169,7 +162,7 @@ def test_unreachable_server_keeps_the_checkout_and_is_tried_again(
         assert (root / "repo" / "a.py").read_text() == "first"
         away.rename(repository.bare)
         commit = repository.commit("back again")
-        until(lambda: served(root) == commit)
+        syncing.until(10, lambda: served(root) == commit)
         syncing.signal(signal.SIGTERM)
         _, log = syncing.wait(5)
     errors = [line for line in log.splitlines() if "ERROR" in line]
@@ -231,7 +224,7 @@ def test_link_of_another_name_and_read_only_image(
     git_sync: Image, repository: Repository, root: Path
 ):
     once = command(repository, root, "--one-time", GITSYNC_LINK="")
-    ended = run(git_sync, Command(**{**once.__dict__, "read_only": True}))
+    ended = run(git_sync, replace(once, read_only=True))
     assert ended.returncode == 0, ended.stdout
     assert (root / "dags" / "a.py").read_text() == "first"
 

@@ -1,15 +1,15 @@
 import io
 import json
-import subprocess
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
 
-from mlctl.base.errors import UserError
+from mlctl.base import processes
+from mlctl.base.errors import UserError, output
 from mlctl.base.packages import ensure_packages
 from mlctl.base.progress import Phase
+from mlctl.base.waiting import until
 from mlctl.builder import oci
 from mlctl.builder.isolation import isolated
 from mlctl.builder.load import images_of, load, project_images, remove
@@ -168,52 +168,33 @@ def test_containerd_takes_the_images_under_their_digests(entries, disk: Path):
         f'version = 2\nroot = "{disk}/root"\nstate = "{disk}/state"\n'
         f'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "{socket}"\n'
     )
-    with (disk / "log").open("w") as log:
-        daemon = subprocess.Popen(
-            isolated(["containerd", "--config", settings]), stdout=log, stderr=log
+    daemon = isolated(["containerd", "--config", settings])
+    with (
+        (disk / "log").open("w") as log,
+        processes.started(daemon, stdout=log, stderr=log) as process,
+    ):
+        ctr = ["ctr", "--address", str(socket)]
+        asked = [*ctr, "--namespace", "k8s.io"]
+        until(
+            20,
+            lambda: processes.run([*ctr, "version"]).returncode == 0,
+            (disk / "log").read_text,
         )
-        try:
-            ctr = ["ctr", "--address", str(socket)]
-            deadline = time.monotonic() + 20
-            while subprocess.run([*ctr, "version"], capture_output=True).returncode != 0:
-                assert time.monotonic() < deadline, (disk / "log").read_text()
-                time.sleep(0.1)
-            chosen = {name: entries[name] for name in ("git-sync", "pause")}
-            load(ctr, chosen, Phase("load"))
-            listing = subprocess.run(
-                [*ctr, "--namespace", "k8s.io", "images", "list"],
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            assert images_of(listing.stdout) == {
-                f"{e['repository']}:{e['tag']}": e["digest"] for e in chosen.values()
-            }
-            snapshots = subprocess.run(
-                [*ctr, "--namespace", "k8s.io", "snapshots", "list"],
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            # Unpacked: the base, git-sync's own layer, and pause's.
-            assert len(snapshots.stdout.splitlines()) == 1 + 3
-            again = Phase("load")
-            load(ctr, chosen, again)
-            # Nothing was sent.
-            assert not again.detail
-            load_again_without_its_layers(ctr, chosen["git-sync"], disk)
-            remove(ctr, {*project_images(ctr), *images_of(listing.stdout)})
-            assert project_images(ctr) == set()
-            left = subprocess.run(
-                [*ctr, "--namespace", "k8s.io", "content", "list", "--quiet"],
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            assert left.stdout == ""
-        finally:
-            daemon.kill()
-            daemon.wait()
+        chosen = {name: entries[name] for name in ("git-sync", "pause")}
+        load(ctr, chosen, Phase("load"))
+        there = images_of(output([*asked, "images", "list"]))
+        assert there == {f"{e['repository']}:{e['tag']}": e["digest"] for e in chosen.values()}
+        # Unpacked: the base, git-sync's own layer, and pause's.
+        assert len(output([*asked, "snapshots", "list"]).splitlines()) == 1 + 3
+        again = Phase("load")
+        load(ctr, chosen, again)
+        # Nothing was sent.
+        assert not again.detail
+        load_again_without_its_layers(ctr, chosen["git-sync"], disk)
+        remove(ctr, {*project_images(ctr), *there})
+        assert project_images(ctr) == set()
+        assert output([*asked, "content", "list", "--quiet"]) == ""
+        process.kill()
 
 
 def load_again_without_its_layers(ctr: list[str], one: dict[str, str], disk: Path) -> None:

@@ -1,12 +1,12 @@
 import os
 import signal
-import socket
-import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mlctl.base.errors import output
 from tools.in_image.container import Command, Container, Image, run
 
 PASSWORD = "pass word'\"$\\"
@@ -23,13 +23,6 @@ def volume(disk: Path) -> Path:
     os.chown(disk, 0, 999)
     disk.chmod(0o2775)
     return disk
-
-
-@pytest.fixture
-def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.fixture
@@ -53,20 +46,19 @@ def server(volume: Path, port: int, secret: Path, **env: str) -> Command:
     )
 
 
-def psql(image: Image, port: int, statement: str, password: str = PASSWORD):
+def client(port: int, statement: str, password: str = PASSWORD) -> Command:
     words = ["psql", "-h", "127.0.0.1", "-p", str(port), "-U", "airflow", "-d", "air flow"]
-    arguments = [*words, "-v", "ON_ERROR_STOP=1", "-tAc", statement]
-    return run(image, Command(entrypoint=[], arguments=arguments, env={"PGPASSWORD": password}))
+    words += ["-v", "ON_ERROR_STOP=1", "-tAc", statement]
+    return Command(entrypoint=[], arguments=words, env={"PGPASSWORD": password})
+
+
+def psql(image: Image, port: int, statement: str, password: str = PASSWORD):
+    return run(image, client(port, statement, password))
 
 
 def wait_ready(image: Image, port: int, container: Container) -> None:
-    deadline = time.monotonic() + 40
     ready = Command(entrypoint=[], arguments=["pg_isready", "-h", "127.0.0.1", "-p", str(port)])
-    while run(image, ready).returncode != 0:
-        if time.monotonic() > deadline or container.process.poll() is not None:
-            container.process.kill()
-            raise TimeoutError(container.process.communicate()[0])
-        time.sleep(0.1)
+    container.until(40, lambda: run(image, ready).returncode == 0)
 
 
 def test_database_is_utf8_keeps_its_data_and_stops_while_clients_are_connected(
@@ -85,17 +77,9 @@ def test_database_is_utf8_keeps_its_data_and_stops_while_clients_are_connected(
         assert psql(postgres, port, "create table kept as select 'ä' as x").returncode == 0
         wrong = psql(postgres, port, "select 1", password="wrong")
         assert "password authentication failed" in wrong.stdout
-        sleeper = ["psql", "-h", "127.0.0.1", "-p", str(port), "-U", "airflow", "-d", "air flow"]
-        client = Command(
-            entrypoint=[],
-            arguments=[*sleeper, "-c", "select pg_sleep(60)"],
-            env={"PGPASSWORD": PASSWORD},
-        )
-        with Container(postgres, client) as connected:
-            deadline = time.monotonic() + 10
+        with Container(postgres, client(port, "select pg_sleep(60)")) as connected:
             busy = "select count(*) from pg_stat_activity where query like 'select pg_sleep%'"
-            while psql(postgres, port, busy).stdout.strip() != "1":
-                assert time.monotonic() < deadline
+            connected.until(10, lambda: psql(postgres, port, busy).stdout.strip() == "1")
             started = time.monotonic()
             first.signal(signal.SIGTERM)
             status, log = first.wait(15)
@@ -120,7 +104,7 @@ def test_start_that_was_killed_is_taken_up_again(
 ):
     fresh = volume / "pg" / ".new"
     with Container(postgres, server(volume, port, secret)) as killed:
-        killed.wait_for_file(fresh / "base", 20)
+        killed.until(20, (fresh / "base").exists)
     assert not (volume / "pg" / "PG_VERSION").exists()
     with Container(postgres, server(volume, port, secret)) as again:
         wait_ready(postgres, port, again)
@@ -160,11 +144,7 @@ def test_start_that_was_killed_is_taken_up_again(
 def test_wrong_settings_end_with_one_clear_line(
     postgres: Image, volume: Path, port: int, secret: Path, env, user, message: str
 ):
-    command = server(volume, port, secret, **env)
-    command = Command(
-        arguments=command.arguments, env=command.env, mounts=command.mounts, user=user
-    )
-    ended = run(postgres, command, 20)
+    ended = run(postgres, replace(server(volume, port, secret, **env), user=user), 20)
     assert ended.returncode == 1
     assert message in ended.stdout.splitlines()[-1]
 
@@ -187,13 +167,8 @@ def test_read_only_image_needs_only_the_data_and_the_socket(
     sockets = tmp_path_factory.mktemp("sockets")
     sockets.chmod(0o777)
     command = server(volume, port, secret)
-    command = Command(
-        arguments=command.arguments,
-        env=command.env,
-        mounts={**command.mounts, sockets: "/run/postgresql"},
-        read_only=True,
-    )
-    with Container(postgres, command) as container:
+    mounts = {**command.mounts, sockets: "/run/postgresql"}
+    with Container(postgres, replace(command, mounts=mounts, read_only=True)) as container:
         wait_ready(postgres, port, container)
         container.signal(signal.SIGINT)
         assert container.wait(15)[0] == 0
@@ -210,6 +185,4 @@ def test_image_brings_no_key_and_stops_with_sigint(postgres: Image):
     for layer in postgres.layers:
         private = layer / "etc/ssl/private"
         assert not private.exists() or list(private.iterdir()) == []
-    linked = subprocess.run(["find", *map(str, postgres.layers), "-name", "*.key"],
-                            capture_output=True, text=True, check=True)  # fmt: skip
-    assert linked.stdout == ""
+    assert output(["find", *postgres.layers, "-name", "*.key"]) == ""

@@ -10,16 +10,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mlctl.base.cache import cached
 from mlctl.base.errors import UserError
 from mlctl.base.paths import CACHE, ROOT
 from mlctl.builder import oci
 from mlctl.builder.isolation import isolated
+
+Found = TypeVar("Found")
 
 LAYERS = "image-layers"
 """What the cache calls unpacked layers."""
@@ -180,14 +182,15 @@ class Container:
         output, _ = self.process.communicate(timeout=seconds)
         return self.process.returncode, output
 
-    def wait_for_file(self, path: Path, seconds: float) -> None:
-        """Wait until a file of this machine exists. Raises TimeoutError with the output."""
+    def until(self, seconds: float, probe: Callable[[], Found]) -> Found:
+        """Return the first true answer of a probe. Raises TimeoutError with the output."""
         deadline = time.monotonic() + seconds
-        while not path.exists():
+        while not (found := probe()):
             if time.monotonic() > deadline or self.process.poll() is not None:
                 self.process.kill()
-                raise TimeoutError(f"no {path}:\n{self.process.communicate()[0]}")
+                raise TimeoutError(self.process.communicate()[0])
             time.sleep(0.05)
+        return found
 
 
 def run(image: Image, command: Command, seconds: float = 60) -> subprocess.CompletedProcess[str]:
