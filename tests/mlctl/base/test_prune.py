@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -11,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mlctl.base import cache, paths, prune
+from mlctl.base import cache, paths, processes, prune
 from mlctl.base.cache import cached, lock
 from mlctl.base.errors import UserError
+from mlctl.base.waiting import until
 from tools import bootstrap
 
 DAYS = 24 * 3600
@@ -45,15 +45,12 @@ def names(directory: Path) -> set[str]:
 @contextmanager
 def running(program: Path) -> Iterator[None]:
     """A process of a Python under this path."""
-    process = subprocess.Popen([program, "-c", "import time; time.sleep(60)"])
-    try:
+    with processes.started([program, "-c", "import time; time.sleep(60)"]) as process:
         # The kernel fills the command line in a moment after the start.
-        while str(program) not in Path(f"/proc/{process.pid}/cmdline").read_text():
-            assert process.poll() is None
+        line = Path(f"/proc/{process.pid}/cmdline")
+        until(10, lambda: str(program) in line.read_text(), "it does not start", poll=0.01)
         yield
-    finally:
         process.kill()
-        process.wait()
 
 
 def key(number: int) -> str:

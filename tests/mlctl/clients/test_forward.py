@@ -3,12 +3,12 @@
 import os
 import socket
 import stat
-import time
 from pathlib import Path
 
 import pytest
 
 from mlctl.base.errors import UserError
+from mlctl.base.waiting import until
 from mlctl.clients import kube
 from mlctl.clients.forward import Forward, free_port
 from mlctl.clients.kube import Kube
@@ -59,10 +59,8 @@ def test_it_knows_its_port_and_ends_with_the_block(fake: Path) -> None:
 def test_much_output_does_not_stop_it(fake: Path) -> None:
     """A pipe holds 64 KiB; a forward writes a line for each connection."""
     with forward() as way:
-        deadline = time.monotonic() + 20
-        while Path(f"/proc/{way.process.pid}/comm").read_text().strip() != "sleep":
-            assert time.monotonic() < deadline, "it is stuck writing"
-            time.sleep(0.05)
+        comm = Path(f"/proc/{way.process.pid}/comm")
+        until(20, lambda: comm.read_text() == "sleep\n", "it is stuck writing")
 
 
 def test_an_ended_forward_is_made_anew_on_the_same_port(fake: Path) -> None:

@@ -5,7 +5,6 @@ import ipaddress
 import json
 import re
 import ssl
-import subprocess
 import tomllib
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 import yaml
 from cryptography import x509
 
-from mlctl.base.errors import UserError
+from mlctl.base.errors import UserError, output
 from mlctl.base.wheels import helm, kubectl, program
 from mlctl.cluster.embedded import binary, pki
 from mlctl.cluster.embedded import config_files as files
@@ -154,11 +153,8 @@ def test_every_kubernetes_module_is_of_one_release() -> None:
 
 def test_pinned_wheels_hold_the_versions_that_are_written_down() -> None:
     pins = tomllib.loads(Path("versions.toml").read_text())["wheels"]
-    short = [[helm(), "version", "--short"], [program("helm", "helm3"), "version", "--short"]]
-    helms = [subprocess.run(c, capture_output=True, text=True).stdout for c in short]
-    assert helms[0].startswith(pins["kubectl-and-helm"]["helm"])
-    assert helms[1].startswith(pins["helm3"]["helm"])
-    client = subprocess.run(
-        [kubectl(), "version", "--client"], capture_output=True, text=True
-    ).stdout
+    four, three = helm(), program("helm", "helm3")
+    assert output([four, "version", "--short"]).startswith(pins["kubectl-and-helm"]["helm"])
+    assert output([three, "version", "--short"]).startswith(pins["helm3"]["helm"])
+    client = output([kubectl(), "version", "--client"])
     assert f"Client Version: {pins['kubectl-and-helm']['kubectl']}\n" in client

@@ -1,19 +1,17 @@
 """The repository that pods clone follows the checkout and never writes to it."""
 
 import hashlib
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from mlctl.base.errors import UserError
+from mlctl.base.errors import UserError, output
 from mlctl.cluster.embedded import dag_source
 
 
 def git(at: Path, *words: str) -> str:
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.invalid"]
-    command = ["git", *identity, "-C", str(at), *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return output(["git", *identity, "-C", at, *words]).strip()
 
 
 def commit(checkout: Path, text: str) -> str:

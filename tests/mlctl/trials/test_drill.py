@@ -31,10 +31,6 @@ AFTER = Snapshot(
 )
 
 
-def test_good_row_is_ok() -> None:
-    assert GOOD.ok
-
-
 @pytest.mark.parametrize(
     "change",
     [
