@@ -15,7 +15,7 @@ from mlctl.base.progress import Phase
 from mlctl.base.waiting import until
 from mlctl.clients.airflow import Airflow
 from mlctl.cluster.embedded import dag_source
-from mlctl.publishing import publish, served_commit
+from mlctl.publishing import publish, served
 from mlctl.release.release import Release
 from mlctl.stack import Stack
 
@@ -76,7 +76,7 @@ def test_uncommitted_work_is_published_on_request(
     before = (git(clone, "status", "--porcelain"), git(clone, "rev-parse", "HEAD"))
 
     commit = dag_source.publish(stack.cluster.config.git, clone, worktree=True)
-    until(SHOWN_SECONDS, lambda: served_commit(stack)[0] == commit, "it is not served")
+    until(SHOWN_SECONDS, lambda: served(stack)[0] == commit, "it is not served")
     until(SHOWN_SECONDS, lambda: shown(airflow) == "as it is on disk", "Airflow does not show it")
     assert (git(clone, "status", "--porcelain"), git(clone, "rev-parse", "HEAD")) == before
 
