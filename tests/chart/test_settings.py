@@ -59,7 +59,7 @@ def test_settings_are_the_values():
     }
 
 
-def test_without_a_chart_the_defaults_are_the_same(reader):
+def test_without_a_chart_the_defaults_are_the_same():
     pipelines = DEFAULTS["pipelines"]
     assert pipelines["defaults"] == reader.DEFAULTS
     assert {name: own for name, own in pipelines["tasks"].items() if own} == reader.TASK_DEFAULTS

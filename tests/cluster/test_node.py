@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from mlctl.base.progress import Phases
+from mlctl.base.waiting import until
 from mlctl.base.wheels import kubectl
 from mlctl.cluster.embedded import mountpoints
 from mlctl.cluster.embedded.lifecycle import EmbeddedCluster
 from tests.helpers.embedded import UNCHANGED, host_facts, pid_outside, pod
-from tests.helpers.waiting import until
 
 
 def test_the_node_is_ready_and_every_program_runs(
@@ -101,7 +101,7 @@ def test_a_claim_gets_a_directory_and_loses_it(
     (directory,) = cluster.config.volumes.glob(f"*_default_{name}")
     assert directory.stat().st_mode & 0o777 == 0o777
     kube("delete", f"pod/{name}", f"pvc/{name}", "--wait=true")
-    until(lambda: not directory.exists(), 90, f"{directory} is still there")
+    until(90, lambda: not directory.exists(), f"{directory} is still there")
 
 
 def test_each_program_has_a_log(cluster: EmbeddedCluster) -> None:

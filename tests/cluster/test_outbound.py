@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from mlctl.base.progress import Phases
+from mlctl.base.waiting import until
 from mlctl.cluster.embedded import doctor, outbound
 from mlctl.cluster.embedded.lifecycle import EmbeddedCluster
 from tests.helpers.embedded import NAME, UNCHANGED, component, host_facts, pids_of
-from tests.helpers.waiting import until
 
 Ask = Callable[..., str]
 Greeter = Callable[[str], int]
@@ -99,7 +99,7 @@ def test_the_way_out_is_made_again_when_it_ends(
     (running,) = set(pids_of(outbound.PROGRAM)) - {int(pid) for pid in host_before["ways out"]}
     os.kill(running, signal.SIGKILL)
     until(
-        lambda: component(cluster, outbound.PROGRAM)["restarts"] == before + 1, 90, "no new way out"
+        90, lambda: component(cluster, outbound.PROGRAM)["restarts"] == before + 1, "no new way out"
     )
     port = str(greeter(host_address))
-    until(lambda: from_pod("tcp", host_address, port, "") == "hello", 60, "the way is not open")
+    until(60, lambda: from_pod("tcp", host_address, port, "") == "hello", "the way is not open")

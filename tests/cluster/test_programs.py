@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from mlctl.base.errors import UserError
+from mlctl.base.waiting import until
 from mlctl.base.wheels import kubectl
 from mlctl.cluster.embedded.lifecycle import EmbeddedCluster
 from tests.helpers.embedded import component, pid_outside, pod
-from tests.helpers.waiting import until
 
 CLIENT_SECONDS = 5
 """How long a stop of the API server may take while clients are connected to it."""
@@ -25,7 +25,7 @@ def test_a_program_that_dies_is_restarted(cluster: EmbeddedCluster) -> None:
         row = component(cluster, "kube-scheduler")
         return row["restarts"] == before + 1 and row["state"] == "running"
 
-    until(restarted, 90, "the scheduler is not running again")
+    until(90, restarted, "the scheduler is not running again")
     assert component(cluster, "kube-scheduler")["exit_codes"][-1] == -9
 
 

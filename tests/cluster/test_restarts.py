@@ -7,10 +7,10 @@ import pytest
 
 from mlctl.base.errors import UserError
 from mlctl.base.progress import Phases
+from mlctl.base.waiting import until
 from mlctl.cluster.embedded import control
 from mlctl.cluster.embedded.lifecycle import EmbeddedCluster
 from tests.helpers.embedded import NAME, host_facts
-from tests.helpers.waiting import until
 
 
 def test_data_and_the_way_out_outlive_down_and_up(
@@ -55,7 +55,7 @@ def test_a_killed_supervisor_leaves_nothing_that_up_cannot_mend(
     kube("create", "configmap", "before", "--from-literal=answer=42")
     outer = int((cluster.config.state / "pid").read_text().split()[0])
     os.kill(outer, 9)
-    until(lambda: not control.is_running(cluster.config), 90, "the supervisor goes on")
+    until(90, lambda: not control.is_running(cluster.config), "the supervisor goes on")
     cluster.up(Phases())
     assert kube("get", "configmap", "before", "-o", "jsonpath={.data.answer}") == "42"
 
