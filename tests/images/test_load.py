@@ -13,22 +13,14 @@ from mlctl.base.waiting import until
 from mlctl.builder import oci
 from mlctl.builder.isolation import isolated
 from mlctl.builder.load import images_of, load, project_images, remove
+from tests.helpers.layouts import layer, layout
 
 
 def entry(tmp_path: Path, name: str, content: bytes = b"x") -> dict[str, str]:
-    rootfs = tmp_path / name
-    rootfs.mkdir()
-    (rootfs / "file").write_bytes(content)
-    oci.write_layer(tmp_path / f"{name}.layer", rootfs)
-    built = oci.image({}, [oci.blob(tmp_path / f"{name}.layer")], comment="test")
-    layout = tmp_path / f"{name}.image"
-    oci.write_layout(layout, f"localhost/test/{name}:1", built)
-    return {
-        "repository": f"localhost/test/{name}",
-        "tag": "1",
-        "digest": built.digest,
-        "layout": str(layout),
-    }
+    made = layout(tmp_path, name, [layer(tmp_path, name, content)])
+    repository, tag = made.name.split(":")
+    place = str(made.directory)
+    return {"repository": repository, "tag": tag, "digest": made.digest, "layout": place}
 
 
 @pytest.fixture

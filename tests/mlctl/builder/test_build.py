@@ -14,6 +14,7 @@ from mlctl.builder.buildah import Foundation
 from mlctl.builder.catalog import Recipe, repository
 from mlctl.builder.containerfile import parse
 from mlctl.commands.building import save_image
+from tests.helpers.layouts import layer
 
 CONTAINERFILE = """\
 ARG BASE_IMAGE=debian
@@ -34,18 +35,9 @@ class Builder:
         self.ready: list[list[str]] = []
         for name, text in (("lock", "a==1"), ("code", "print()"), ("Containerfile", CONTAINERFILE)):
             (directory / name).write_text(text)
-        base = directory / "base"
-        self.base = Foundation("localhost/test/base:1", base)
-        base.mkdir()
-        image = oci.image({}, [self.layer("base", b"debian")], comment="base")
-        oci.write_layout(base / "layout", self.base.name, image)
-
-    def layer(self, name: str, content: bytes) -> oci.Blob:
-        rootfs = self.directory / f"{name}.rootfs"
-        rootfs.mkdir(exist_ok=True)
-        (rootfs / name).write_bytes(content)
-        oci.write_layer(self.directory / f"{name}.layer", rootfs)
-        return oci.blob(self.directory / f"{name}.layer")
+        self.base = Foundation("localhost/test/base:1", directory / "base")
+        image = oci.image({}, [layer(directory, "base", b"debian")], comment="base")
+        oci.write_layout(self.base.layout, self.base.name, image)
 
     def recipes(self) -> dict[str, Recipe]:
         below = None
@@ -62,7 +54,7 @@ class Builder:
         assert below.name == foundations[0].name
         layers = [oci.Blob(d, below.blobs()[d], below.blob(d)) for d in below.layers()]
         (directory / "store").mkdir()
-        top = self.layer(f"{recipe.name}-{len(self.built)}", content)
+        top = layer(self.directory, f"{recipe.name}-{len(self.built)}", content)
         return oci.image({}, [*layers, top], comment="played")
 
     def run(self, *names: str) -> dict[str, build.Entry]:

@@ -8,22 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlctl.builder import oci
-
-
-def layer(tmp_path: Path, name: str, content: bytes) -> oci.Blob:
-    rootfs = tmp_path / f"{name}.d"
-    rootfs.mkdir()
-    (rootfs / name).write_bytes(content)
-    path = tmp_path / f"{name}.tar"
-    oci.write_layer(path, rootfs)
-    return oci.blob(path)
-
-
-def layout(tmp_path: Path, name: str, layers: list[oci.Blob]) -> oci.Layout:
-    path = tmp_path / f"{name}.image"
-    built = oci.image({"User": "1:1"}, layers, comment="test")
-    oci.write_layout(path, f"localhost/test/{name}:1", built)
-    return oci.read_layout(path)
+from tests.helpers.layouts import layer, layout
 
 
 def written(path: Path) -> dict[str, bytes]:
