@@ -79,9 +79,7 @@ def test_a_refusal_is_told_after_the_deadline(fake: Path) -> None:
 
 
 def test_a_port_in_use_is_not_taken() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert free_port(port) == 0
     assert free_port(port) == port

@@ -31,9 +31,7 @@ def test_another_system_is_refused(monkeypatch: pytest.MonkeyPatch, config: Conf
 
 
 def test_a_used_port_is_refused(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         problem = str(doctor.check_port(Config("unit", tmp_path, api_port=port)))
     assert f"port {port} of the loopback cannot be used" in problem

@@ -3,7 +3,8 @@
 import json
 import sys
 import tarfile
-import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ import yaml
 from mlctl.base.errors import UserError
 from mlctl.base.progress import Phase, Phases
 from mlctl.base.waiting import until
-from mlctl.builder import oci
 from mlctl.cluster import checkout, kind
 from mlctl.cluster.kind import KindCluster
+from tests.helpers.layouts import layout
 
 NODE = "try-control-plane"
 
@@ -139,35 +140,30 @@ def test_a_deleted_cluster_leaves_nothing(programs: Path, cluster: KindCluster) 
     assert calls(programs, "kind") == ["create cluster", "delete cluster"]
 
 
-def layout(tmp_path: Path, name: str) -> dict[str, str]:
-    built = oci.image({}, [], comment="test")
-    oci.write_layout(tmp_path / name, f"localhost/test/{name}:1", built)
-    return {"layout": str(tmp_path / name)}
+def entry(tmp_path: Path, name: str) -> dict[str, str]:
+    return {"layout": str(layout(tmp_path, name).directory)}
 
 
-def load(cluster: KindCluster, entries: dict[str, dict[str, str]]) -> tuple[threading.Thread, list]:
-    phase, problems = Phase("load"), []
+@pytest.fixture
+def load(cluster: KindCluster) -> Iterator[Callable[..., Future[None]]]:
+    """Begin to load images, in a thread that now waits for the cluster."""
 
-    def work() -> None:
-        try:
-            cluster.load_images(entries, phase)
-        except UserError as error:
-            problems.append(str(error))
+    def begin(entries: dict[str, dict[str, str]]) -> Future[None]:
+        phase = Phase("load")
+        loading = pool.submit(cluster.load_images, entries, phase)
+        until(60, lambda: phase.detail == "waiting for the cluster", "it does not begin")
+        return loading
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    until(60, lambda: phase.detail == "waiting for the cluster", "the thread does not begin")
-    return thread, problems
+    with ThreadPoolExecutor() as pool:
+        yield begin
 
 
 def test_images_wait_for_the_cluster_and_arrive(
-    programs: Path, cluster: KindCluster, tmp_path: Path
+    programs: Path, cluster: KindCluster, load, tmp_path: Path
 ) -> None:
-    entries = {name: layout(tmp_path, name) for name in ("one", "two")}
-    thread, problems = load(cluster, entries)
+    loading = load({name: entry(tmp_path, name) for name in ("one", "two")})
     cluster.up(Phases())
-    thread.join()
-    assert problems == []
+    loading.result()
     assert calls(programs, "kind") == ["create cluster", *2 * ["load image-archive"]]
     names = set()
     for archive in programs.glob("loaded-*.tar"):
@@ -178,14 +174,14 @@ def test_images_wait_for_the_cluster_and_arrive(
 
 
 def test_a_cluster_that_cannot_be_made_holds_up_no_images(
-    programs: Path, cluster: KindCluster, tmp_path: Path
+    programs: Path, cluster: KindCluster, load, tmp_path: Path
 ) -> None:
     (programs / "refuse").touch()
-    thread, problems = load(cluster, {"one": layout(tmp_path, "one")})
+    loading = load({"one": entry(tmp_path, "one")})
     with pytest.raises(UserError, match="no space left"):
         cluster.up(Phases())
-    thread.join()
-    assert "no nodes found" in problems[0]
+    with pytest.raises(UserError, match="no nodes found"):
+        loading.result()
 
 
 @pytest.mark.parametrize("missing", [["docker"], ["kind"], ["docker", "kind", "DAGS_REPO"]])

@@ -1,6 +1,7 @@
 """What the many runs are compared by."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,21 +25,13 @@ from mlctl.trials.soak import (
 
 
 def trained(number: int, **changes: Any) -> Checked:
-    one = Checked(TRAINING, f"t{number}", "success", 100.0)
-    one.model_version, one.weights, one.accuracy = f"v{number}", "w", 0.8
-    return changed(one, changes)
+    one = Checked(TRAINING, f"t{number}", "success", 100.0, weights="w", accuracy=0.8)
+    return replace(one, **{"model_version": f"v{number}"} | changes)
 
 
 def predicted(number: int, **changes: Any) -> Checked:
-    one = Checked(INFERENCE, f"i{number}", "success", 50.0)
-    one.model_version, one.weights, one.predictions, one.rows = "v1", "w", "p", 7
-    return changed(one, changes)
-
-
-def changed(one: Checked, changes: dict[str, Any]) -> Checked:
-    for name, value in changes.items():
-        setattr(one, name, value)
-    return one
+    one = Checked(INFERENCE, f"i{number}", "success", 50.0, weights="w", predictions="p", rows=7)
+    return replace(one, **{"model_version": "v1"} | changes)
 
 
 def faults(*runs: Checked) -> list[str]:
