@@ -1,6 +1,5 @@
 """Every image can be replaced by values, and shared clusters run digests."""
 
-import json
 import re
 
 import pytest
@@ -26,10 +25,6 @@ def images(manifests):
     return {c.spec["image"] for c in manifests.containers()}
 
 
-def settings(manifests):
-    return json.loads(manifests.one("ConfigMap", "ml-pipelines-settings")["data"]["settings.json"])
-
-
 def test_overrides_reach_every_container_and_the_tasks():
     manifests = render(OTHERS, environment="local")
     assert images(manifests) == {
@@ -39,7 +34,7 @@ def test_overrides_reach_every_container_and_the_tasks():
         "mirror.test/postgres:1",
         "mirror.test/classic-example:1",
     }
-    assert settings(manifests)["image"]["reference"] == "mirror.test/classic-example:1"
+    assert manifests.settings()["image"]["reference"] == "mirror.test/classic-example:1"
 
 
 def test_mlflow_without_an_image_runs_the_pipelines_image():
@@ -50,7 +45,7 @@ def test_mlflow_without_an_image_runs_the_pipelines_image():
 @pytest.mark.parametrize("environment", ["staging", "production"])
 def test_shared_clusters_run_digests(environment):
     manifests = rendered(environment)
-    used = images(manifests) | {settings(manifests)["image"]["reference"]}
+    used = images(manifests) | {manifests.settings()["image"]["reference"]}
     assert {image for image in used if not re.search(r"@sha256:[0-9a-f]{64}$", image)} == set()
 
 
@@ -69,6 +64,6 @@ def test_pull_secrets_reach_every_pod():
         if {"name": "registry"} not in pod["spec"].get("imagePullSecrets", [])
     ]
     assert lacking == []
-    assert settings(manifests)["image"]["pullSecrets"] == ["registry"]
+    assert manifests.settings()["image"]["pullSecrets"] == ["registry"]
     account = manifests.one("ServiceAccount", "ml-pipelines-task")
     assert account["imagePullSecrets"] == [{"name": "registry"}]

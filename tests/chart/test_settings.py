@@ -1,7 +1,5 @@
 """The settings file that the chart writes is the one that the DAGs read."""
 
-import json
-
 import pytest
 import yaml
 
@@ -23,12 +21,8 @@ WANDB = {
 }
 
 
-def settings(manifests, release="ml-pipelines"):
-    return json.loads(manifests.one("ConfigMap", f"{release}-settings")["data"]["settings.json"])
-
-
 def test_settings_are_the_values():
-    assert settings(rendered("local")) == {
+    assert rendered("local").settings() == {
         "namespace": "ml-pipelines",
         "image": {
             "reference": "ghcr.io/kyryl-opens-ml/classic-example:main",
@@ -67,14 +61,14 @@ def test_without_a_chart_the_defaults_are_the_same():
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_the_dags_accept_each_environment(environment):
-    found = reader.parse_settings(settings(rendered(environment)), environment, {})
+    found = reader.parse_settings(rendered(environment).settings(), environment, {})
     assert found.registry.type == ("mlflow" if environment == "local" else "wandb")
     assert found.task("train_model").resources["limits"]["memory"] == "4Gi"
     assert found.task("load_data").resources["requests"] == {"cpu": "50m", "memory": "256Mi"}
 
 
 def test_wandb_is_the_registry_when_enabled():
-    found = settings(render(WANDB))
+    found = render(WANDB).settings()
     assert (found["registry"]["type"], found["registry"]["modelName"]) == ("wandb", "my-model")
     assert found["registry"]["wandb"] == {
         "project": "p",
@@ -88,14 +82,14 @@ def test_wandb_is_the_registry_when_enabled():
 
 def test_mlflow_elsewhere():
     values = {"mlflow": {"enabled": False, "trackingUri": "https://mlflow.example.com"}}
-    registry = settings(render(values))["registry"]
+    registry = render(values).settings()["registry"]
     assert registry["type"] == "mlflow"
     assert registry["mlflow"]["trackingUri"] == "https://mlflow.example.com"
 
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_inference_on_new_models_is_a_switch(wanted):
-    found = settings(render({"pipelines": {"inferenceOnNewModel": wanted}}))
+    found = render({"pipelines": {"inferenceOnNewModel": wanted}}).settings()
     assert reader.parse_settings(found, "test", {}).inference_on_new_model is wanted
 
 
@@ -124,7 +118,7 @@ TASK = {
 
 
 def test_one_task_can_differ():
-    found = settings(render({"pipelines": {"tasks": {"train_model": TASK}}}))
+    found = render({"pipelines": {"tasks": {"train_model": TASK}}}).settings()
     train = reader.parse_settings(found, "test", {}).task("train_model")
     assert train.resources["requests"]["cpu"] == "0.5"
     assert train.resources["limits"] == {
@@ -143,7 +137,7 @@ def test_the_example_in_the_values_is_one():
     text = (CHART / "values.yaml").read_text()
     start = text.index("  #   train_model:\n")
     example = text[start : text.index("  tasks:\n", start)].replace("  #   ", "")
-    found = settings(render({"pipelines": {"tasks": yaml.safe_load(example)}}))
+    found = render({"pipelines": {"tasks": yaml.safe_load(example)}}).settings()
     train = reader.parse_settings(found, "test", {}).task("train_model")
     assert train.resources["limits"] == {"memory": "16Gi", "nvidia.com/gpu": "1"}
     assert (train.node_selector, train.execution_timeout_seconds) == ({"pool": "gpu"}, 14400)
@@ -153,7 +147,7 @@ def test_the_example_in_the_values_is_one():
 def test_settings_are_mounted_where_the_dags_look(release):
     manifests = render(environment="local", release=release)
     prefix = release if release == "ml-pipelines" else f"{release}-ml-pipelines"
-    assert settings(manifests, prefix)["serviceAccountName"] == f"{prefix}-task"
+    assert manifests.settings(prefix)["serviceAccountName"] == f"{prefix}-task"
     scheduler = manifests.one("Deployment", f"{release}-scheduler")["spec"]["template"]
     for pod, name in ((scheduler, "scheduler"), (manifests.worker(), "base")):
         (volume,) = [v for v in pod["spec"]["volumes"] if v["name"] == "ml-pipelines-settings"]

@@ -1,5 +1,6 @@
 """What a render holds, as plain dicts: a wrong key in a test or a template stays visible."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,6 +70,11 @@ class Manifests:
     def of(self, *kinds: str) -> list[dict[str, Any]]:
         """Return the objects of some kinds."""
         return [found for found in self.objects if found["kind"] in kinds]
+
+    def settings(self, prefix: str = "ml-pipelines") -> dict[str, Any]:
+        """Return what the DAGs read; the name of its ConfigMap begins with ``prefix``."""
+        found = self.one("ConfigMap", f"{prefix}-settings")["data"]["settings.json"]
+        return json.loads(found)
 
     def worker(self) -> dict[str, Any]:
         """Return the pod that the scheduler makes workers from (it is text in a ConfigMap)."""
