@@ -49,13 +49,10 @@ CASES = {
         False,
     ),
     "no node": (
-        {
-            "metadata": {"name": "p"},
-            "status": {
-                "phase": "Pending",
-                "conditions": [{"type": "PodScheduled", "status": "False", "message": "no memory"}],
-            },
-        },
+        pod(
+            "Pending",
+            conditions=[{"type": "PodScheduled", "status": "False", "message": "no memory"}],
+        ),
         "not scheduled: no memory",
         False,
         False,
