@@ -16,73 +16,33 @@ from ml_pipelines.settings import (
 
 SOURCE = "/etc/settings.json"
 
-# The example of the chart: every key that it writes.
-COMPLETE = {
-    "namespace": "ml-pipelines",
-    "image": {"reference": "r.example/i@sha256:abc", "pullPolicy": "Never", "pullSecrets": ["a"]},
-    "storage": {"claimName": "training-storage"},
-    "serviceAccountName": "ml-pipelines-task",
-    "registry": {
-        "type": "mlflow",
-        "modelName": "airflow-pipeline",
-        "mlflow": {"trackingUri": "http://ml-pipelines-mlflow:5000", "experiment": "ml-pipelines"},
-        "wandb": {
-            "project": "",
-            "entity": "",
-            "baseUrl": "",
-            "secretName": "ml-pipelines-wandb",
-            "secretKey": "api-key",
-        },
-    },
-    "schedule": {"training_dag": None, "inference_dag": "0 9 * * *"},
-    "inferenceOnNewModel": True,
-    "defaults": {
-        "retries": 2,
-        "retryDelaySeconds": 10,
-        "startupTimeoutSeconds": 600,
-        "stuckTimeoutSeconds": 120,
-        "executionTimeoutSeconds": 3600,
-        "failedPodTtlSeconds": 900,
-        "resources": {},
-        "nodeSelector": {},
-        "tolerations": [],
-        "affinity": {},
-        "env": {},
-        "envFrom": [],
-        "labels": {},
-        "annotations": {},
-        "priorityClassName": "",
-        "runtimeClassName": "",
-        "serviceAccountName": "",
-        "image": "",
-    },
-    "tasks": {
-        "train_model": {
-            "resources": {"requests": {"cpu": 2}, "limits": {"nvidia.com/gpu": "1"}},
-            "executionTimeoutSeconds": 7200,
-            "nodeSelector": {"pool": "gpu"},
-            "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
-        }
-    },
-}
-
 
 def parse(content: object) -> Settings:
     return parse_settings(content, SOURCE, {})
 
 
-def test_complete_file_is_read() -> None:
-    settings = parse(COMPLETE)
+def test_what_the_file_says_is_read() -> None:
+    """That the chart writes such files, whole ones, is in tests/chart/test_settings.py."""
+    settings = parse(
+        {
+            "namespace": "ml-pipelines",
+            "image": {"reference": "r.example/i:1", "pullPolicy": "Never", "pullSecrets": ["a"]},
+            "storage": {"claimName": "claim"},
+            "registry": {"type": "mlflow", "mlflow": {"trackingUri": "http://mlflow:5000"}},
+            "schedule": {"training_dag": "@daily", "inference_dag": "0 10 * * *"},
+            "inferenceOnNewModel": True,
+        }
+    )
     assert settings.namespace == "ml-pipelines"
-    assert settings.image.reference == "r.example/i@sha256:abc"
+    assert settings.image.reference == "r.example/i:1"
     assert settings.image.pull_policy == "Never"
     assert settings.image.pull_secrets == ("a",)
-    assert settings.claim_name == "training-storage"
+    assert settings.claim_name == "claim"
     assert settings.registry.type == "mlflow"
-    assert settings.registry.mlflow.tracking_uri == "http://ml-pipelines-mlflow:5000"
-    assert settings.schedules == {"training_dag": None, "inference_dag": "0 9 * * *"}
+    assert settings.registry.mlflow.tracking_uri == "http://mlflow:5000"
+    assert settings.schedules == {"training_dag": "@daily", "inference_dag": "0 10 * * *"}
     assert settings.inference_on_new_model is True
-    assert settings.task("train_model").image == "r.example/i@sha256:abc"
+    assert settings.task("train_model").image == "r.example/i:1"
 
 
 def test_without_a_file_the_settings_are_the_documents(monkeypatch: pytest.MonkeyPatch) -> None:
