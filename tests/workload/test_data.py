@@ -1,11 +1,11 @@
 """Loading labelled sentences: what is written, from where, and what bad files do."""
 
-import io
 import json
 import socket
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,44 +19,26 @@ SPLITS = ("train", "val", "test")
 
 
 @pytest.fixture
-def glue_mirror() -> Iterator[str]:
+def glue_mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve a small SST-2 as the hub does; yield its address."""
     import pyarrow
     import pyarrow.parquet
 
-    def parquet(rows: list[tuple[str, int, int]]) -> bytes:
-        columns = zip(*rows, strict=True)
-        target = io.BytesIO()
-        pyarrow.parquet.write_table(pyarrow.table(dict(zip(HEADER, columns, strict=True))), target)
-        return target.getvalue()
-
-    files = {
-        "train": parquet([(f"{text} ", label, idx) for text, label, idx in sentences(80)]),
-        "test": parquet([(f"{text} ", -1, idx) for text, _, idx in sentences(9)]),
-    }
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def do_GET(self) -> None:
-            pinned = f"/datasets/nyu-mll/glue/resolve/{sources.GLUE_REVISION}/sst2/"
-            name = self.path.removeprefix(pinned).split("-")[0]
-            body = files.get(name, b"")
-            self.send_response(200 if body else 404)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    root = tmp_path_factory.mktemp("hub")
+    place = root / f"datasets/nyu-mll/glue/resolve/{sources.GLUE_REVISION}/sst2"
+    place.mkdir(parents=True)
+    for split, rows in (
+        ("train", [(f"{text} ", label, idx) for text, label, idx in sentences(80)]),
+        ("test", [(f"{text} ", -1, idx) for text, _, idx in sentences(9)]),
+    ):
+        columns = dict(zip(HEADER, zip(*rows, strict=True), strict=True))
+        file = place / f"{split}-00000-of-00001.parquet"
+        pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    files = partial(SimpleHTTPRequestHandler, directory=root)
+    with ThreadingHTTPServer(("127.0.0.1", 0), files) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 @pytest.fixture
@@ -70,7 +52,6 @@ def silent_server() -> Iterator[str]:
 def bundled(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     directory = tmp_path_factory.mktemp("bundled") / "made" / "with" / "parents"
     ended = cli("load-sst2-data", directory, env={"DATA_SOURCE": "bundled"})
-    assert ended.status == 0, ended.output
     return ended.result, directory
 
 
@@ -114,7 +95,6 @@ def test_labels_of_the_test_rows_stay_in_the_image(bundled: tuple[dict, Path]):
 def test_the_same_data_has_the_same_hash(bundled: tuple[dict, Path], cli: Cli, tmp_path: Path):
     paths = [tmp_path / "a" / "one.csv", tmp_path / "b" / "two.csv", tmp_path / "three.csv"]
     ended = cli("load-sst2-data-file-input", *paths, env={"DATA_SOURCE": "bundled"})
-    assert ended.status == 0, ended.output
     assert ended.result == bundled[0]
     for split, path in zip(SPLITS, paths, strict=True):
         assert path.read_bytes() == (bundled[1] / f"{split}.csv").read_bytes()
@@ -123,7 +103,6 @@ def test_the_same_data_has_the_same_hash(bundled: tuple[dict, Path], cli: Cli, t
 @pytest.mark.parametrize("mode", ["auto", "glue"])
 def test_sst2_is_loaded_from_a_reachable_hub(cli: Cli, glue_mirror: str, tmp_path: Path, mode: str):
     ended = cli("load-sst2-data", tmp_path, env={"DATA_SOURCE": mode, "HF_ENDPOINT": glue_mirror})
-    assert ended.status == 0, ended.output
     assert ended.result["source"] == "GLUE/SST-2 (nyu-mll/glue)"
     assert ended.result["rows"] == {"train": 60, "val": 20, "test": 9}
     loaded = read_csv(tmp_path / "train.csv") + read_csv(tmp_path / "val.csv")
@@ -134,7 +113,6 @@ def test_sst2_is_loaded_from_a_reachable_hub(cli: Cli, glue_mirror: str, tmp_pat
 
 def test_auto_falls_back_when_the_hub_refuses(cli: Cli, tmp_path: Path):
     ended = cli("load-sst2-data", tmp_path, env={"HF_ENDPOINT": "http://127.0.0.1:9"})
-    assert ended.status == 0, ended.output
     assert "GLUE/SST-2 is out of reach" in ended.stdout
     assert ended.result["source"] == sources.BUNDLED
 
@@ -143,7 +121,6 @@ def test_auto_falls_back_within_seconds_when_the_hub_hangs(
     cli: Cli, silent_server: str, tmp_path: Path
 ):
     ended = cli("load-sst2-data", tmp_path, env={"HF_ENDPOINT": silent_server})
-    assert ended.status == 0, ended.output
     assert ended.result["source"] == sources.BUNDLED
     assert ended.seconds < 15
 

@@ -86,22 +86,30 @@ def variables(address: str, **more: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def uploaded(cli: Cli, server: str, trained: tuple[Ended, Path]) -> list[Ended]:
+def upload(cli: Cli, server: str, trained: tuple[Ended, Path]) -> Cli:
+    """Upload the trained model from a run, under a name."""
+
+    def upload(name: str, run_id: str, experiment: str) -> Ended:
+        where = {"MLFLOW_EXPERIMENT_NAME": experiment, "ML_PIPELINES_RUN_ID": run_id}
+        image = {"ML_PIPELINES_TRAINING_IMAGE_DIGEST": "sha256:1a"}
+        env = variables(server, **where, **image)
+        return cli("upload-to-registry", name, trained[1], env=env)
+
+    return upload
+
+
+@pytest.fixture(scope="module")
+def load(cli: Cli, server: str) -> Cli:
+    """Load a model by its reference into a directory."""
+    return lambda reference, target, **more: cli(
+        "load-from-registry", reference, target, env=variables(server, **more)
+    )
+
+
+@pytest.fixture(scope="module")
+def uploaded(upload: Cli) -> list[Ended]:
     """Upload the same model twice, from two runs."""
-    ended = [
-        cli(
-            "upload-to-registry",
-            "airflow-pipeline",
-            trained[1],
-            env=variables(
-                server,
-                MLFLOW_EXPERIMENT_NAME="tests",
-                ML_PIPELINES_RUN_ID=f"run{n}",
-                ML_PIPELINES_TRAINING_IMAGE_DIGEST="sha256:1a",
-            ),
-        )
-        for n in (1, 2)
-    ]
+    ended = [upload("airflow-pipeline", run_id, "tests") for run_id in ("run1", "run2")]
     for one in ended:
         assert one.status == 0, one.output
     return ended
@@ -117,17 +125,10 @@ def test_each_upload_is_a_new_version(uploaded: list[Ended], server: str):
 
 
 def test_upload_that_is_repeated_by_the_same_run_is_the_same_version(
-    uploaded: list[Ended], cli: Cli, client, server: str, trained: tuple[Ended, Path]
+    uploaded: list[Ended], upload: Cli, client
 ):
     before = client.search_model_versions("name='airflow-pipeline'")
-    ended = cli(
-        "upload-to-registry",
-        "airflow-pipeline",
-        trained[1],
-        env=variables(server, MLFLOW_EXPERIMENT_NAME="tests", ML_PIPELINES_RUN_ID="run1"),
-    )
-    assert ended.status == 0, ended.output
-    assert ended.result == uploaded[0].result
+    assert upload("airflow-pipeline", "run1", "tests").result == uploaded[0].result
     assert len(client.search_model_versions("name='airflow-pipeline'")) == len(before) == 2
 
 
@@ -172,8 +173,7 @@ def test_version_and_run_say_what_made_the_model(uploaded: list[Ended], client):
 def test_model_comes_back_as_it_was(
     uploaded: list[Ended],
     client,
-    cli: Cli,
-    server: str,
+    load: Cli,
     trained: tuple[Ended, Path],
     tmp_path: Path,
     alias: str,
@@ -181,8 +181,7 @@ def test_model_comes_back_as_it_was(
 ):
     client.set_registered_model_alias("airflow-pipeline", "champion", "1")
     target = tmp_path / "results"
-    ended = cli("load-from-registry", f"airflow-pipeline:{alias}", target, env=variables(server))
-    assert ended.status == 0, ended.output
+    ended = load(f"airflow-pipeline:{alias}", target)
     assert ended.result == {
         "registry": "mlflow",
         "name": "airflow-pipeline",
@@ -209,16 +208,10 @@ def test_model_comes_back_as_it_was(
     ],
 )
 def test_unknown_model_or_alias_lists_what_exists(
-    uploaded: list[Ended],
-    client,
-    cli: Cli,
-    server: str,
-    tmp_path: Path,
-    reference: str,
-    message: str,
+    uploaded: list[Ended], client, load: Cli, tmp_path: Path, reference: str, message: str
 ):
     client.set_registered_model_alias("airflow-pipeline", "champion", "1")
-    ended = cli("load-from-registry", reference, tmp_path / "results", env=variables(server))
+    ended = load(reference, tmp_path / "results")
     assert message in ended.error
     assert ended.seconds < LIMIT
     assert list(tmp_path.iterdir()) == []
@@ -305,22 +298,17 @@ def janitor(server: str, storage: Path, *, keep: int = 0, hours: float = 48) -> 
 
 
 @pytest.fixture(scope="module")
-def kept(cli: Cli, server: str, client, trained: tuple[Ended, Path]) -> list[str]:
+def kept(upload: Cli, client) -> list[str]:
     """Upload a model three times, name the first version, and return the runs."""
-    runs = []
-    for number in range(3):
-        # A run registers a model once.
-        run_id = f"kept{number}"
-        variable = variables(server, MLFLOW_EXPERIMENT_NAME="retention", ML_PIPELINES_RUN_ID=run_id)
-        ended = cli("upload-to-registry", "kept", trained[1], env=variable)
-        assert ended.status == 0, ended.output
-        runs.append(ended.result["run_url"].rpartition("/")[2])
+    # A run registers a model once.
+    ended = [upload("kept", f"kept{number}", "retention") for number in range(3)]
+    runs = [one.result["run_url"].rpartition("/")[2] for one in ended]
     client.set_registered_model_alias("kept", "champion", "1")
     return runs
 
 
 def test_janitor_frees_the_space_of_versions_that_are_too_many(
-    kept: list[str], cli: Cli, server: str, client, trained: tuple[Ended, Path], tmp_path: Path
+    kept: list[str], load: Cli, server: str, client, trained: tuple[Ended, Path], tmp_path: Path
 ):
     before = used()
     assert "0 removed, 0 bytes" in janitor(server, tmp_path)
@@ -332,8 +320,7 @@ def test_janitor_frees_the_space_of_versions_that_are_too_many(
     assert before - used() >= size
     assert {one.version for one in client.search_model_versions("name='kept'")} == {"1", "3"}
     for reference in ("kept:latest", "kept:champion"):
-        ended = cli("load-from-registry", reference, tmp_path / "m", env=variables(server))
-        assert ended.status == 0, ended.output
+        assert load(reference, tmp_path / "m").result["name"] == "kept"
     # What compares it with others stays.
     run = client.get_run(kept[1])
     assert run.data.metrics["accuracy"] == trained[0].result["accuracy"]
@@ -359,29 +346,26 @@ def test_janitor_removes_what_a_broken_upload_has_left(
 
 
 def test_full_volume_of_the_server_fails_the_upload_and_no_version(
-    kept: list[str], cli: Cli, server: str, client, trained: tuple[Ended, Path], tmp_path: Path
+    kept: list[str], upload: Cli, load: Cli, client, tmp_path: Path
 ):
     versions = {one.version for one in client.search_model_versions("name='kept'")}
     fill(SMALL_VOLUME, free=1_000_000)
     try:
-        variable = variables(server, MLFLOW_EXPERIMENT_NAME="retention", ML_PIPELINES_RUN_ID="full")
-        ended = cli("upload-to-registry", "kept", trained[1], env=variable)
+        ended = upload("kept", "full", "retention")
     finally:
         (SMALL_VOLUME / "filler").unlink()
     assert "MLflow failed during the upload" in ended.error
     assert "is the volume of the server full?" in ended.error
     assert {one.version for one in client.search_model_versions("name='kept'")} == versions
-    ended = cli("load-from-registry", "kept:latest", tmp_path / "m", env=variables(server))
-    assert ended.status == 0, ended.output
+    assert load("kept:latest", tmp_path / "m").result["name"] == "kept"
 
 
 def test_model_that_does_not_fit_is_not_fetched(
-    kept: list[str], cli: Cli, server: str, trained: tuple[Ended, Path]
+    kept: list[str], load: Cli, trained: tuple[Ended, Path]
 ):
     fill(SMALL_VOLUME, free=2_000_000)
     try:
-        environment = variables(server, MIN_FREE_BYTES="0")
-        ended = cli("load-from-registry", "kept:latest", SMALL_VOLUME / "m", env=environment)
+        ended = load("kept:latest", SMALL_VOLUME / "m", MIN_FREE_BYTES="0")
     finally:
         (SMALL_VOLUME / "filler").unlink()
     size = sum(path.stat().st_size for path in trained[1].iterdir())

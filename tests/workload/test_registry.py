@@ -14,7 +14,7 @@ from classic_example.registry.base import (
     package,
     upload_to_registry,
 )
-from workload_helpers import Cli, DirectoryRegistry, Ended
+from workload_helpers import DirectoryRegistry, Ended
 
 VARIABLES = ("REGISTRY", "MLFLOW_TRACKING_URI", "WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL")
 
@@ -179,9 +179,3 @@ def test_broken_download_leaves_the_older_model(
         load_from_registry(DirectoryRegistry(source, tags), "m", target)
     assert [path.name for path in target.iterdir()] == ["old"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results", "server"]
-
-
-def test_command_without_a_registry_fails_with_one_line(cli: Cli, tmp_path: Path):
-    ended = cli("load-from-registry", "m:latest", tmp_path / "results")
-    assert "no model registry is configured" in ended.error
-    assert not (tmp_path / "results").exists()

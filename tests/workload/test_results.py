@@ -2,7 +2,6 @@
 
 import base64
 import json
-from pathlib import Path
 
 import pytest
 from classic_example import results
@@ -45,11 +44,3 @@ def test_error_text_is_one_line():
     assert one_line(ValueError("a\n  b\tc")) == "a b c"
     assert one_line(KeyError()) == "KeyError"
     assert len(one_line(ValueError("x" * 5000))) == 600
-
-
-def test_result_file_in_a_missing_directory_warns(monkeypatch, caplog, capsys):
-    monkeypatch.setenv("RESULT_FILE", "/nonexistent/file")
-    results.report({"rows": 1})
-    assert "cannot be written" in caplog.text
-    assert capsys.readouterr().out == 'RESULT {"rows": 1}\n'
-    assert not Path("/nonexistent").exists()

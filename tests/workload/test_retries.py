@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from workload_helpers import Cli, DirectoryRegistry, Ended, everything_below
 MOMENTS = ("fsync", "rename", "replace")
 
 
-def killed(number: int, work: Callable[[], Any]) -> bool:
+def killed(number: int, work: Callable[[], Any], moments: Sequence[str]) -> bool:
     """Run `work` in a child that is killed at its moment `number`; False when it had fewer."""
     child = os.fork()
     if child == 0:
@@ -39,7 +39,7 @@ def killed(number: int, work: Callable[[], Any]) -> bool:
 
             return call
 
-        for name in MOMENTS:
+        for name in moments:
             setattr(os, name, deadly(getattr(os, name)))
         try:
             work()
@@ -51,10 +51,12 @@ def killed(number: int, work: Callable[[], Any]) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def try_until_done(work: Callable[[], Any], check: Callable[[], None]) -> int:
+def try_until_done(
+    work: Callable[[], Any], check: Callable[[], None], moments: Sequence[str] = MOMENTS
+) -> int:
     """Kill one try after the other, a moment later each, and return how many that were."""
     for number in itertools.count():
-        if not killed(number, work):
+        if not killed(number, work, moments):
             return number
         check()
     raise AssertionError("unreachable")
@@ -142,7 +144,8 @@ def test_killed_inference(trained: tuple[Ended, Path], data_directory: Path, tmp
             assert described["predictions"]["sha256"] == hashlib.sha256(content).hexdigest()
 
     work = lambda: run_inference_on_dataframe(source, trained[1], out / "pred.csv")  # noqa: E731
-    assert try_until_done(work, check) == 4
+    # The description of before goes first: a kill at any removal must leave the two in step too.
+    assert try_until_done(work, check, (*MOMENTS, "unlink")) == 7
     assert (out / "pred.csv").read_bytes() == expected
     assert everything_below(out) == {"pred.csv", "pred.json"}
 

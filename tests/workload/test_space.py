@@ -4,7 +4,6 @@ The volume is a file system of 64 MiB in memory, which the tests fill: the error
 """
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from classic_example import cli as command_line
-from classic_example import inference, sources, space, train
+from classic_example import sources, space, train
 from classic_example.data import COLUMNS, fields_of, read_labelled
 from classic_example.errors import WorkloadError
 from classic_example.files import fill_csv, new_directory, new_files, size_of_csv
@@ -195,31 +194,6 @@ def test_predictions_that_fill_the_volume_leave_the_older_ones(
     assert f"cannot write {small_volume}/{name}: No space left on device; 0 bytes" in error
     assert everything_below(small_volume) == {"filler", "pred.csv", "pred.json"}
     assert {name: (small_volume / name).read_bytes() for name in before} == before
-
-
-def test_new_predictions_never_stand_beside_an_old_description(
-    trained: tuple[Ended, Path], data_directory: Path, tmp_path: Path, monkeypatch
-):
-    """Killed between the two, a run leaves predictions without a description."""
-    (tmp_path / "pred.csv").write_text("old")
-    (tmp_path / "pred.json").write_text("old")
-    replace, seen = Path.replace, []
-
-    def watched(path: Path, target: Path) -> Path:
-        found = {
-            one.name: one.read_text() == "old"
-            for one in tmp_path.iterdir()
-            if "partial" not in one.name
-        }
-        seen.append(found)
-        return replace(path, target)
-
-    monkeypatch.setattr(Path, "replace", watched)
-    inference.run_inference_on_dataframe(
-        data_directory / "test.csv", trained[1], tmp_path / "pred.csv"
-    )
-    assert seen == [{"pred.csv": True}, {"pred.csv": False}]
-    assert json.loads((tmp_path / "pred.json").read_text())["rows"] == 33
 
 
 # The errors

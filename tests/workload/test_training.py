@@ -192,15 +192,6 @@ def test_failed_training_leaves_no_model(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json"]
 
 
-def test_leftovers_of_a_killed_attempt_are_replaced(make_config: MakeConfig, tmp_path: Path):
-    for name in (".results.partial", "results"):
-        (tmp_path / name / "checkpoint").mkdir(parents=True)
-        (tmp_path / name / "checkpoint" / "stale").write_text("x")
-    train(make_config(tmp_path / "config.json", max_steps=1))
-    assert everything_below(tmp_path / "results") == FILES
-    assert not (tmp_path / ".results.partial").exists()
-
-
 def test_bad_data_ends_the_command_with_one_line(cli: Cli, make_config: MakeConfig, tmp_path: Path):
     bad = write_csv(tmp_path / "bad.csv", HEADER, [["fine", 1, 0], ["odd", 3, 1]])
     ended = cli("train", make_config(tmp_path / "config.json", train_file=str(bad)))

@@ -57,7 +57,6 @@ def uploaded(
     versions = []
     for directory in (first, first, second):
         ended = run("upload-to-registry", MODEL, directory)
-        assert ended.status == 0, ended.output
         versions.append(ended.result["version"])
     assert versions == ["v0", "v0", "v1"]
     print(f"W&B has {ended.result['uri']}, made by {ended.result['run_url']}")
@@ -70,7 +69,6 @@ def test_the_model_comes_back_as_it_was(
 ):
     target = tmp_path / "results"
     ended = run("load-from-registry", f"{MODEL}:{alias}", target)
-    assert ended.status == 0, ended.output
     assert ended.result["version"] == version
     source = uploaded[version]
     assert everything_below(target) == everything_below(source) | {"registry.json"}

@@ -37,7 +37,8 @@ class Ended:
 
     @property
     def result(self) -> dict:
-        """Content of the RESULT line."""
+        """Content of the RESULT line of a command that succeeded."""
+        assert self.status == 0, self.output
         lines = [line for line in self.stdout.splitlines() if line.startswith("RESULT ")]
         assert len(lines) == 1, self.output
         return json.loads(lines[0].removeprefix("RESULT "))
