@@ -5,21 +5,19 @@ Airflow reads its configuration at import: this file sets it before any test mod
 
 from __future__ import annotations
 
-import importlib.util
-import itertools
 import json
 import os
+import runpy
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 DAGS = Path(__file__).parents[2] / "dags"
-PLANTED_KEY = "planted-0123456789abcdef0123456789abcdef"
 
 _HOME = tempfile.TemporaryDirectory(prefix="airflow-dag-tests-")
 os.environ.update(
@@ -30,24 +28,12 @@ os.environ.update(
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{_HOME.name}/airflow.db",
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
         # As the document has it: the key must not get anywhere from here.
-        "WANDB_API_KEY": PLANTED_KEY,
+        "WANDB_API_KEY": "planted-0123456789abcdef0123456789abcdef",
         "WANDB_PROJECT": "planted-project",
     }
 )
 os.environ.pop("ML_PIPELINES_SETTINGS", None)
 sys.path.insert(0, str(DAGS))
-
-_module_numbers = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def dags_folder() -> Path:
-    return DAGS
-
-
-@pytest.fixture(scope="session")
-def planted_key() -> str:
-    return PLANTED_KEY
 
 
 @pytest.fixture
@@ -64,23 +50,9 @@ def settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
 
 
 @pytest.fixture(scope="session")
-def load_module() -> Callable[[str], ModuleType]:
-    """Run a DAG file, as the DAG processor does: each call gives objects of its own."""
-
-    def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(
-            f"{name}_{next(_module_numbers)}", DAGS / f"{name}.py"
-        )
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
-
-
-@pytest.fixture
-def load_dag(load_module: Callable[[str], ModuleType]) -> Callable[[str], Any]:
-    return lambda name: load_module(name).dag
+def load_dag() -> Callable[[str], Any]:
+    """Run a DAG file, as the DAG processor does: each call gives a DAG of its own."""
+    return lambda name: runpy.run_path(str(DAGS / f"{name}.py"))["dag"]
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+DAGS = Path(__file__).parents[2] / "dags"
 DAG_FILES = ["inference_dag", "training_dag"]
 
 ORDER = {
@@ -36,18 +37,18 @@ ORDER = {
 }
 
 
-def test_no_dag_file_is_unlisted(dags_folder: Path) -> None:
-    assert sorted(path.stem for path in dags_folder.glob("*.py")) == DAG_FILES
+def test_no_dag_file_is_unlisted() -> None:
+    assert sorted(path.stem for path in DAGS.glob("*.py")) == DAG_FILES
 
 
 @pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
-def test_airflow_finds_the_dags_and_nothing_else(dags_folder: Path) -> None:
+def test_airflow_finds_the_dags_and_nothing_else() -> None:
     try:
         from airflow.dag_processing.dagbag import DagBag
     except ImportError:  # Airflow 2
         from airflow.models.dagbag import DagBag
 
-    bag = DagBag(dag_folder=str(dags_folder))
+    bag = DagBag(dag_folder=str(DAGS))
 
     assert bag.import_errors == {}
     assert sorted(bag.dags) == DAG_FILES
@@ -98,11 +99,11 @@ def test_schedules_come_from_the_settings(load_dag, settings_file) -> None:
     assert load_dag("inference_dag").timetable.can_be_scheduled is False
 
 
-def test_parsing_imports_nothing_but_the_dags_own_modules(dags_folder: Path) -> None:
+def test_parsing_imports_nothing_but_the_dags_own_modules() -> None:
     """In a fresh process that has what every Airflow process has: each parse pays for the rest."""
     script = (
         "import json, sys\n"
-        f"sys.path.insert(0, {str(dags_folder)!r})\n"
+        f"sys.path.insert(0, {str(DAGS)!r})\n"
         "from airflow import DAG\n"
         "from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator\n"
         "from airflow.providers_manager import ProvidersManager\n"

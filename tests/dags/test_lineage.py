@@ -112,10 +112,8 @@ def variables(pod: dict) -> dict[str, str]:
     return {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
 
 
-def test_the_commit_is_filled_in_by_the_worker(
-    load_module, render_pod, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = load_module("training_dag").dag.get_task("train_model")
+def test_the_commit_is_filled_in_by_the_worker(load_dag, render_pod) -> None:
+    task = load_dag("training_dag").get_task("train_model")
     (template,) = [one.value for one in task.env_vars if one.name == "ML_PIPELINES_DAGS_COMMIT"]
     # So a DAG is stored alike from every commit, and a worker says which one it runs from.
     assert template == "{{ dags_commit() }}"

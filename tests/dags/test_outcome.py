@@ -30,7 +30,7 @@ Outcomes = dict[str, str]
 
 
 @pytest.fixture(scope="session")
-def start_run(database: None, load_module: Callable[[str], Any]) -> Callable[[str, Any], Any]:
+def start_run(database: None, load_dag: Callable[[str], Any]) -> Callable[[str, Any], Any]:
     """Start a run of a DAG, as the scheduler would; its tasks have no state yet."""
     from airflow.utils.types import DagRunType
 
@@ -38,7 +38,7 @@ def start_run(database: None, load_module: Callable[[str], Any]) -> Callable[[st
 
     def start(dag_id: str, session: Any) -> Any:
         if dag_id not in stored and AIRFLOW_2:
-            stored[dag_id] = load_module(dag_id).dag
+            stored[dag_id] = load_dag(dag_id)
             stored[dag_id].sync_to_db(session=session)
         elif dag_id not in stored:
             stored[dag_id] = _store_on_airflow_3(dag_id, session)

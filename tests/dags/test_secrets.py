@@ -10,9 +10,11 @@ import json
 import os
 
 import pytest
+from kubernetes.client import models as k8s
 
 from tests.helpers.pipelines import stored
 
+KEY = os.environ["WANDB_API_KEY"]
 DAG_TASKS = [
     ("training_dag", "upload_model"),
     ("training_dag", "train_model"),
@@ -28,9 +30,9 @@ def dag_with_wandb(load_dag, settings_file):
 
 
 @pytest.mark.parametrize("dag_id", ["training_dag", "inference_dag"])
-def test_no_key_in_the_serialized_dag(dag_with_wandb, planted_key: str, dag_id: str) -> None:
+def test_no_key_in_the_serialized_dag(dag_with_wandb, dag_id: str) -> None:
     text = stored(dag_with_wandb(dag_id))
-    assert planted_key not in text
+    assert KEY not in text
     # The search works: what is not secret is there, and so is the reference.
     assert "visible-project" in text
     assert "secret_key_ref" in text
@@ -38,29 +40,23 @@ def test_no_key_in_the_serialized_dag(dag_with_wandb, planted_key: str, dag_id: 
 
 @pytest.mark.parametrize(("dag_id", "task_id"), DAG_TASKS)
 def test_no_key_in_rendered_fields_and_the_pod(
-    dag_with_wandb, render_pod, planted_key: str, dag_id: str, task_id: str
+    dag_with_wandb, render_pod, dag_id: str, task_id: str
 ) -> None:
     task = dag_with_wandb(dag_id).get_task(task_id)
     pod = json.dumps(render_pod(task, "run"))
     fields = " ".join(str(getattr(task, field)) for field in task.template_fields)
-    assert planted_key not in pod + fields
+    assert KEY not in pod + fields
     # The reference goes where the registry is used, and nowhere else.
     uses_registry = task_id in ("upload_model", "load_model")
     assert ("visible-project" in fields) is uses_registry
     assert ("secretKeyRef" in pod) is uses_registry
 
 
-def test_the_key_is_planted_and_the_search_would_find_it(
-    load_module, render_pod, planted_key: str
-) -> None:
+def test_the_key_is_planted_and_the_search_would_find_it(load_dag, render_pod) -> None:
     """The document's way, `env_vars` from the environment, shows in all three places."""
-    module = load_module("training_dag")
-    task = module.dag.get_task("upload_model")
-    from kubernetes.client import models as k8s
-
-    task.env_vars = [
-        k8s.V1EnvVar(name="WANDB_API_KEY", value=os.environ["WANDB_API_KEY"]),
-    ]
-    assert planted_key in stored(module.dag)
-    assert planted_key in json.dumps(render_pod(task, "run"))
-    assert planted_key in str(task.env_vars)
+    dag = load_dag("training_dag")
+    task = dag.get_task("upload_model")
+    task.env_vars = [k8s.V1EnvVar(name="WANDB_API_KEY", value=KEY)]
+    assert KEY in stored(dag)
+    assert KEY in json.dumps(render_pod(task, "run"))
+    assert KEY in str(task.env_vars)
