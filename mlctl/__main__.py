@@ -129,7 +129,7 @@ add(look.cluster_status, provider, to=parts, name="status")
 for function in (cluster.stop, cluster.start, cluster.restart):
     add(function, provider, click.Argument(["part"]), to=parts)
 
-for function in (building.chart, building.package, building.prune_cache, building.clean_cache):
+for function in (building.chart, building.package, building.clean_cache):
     add(function)
 images = Group("images", help="The container images, built without a registry or an engine.")
 app.add_command(images)

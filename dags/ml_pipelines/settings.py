@@ -85,38 +85,39 @@ class Image:
     A task may have another one; policy and pull secrets hold for that as well.
     """
 
-    reference: str
-    pull_policy: Literal["Always", "IfNotPresent", "Never"]
-    pull_secrets: tuple[str, ...]
+    reference: str = "ghcr.io/kyryl-opens-ml/classic-example:main"
+    # Always: the document's image is a tag that moves.
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] = "Always"
+    pull_secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Mlflow:
     """An MLflow server."""
 
-    tracking_uri: str
-    experiment: str
+    tracking_uri: str = "http://ml-pipelines-mlflow:5000"
+    experiment: str = "ml-pipelines"
 
 
 @dataclass(frozen=True)
 class Wandb:
     """Weights & Biases; the API key stays in the Secret, only the reference is known here."""
 
-    project: str
-    entity: str
-    base_url: str
-    secret_name: str
-    secret_key: str
+    project: str = ""
+    entity: str = ""
+    base_url: str = ""
+    secret_name: str = "ml-pipelines-wandb"
+    secret_key: str = "api-key"
 
 
 @dataclass(frozen=True)
 class Registry:
     """Where models are kept, and under which name."""
 
-    type: Literal["mlflow", "wandb"]
-    model_name: str
     mlflow: Mlflow
     wandb: Wandb
+    type: Literal["mlflow", "wandb"] = "wandb"
+    model_name: str = "airflow-pipeline"
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,10 @@ class TaskSettings:
     env_from: list[dict[str, Any]]
     labels: dict[str, str]
     annotations: dict[str, str]
-    priority_class_name: str
-    runtime_class_name: str
-    service_account_name: str
     image: str
+    service_account_name: str = ""
+    priority_class_name: str = ""
+    runtime_class_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,17 +168,14 @@ class Settings:
         merged = DEFAULTS
         for layer in (TASK_DEFAULTS.get(task_id, {}), self.defaults, self.tasks.get(task_id, {})):
             merged = _merge(merged, layer)
-        values = {re.sub("[A-Z]", lambda c: f"_{c[0].lower()}", k): v for k, v in merged.items()}
         # Helm writes large numbers as 1e+06, and a quantity of 2 is a number in YAML.
-        values |= {k: int(v) for k, v in values.items() if isinstance(v, float)}
-        values["resources"] = {
+        merged |= {key: int(value) for key, value in merged.items() if isinstance(value, float)}
+        merged["resources"] = {
             kind: {name: str(quantity) for name, quantity in quantities.items()}
             for kind, quantities in merged["resources"].items()
         }
-        values["service_account_name"] = values["service_account_name"] or self.service_account_name
-        values["image"] = values["image"] or self.image.reference
-        # A key that is not here is one of a newer chart.
-        return TaskSettings(**{field.name: values[field.name] for field in fields(TaskSettings)})
+        own = {"serviceAccountName": self.service_account_name, "image": self.image.reference}
+        return _made(TaskSettings, own | _given(merged))
 
 
 def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -220,35 +218,22 @@ def parse_settings(
         where = ".".join(keys) or "the file"
         raise SettingsError(f"{source}: {where} is {json.dumps(value)}; allowed: an object")
 
-    root, image, registry = section(), section("image"), section("registry")
-    mlflow, wandb = section("registry", "mlflow"), section("registry", "wandb")
-    schedule, tasks = section("schedule"), section("tasks")
+    root, image, schedule = section(), section("image"), section("schedule")
+    # The document exports WANDB_PROJECT before it starts Airflow. It also exports WANDB_API_KEY:
+    # that one is never read here, the pods take it from the Secret.
+    wandb = {"project": environment.get("WANDB_PROJECT", "")} | _given(section("registry", "wandb"))
     return Settings(
         namespace=root.get("namespace") or "default",
-        image=Image(
-            reference=image.get("reference") or "ghcr.io/kyryl-opens-ml/classic-example:main",
-            # Always: the document's image is a tag that moves.
-            pull_policy=image.get("pullPolicy") or "Always",
-            pull_secrets=tuple(image.get("pullSecrets") or ()),
-        ),
+        image=_made(Image, image | {"pullSecrets": tuple(image.get("pullSecrets") or ())}),
         claim_name=section("storage").get("claimName") or "training-storage",
         service_account_name=root.get("serviceAccountName") or "",
-        registry=Registry(
-            type=registry.get("type") or "wandb",
-            model_name=registry.get("modelName") or "airflow-pipeline",
-            mlflow=Mlflow(
-                tracking_uri=mlflow.get("trackingUri") or "http://ml-pipelines-mlflow:5000",
-                experiment=mlflow.get("experiment") or "ml-pipelines",
-            ),
-            wandb=Wandb(
-                # The document exports WANDB_PROJECT before it starts Airflow. It also exports
-                # WANDB_API_KEY: that one is never read here, the pods take it from the Secret.
-                project=wandb.get("project") or environment.get("WANDB_PROJECT", ""),
-                entity=wandb.get("entity") or "",
-                base_url=wandb.get("baseUrl") or "",
-                secret_name=wandb.get("secretName") or "ml-pipelines-wandb",
-                secret_key=wandb.get("secretKey") or "api-key",
-            ),
+        registry=_made(
+            Registry,
+            section("registry")
+            | {
+                "mlflow": _made(Mlflow, section("registry", "mlflow")),
+                "wandb": _made(Wandb, wandb),
+            },
         ),
         schedules={
             "training_dag": schedule.get("training_dag"),
@@ -256,8 +241,20 @@ def parse_settings(
         },
         inference_on_new_model=root.get("inferenceOnNewModel") or False,
         defaults=section("defaults"),
-        tasks={task_id: section("tasks", task_id) for task_id in tasks},
+        tasks={task_id: section("tasks", task_id) for task_id in section("tasks")},
     )
+
+
+def _made(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    """Return a `kind` of the keys that it has; a key that it has not is one of a newer chart."""
+    known = {field.name for field in fields(kind)}
+    named = {re.sub("[A-Z]", lambda c: f"_{c[0].lower()}", k): v for k, v in values.items()}
+    return kind(**{name: value for name, value in _given(named).items() if name in known})
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is there: null is the default, and so is an empty text."""
+    return {key: value for key, value in values.items() if value not in (None, "")}
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -12,13 +12,13 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from mlctl.base import paths
+from mlctl.base import paths, processes
 from mlctl.base.cache import if_free, lock_file
 from mlctl.base.errors import UserError
 from mlctl.base.progress import console
@@ -63,25 +63,26 @@ PARTS = frozenset(
 """What the cache holds: nothing else below it is ever deleted."""
 
 
-def prune() -> int:
-    """Delete what is stale, say in one line what that was, and return how many bytes it freed."""
+def prune() -> None:
+    """Delete what is stale, and say in one line what that was."""
     with if_free(lock_file("prune")) as alone:
         if not alone:
-            return 0
-        gone: dict[str, list[Path]] = {}
-        freed = 0
+            return
+        gone: Counter[str] = Counter()
+        largest = 0
         running = named_by_processes()
         for kind in KINDS:
             for entry in stale(kind, time.time()):
                 if f"{entry}/" in running or not _moved(entry, kind):
                     continue
-                freed += size([_aside(entry)], alone=True)
+                largest += sizes([_aside(entry)])[-1]
                 _delete(_aside(entry))
-                gone.setdefault(kind.name, []).append(entry)
+                gone[kind.name] += 1
     if gone:
-        what = ", ".join(f"{len(entries)} of {name}" for name, entries in gone.items())
-        console.print(f"    freed {freed / 1e6:.0f} MB of {paths.CACHE}: {what}", markup=False)
-    return freed
+        what = ", ".join(f"{count} of {name}" for name, count in gone.items())
+        # Less where others link to the same files.
+        much = f"up to {largest / 1e6:.0f} MB"
+        console.print(f"    freed {much} of {paths.CACHE}: {what}", markup=False)
 
 
 def stale(kind: Kind, now: float) -> Iterator[Path]:
@@ -136,27 +137,12 @@ def _delete(entry: Path) -> None:
         entry.unlink(missing_ok=True)
 
 
-def size(entries: Iterable[Path], *, alone: bool = False) -> int:
-    """Return how many bytes of disk files and directories take, a file with two links once.
-
-    With ``alone``: how many would be free without them; files that others link to do not count.
-    """
-    links: Counter[tuple[int, int]] = Counter()
-    found: dict[tuple[int, int], os.stat_result] = {}
-    for entry in entries:
-        below = (Path(base) / name for base, _, names in os.walk(entry) for name in names)
-        for file in below if entry.is_dir() else [entry]:
-            try:
-                status = file.lstat()
-            except FileNotFoundError:
-                continue
-            found[status.st_dev, status.st_ino] = status
-            links[status.st_dev, status.st_ino] += 1
-    return sum(
-        status.st_blocks * 512
-        for inode, status in found.items()
-        if not alone or links[inode] >= status.st_nlink
-    )
+def sizes(entries: Sequence[Path]) -> list[int]:
+    """Return how many bytes of disk each entry takes, and all together, a file with links once."""
+    command = ["du", "--summarize", "--total", "--block-size=1", *entries]
+    # Its status tells of files that go meanwhile.
+    lines = processes.run(command).stdout.splitlines()
+    return [int(line.split()[0]) for line in lines]
 
 
 def named_by_processes(leave_out: frozenset[int] = frozenset()) -> str:
@@ -170,8 +156,8 @@ def named_by_processes(leave_out: frozenset[int] = frozenset()) -> str:
     return "\0".join(found)
 
 
-def clean() -> int:
-    """Delete the whole cache, after saying what it holds, and return how many bytes it freed.
+def clean() -> None:
+    """Delete the whole cache, after saying what it holds.
 
     Raises UserError while something runs from it, or when the answer on a terminal is no.
     """
@@ -181,9 +167,9 @@ def clean() -> int:
             "`CLUSTER_NAME=name make down`) and other commands of this project first"
         )
     parts = sorted(part for part in paths.CACHE.glob("*") if part.name in PARTS)
-    for part in parts:
-        console.print(f"{size([part]) / 1e6:9.0f} MB  {part}", markup=False)
-    total = size(parts)
+    *each, total = sizes(parts)
+    for part, size in zip(parts, each, strict=True):
+        console.print(f"{size / 1e6:9.0f} MB  {part}", markup=False)
     console.print(f"{total / 1e6:9.0f} MB  together: the next `make run` makes it all again")
     if os.environ.get("YES") != "1" and sys.stdin.isatty():
         console.print("delete it? \\[y/N] ", end="")
@@ -193,7 +179,6 @@ def clean() -> int:
         # Go makes its modules read-only.
         subprocess.run(["chmod", "-R", "u+w", part], check=False)
         _delete(part)
-    return total
 
 
 def _own_family() -> frozenset[int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from mlctl.base.errors import UserError
 from mlctl.base.names import RELEASE
 from mlctl.base.progress import Phases, console, show_table
-from mlctl.base.prune import clean, prune
+from mlctl.base.prune import clean
 from mlctl.builder import oci
 from mlctl.builder.build import build_all, built
 from mlctl.builder.catalog import recipes
@@ -63,11 +63,6 @@ def save_image(name: str, file: Path) -> None:
     if not layout.is_dir():
         raise UserError(f"no image {name!r} is built: tools/python -m mlctl images build {name}")
     oci.write_archive(file, [oci.read_layout(layout)])
-
-
-def prune_cache() -> None:
-    """Delete what is outdated in the cache, as each build does."""
-    prune()
 
 
 def clean_cache() -> None:

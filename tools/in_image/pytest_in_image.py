@@ -41,14 +41,6 @@ WANDB_VARIABLES = (
 """What `make test-wandb` hands on besides the key."""
 
 
-def test_workload(arguments: list[str]) -> int:
-    """Run the workload's tests in the image and return pytest's exit status.
-
-    Raises UserError when the image or pytest cannot be had.
-    """
-    return run_pytest([*SIDE_BY_SIDE, *arguments])
-
-
 def test_wandb(arguments: list[str]) -> int:
     """Run the test against the W&B service that WANDB_API_KEY is for; return pytest's exit status.
 
@@ -175,4 +167,4 @@ def install_pytest() -> Path:
 if __name__ == "__main__":
     # The first word may be `wandb`, the others are pytest's.
     words = sys.argv[1:]
-    run_main(lambda: test_wandb(words[1:]) if words[:1] == ["wandb"] else test_workload(words))
+    run_main(lambda: test_wandb(words[1:]) if words[:1] == ["wandb"] else run_pytest(words))

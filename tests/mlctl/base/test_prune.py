@@ -63,7 +63,7 @@ def test_two_of_each_image_stay_and_the_older_ones_go(directory: Path, capsys) -
         entry(images, f"classic-example-{key(number)}", days=2 + number)
         entry(images, f"classic-example-environment-{key(number)}", days=10 - number)
     entry(images, f"airflow-{key(9)}", days=100)
-    freed = prune.prune()
+    prune.prune()
     assert names(images) == {
         f"classic-example-{key(0)}",
         f"classic-example-{key(1)}",
@@ -71,14 +71,13 @@ def test_two_of_each_image_stay_and_the_older_ones_go(directory: Path, capsys) -
         f"classic-example-environment-{key(2)}",
         f"airflow-{key(9)}",
     }
-    assert freed >= 4 * 100_000
     (line,) = capsys.readouterr().out.splitlines()
     assert line.split(":")[1].strip() == "4 of images"
 
 
 def test_nothing_is_said_when_nothing_goes(directory: Path, capsys) -> None:
     entry(directory / "images", f"airflow-{key(1)}", days=100)
-    assert prune.prune() == 0
+    prune.prune()
     assert capsys.readouterr().out == ""
 
 
@@ -160,26 +159,13 @@ def test_what_a_process_runs_from_stays(directory: Path) -> None:
     assert left == {f"tools-{key(number)}" for number in (0, 1, 3)}
 
 
-def test_freed_is_what_nothing_else_links_to(directory: Path, tmp_path: Path) -> None:
-    """A layer that a newer image has too is no gain."""
-    old, new = (entry(directory / "images", f"airflow-{key(n)}", 9 - n) for n in (0, 2))
-    entry(directory / "images", f"airflow-{key(1)}", 8)
-    (old / "layer").write_bytes(bytes(5_000_000))
-    os.link(old / "layer", new / "layer")
-    os.utime(old, (1, 1))
-    assert prune.size([old]) >= 5_000_000
-    freed = prune.prune()
-    assert not old.exists()
-    assert 100_000 <= freed < 5_000_000
-    assert (new / "layer").stat().st_size == 5_000_000
-
-
 def test_two_at_the_same_time_do_not_meet(directory: Path) -> None:
     entry(directory / "image-layers", "layer", days=2)
     with lock("prune"):
-        assert prune.prune() == 0
+        prune.prune()
     assert names(directory / "image-layers") == {"layer"}
-    assert prune.prune() > 0
+    prune.prune()
+    assert names(directory / "image-layers") == set()
 
 
 def test_environments_are_touched_when_they_are_used(
@@ -209,7 +195,7 @@ def test_the_whole_cache_goes_after_its_sizes_are_said(
     (directory / "go").chmod(0o500)
     entry(directory, "somebody elses", days=0)
     monkeypatch.setattr(sys, "stdin", (directory.parent / "no-terminal").open("w+"))
-    assert prune.clean() >= 2_000_000
+    prune.clean()
     assert names(directory) == {"somebody elses"}
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[2].rpartition("/")[2] for line in lines[:-1]] == ["go", "images"]
