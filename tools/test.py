@@ -3,8 +3,8 @@
     python -m tools.test                 all suites
     python -m tools.test chart e2e       these
 
-The suites of a lane run one after the other; what is printed is shown suite by suite all the
-same. What some need built is built beside those that need nothing.
+The suites of a lane run one after the other; each line that they print begins with the suite's
+name. What some need built is built beside those that need nothing.
 
 The variable K is what pytest's -k takes. Each suite leaves build/test/<suite>.xml (JUnit), and the
 whole build/test/summary.json. With CI=true a skip fails the whole unless tests/allowed-skips.txt
@@ -14,7 +14,6 @@ names it.
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -22,12 +21,12 @@ import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from mlctl.base.errors import UserError, run_main
 from mlctl.base.paths import BUILD, ROOT
@@ -83,7 +82,7 @@ SUITES = {
     "workload": Suite([sys.executable, "-m", "tools.in_image.pytest_in_image"], 300, built=True),
     "e2e": Suite([*PYTEST, "tests/e2e"], 1080, built=True),
 }
-"""In the order in which they are shown: what is wrong in a line of code comes before the rest."""
+"""In the order in which they are summed up."""
 
 LANES = (
     (BUILD_STEP,),
@@ -155,82 +154,50 @@ def unexpected_skips(skips: list[str], allowed: str) -> list[str]:
     return [skip for skip in skips if not any(re.search(pattern, skip) for pattern in patterns)]
 
 
-class Screen:
-    """What a suite prints: kept until its turn has come, then passed on as it comes."""
-
-    def __init__(self, out: BinaryIO) -> None:
-        self._out = out
-        self._kept: bytearray | None = bytearray()
-        self._lock = threading.Lock()
-        self._last = time.monotonic()
-
-    def write(self, text: bytes) -> None:
-        """Print, now or when the turn has come."""
-        with self._lock:
-            if self._kept is None:
-                self._pass_on(text)
-            else:
-                self._kept += text
-
-    def show(self) -> None:
-        """Let the suite have its turn."""
-        with self._lock:
-            kept, self._kept = self._kept or b"", None
-            self._pass_on(kept)
-
-    def break_silence(self, text: str) -> None:
-        """Print a line if nothing was printed for long."""
-        with self._lock:
-            if time.monotonic() - self._last >= SILENCE_SECONDS:
-                self._pass_on(text.encode())
-
-    def _pass_on(self, text: bytes) -> None:
-        self._last = time.monotonic()
-        self._out.write(text)
-        self._out.flush()
-
-
 class Runner:
     """Suites on their way, and their processes."""
 
-    def __init__(self, names: Sequence[str], out: BinaryIO) -> None:
-        self.screens = {name: Screen(out) for name in SUITES if name in names}
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = [name for name in SUITES if name in names]
+        self.running: dict[str, subprocess.Popen[str]] = {}
         self._ended = False
         self._lock = threading.Lock()
+        self._printed = time.monotonic()
 
-    def results(self) -> Iterator[tuple[str, Result]]:
-        """Run the suites and yield their results in the order of SUITES, each after its output.
+    def results(self) -> dict[str, Result]:
+        """Run the suites and return their results in the order of SUITES.
 
         When the caller or a signal ends this early, it ends the suites.
         """
-        pool = ThreadPoolExecutor(len(self.screens))
+        pool = ThreadPoolExecutor(len(self.names))
         runs: dict[str, Future[Result]] = {}
         for lane in LANES:
             before: list[Future[Result]] = []
-            for name in (name for name in lane if name in self.screens):
+            for name in (name for name in lane if name in self.names):
                 build = [runs[BUILD_STEP]] if SUITES[name].built and BUILD_STEP in runs else []
                 runs[name] = pool.submit(self._run, name, before, build)
                 before = [runs[name]]
         started = time.monotonic()
         try:
-            for name, screen in self.screens.items():
-                screen.show()
-                while not wait([runs[name]], timeout=1).done:
-                    age, at_it = time.monotonic() - started, ", ".join(list(self.running))
-                    screen.break_silence(f"    {age:4.0f}s still at it: {at_it}\n")
-                yield name, runs[name].result()
+            while wait(runs.values(), timeout=1).not_done:
+                if time.monotonic() - self._printed >= SILENCE_SECONDS:
+                    age = time.monotonic() - started
+                    self._say("", f"{age:4.0f}s still at it: {', '.join(self.running)}")
+            return {name: runs[name].result() for name in self.names}
         finally:
             self._end_all()
             pool.shutdown()
+
+    def _say(self, suite: str, line: str) -> None:
+        self._printed = time.monotonic()
+        print(f"{suite:<14}{line}".rstrip(), flush=True)
 
     def _run(self, suite: str, before: list[Future[Result]], build: list[Future[Result]]) -> Result:
         """Run one suite after others and return what it came to."""
         wait([*before, *build])
         if any(one.result().bad for one in build):
             return Result(Counter(error=1), bad=[f"{suite}: not run, what it needs is not built"])
-        screen, file = self.screens[suite], RESULTS / f"{suite}.xml"
-        screen.write(f"\n##### {suite}\n".encode())
+        file = RESULTS / f"{suite}.xml"
         file.unlink(missing_ok=True)
         started = time.monotonic()
         if suite == BUILD_STEP:
@@ -249,7 +216,7 @@ class Runner:
         return result
 
     def _run_aloud(self, suite: str, command: list[str]) -> int:
-        """Run a command with its output on the suite's screen, and return its status."""
+        """Run a command with the suite's name before each line of it, and return its status."""
         with self._lock:
             if self._ended:
                 return signal.SIGTERM
@@ -259,22 +226,27 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
                 env={"COLUMNS": "100"} | os.environ | {"PYTHONUNBUFFERED": "1"},
                 # What it leaves can be told by that, and a Ctrl-C reaches it from here alone.
                 start_new_session=True,
             )
+
+        def reap() -> None:
+            process.wait()
+            # What is left may hold the pipe open.
+            kill_session(process.pid)
+
+        reaper = threading.Thread(target=reap)
+        reaper.start()
         assert process.stdout is not None
         with process.stdout as output:
-            # What a suite leaves behind may hold the pipe open: its end is not waited for.
-            while (ready := select.select([output], [], [], 0.2)[0]) or process.poll() is None:
-                text = os.read(output.fileno(), 65536) if ready else b""
-                if ready and not text:
-                    break
-                self.screens[suite].write(text)
-        status = process.wait()
+            for line in output:
+                self._say(suite, line)
+        reaper.join()
         del self.running[suite]
-        kill_session(process.pid)
-        return status
+        return process.returncode
 
     def _end_all(self) -> None:
         """End the suites: pytest takes down what its fixtures made, such as a cluster."""
@@ -333,7 +305,7 @@ def main() -> int:
         raise UserError(f"no suite {', '.join(unknown)}; there are {', '.join(SUITES)}")
     RESULTS.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    results = dict(Runner(names, sys.stdout.buffer).results())
+    results = Runner(names).results()
     total = Result(seconds=time.monotonic() - started)
     print("\n##### summary")
     for name, result in results.items():
