@@ -1,11 +1,12 @@
 """Files on a claim, as the pods of tasks see them: through a pod that mounts it."""
 
 import secrets
-from typing import Self
+from typing import Any, Self
 
 from mlctl.base.errors import UserError
-from mlctl.clients.kube import Kube, KubectlError
-from mlctl.clients.pods import state
+from mlctl.base.waiting import until
+from mlctl.clients.kube import Kube
+from mlctl.clients.pods import is_ready, state
 
 START_SECONDS = 120
 LIFE_SECONDS = 4 * 3600
@@ -43,16 +44,16 @@ class Volume:
         return sorted(path for path in found if path.startswith(f"{below}/" if below else ""))
 
     def __enter__(self) -> Self:
+        def found() -> dict[str, Any]:
+            return self.kube.get("pod", self.pod) or {"metadata": {}}
+
         self.kube.apply(self._manifest())
         try:
-            wait = ["--for=condition=Ready", f"--timeout={START_SECONDS}s"]
-            self.kube.run("wait", f"pod/{self.pod}", *wait, timeout=START_SECONDS + 10)
-        except KubectlError:
-            pod = self.kube.get("pod", self.pod)
-            self.__exit__()
-            raise UserError(
-                f"the pod that reads the claim {self.claim}: {state(pod) if pod else 'gone'}"
-            ) from None
+            until(
+                START_SECONDS,
+                lambda: is_ready(found()),
+                lambda: f"the pod that reads the claim {self.claim}: {state(found())}",
+            )
         except BaseException:
             self.__exit__()
             raise
@@ -61,7 +62,7 @@ class Volume:
     def __exit__(self, *_: object) -> None:
         self.kube.run("delete", "pod", self.pod, "--wait=false", "--ignore-not-found")
 
-    def _manifest(self) -> dict[str, object]:
+    def _manifest(self) -> dict[str, Any]:
         # The identity of the task pods: their files belong to it.
         identity = {"runAsNonRoot": True, "runAsUser": 10001, "runAsGroup": 10001, "fsGroup": 10001}
         mount = {"name": "storage", "mountPath": "/volume", "readOnly": self.read_only}
