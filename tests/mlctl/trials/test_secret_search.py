@@ -1,4 +1,4 @@
-"""The search for secrets that tests/e2e/test_secrets.py relies on, without a cluster."""
+"""The search for secrets that tests/e2e/wandb/test_secrets.py relies on, without a cluster."""
 
 import base64
 from urllib.parse import quote
