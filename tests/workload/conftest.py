@@ -35,17 +35,6 @@ from workload_helpers import (
 collect_ignore = [] if os.environ.get("WANDB_API_KEY") else ["test_wandb_service.py"]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep on one of the two processes what shares a server or the one small volume."""
-    for item in items:
-        names = getattr(item, "fixturenames", ())
-        if "small_volume" in names or item.path.name == "test_mlflow.py":
-            item.add_marker(pytest.mark.xdist_group("small volume"))
-        elif "shared" in names:
-            item.add_marker(pytest.mark.xdist_group("shared server"))
-
-
 @pytest.fixture(scope="session")
 def cli(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     """Run a command of the workload as a task pod does and wait for its end."""

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from workload_helpers import SMALL_VOLUME, Cli, Ended, environment, everything_below, fill
+from workload_helpers import SERVER_VOLUME, Cli, Ended, environment, everything_below, fill
 
 LIMIT = 30
 # On a volume of its own: what is freed there, and what happens when it is full, can be seen.
-ARTIFACTS = SMALL_VOLUME / "artifacts"
+ARTIFACTS = SERVER_VOLUME / "artifacts"
 JANITOR = Path(__file__).parents[2] / "charts" / "ml-pipelines" / "files" / "janitor.py"
 
 
@@ -279,7 +279,7 @@ def test_upload_that_breaks_off_registers_nothing(
 
 def used() -> int:
     """Return the bytes that are taken on the server's volume."""
-    found = os.statvfs(SMALL_VOLUME)
+    found = os.statvfs(SERVER_VOLUME)
     return (found.f_blocks - found.f_bfree) * found.f_frsize
 
 
@@ -349,11 +349,11 @@ def test_full_volume_of_the_server_fails_the_upload_and_no_version(
     kept: list[str], upload: Cli, load: Cli, client, tmp_path: Path
 ):
     versions = {one.version for one in client.search_model_versions("name='kept'")}
-    fill(SMALL_VOLUME, free=1_000_000)
+    fill(SERVER_VOLUME, free=1_000_000)
     try:
         ended = upload("kept", "full", "retention")
     finally:
-        (SMALL_VOLUME / "filler").unlink()
+        (SERVER_VOLUME / "filler").unlink()
     assert "MLflow failed during the upload" in ended.error
     assert "is the volume of the server full?" in ended.error
     assert {one.version for one in client.search_model_versions("name='kept'")} == versions
@@ -363,15 +363,15 @@ def test_full_volume_of_the_server_fails_the_upload_and_no_version(
 def test_model_that_does_not_fit_is_not_fetched(
     kept: list[str], load: Cli, trained: tuple[Ended, Path]
 ):
-    fill(SMALL_VOLUME, free=2_000_000)
+    fill(SERVER_VOLUME, free=2_000_000)
     try:
-        ended = load("kept:latest", SMALL_VOLUME / "m", MIN_FREE_BYTES="0")
+        ended = load("kept:latest", SERVER_VOLUME / "m", MIN_FREE_BYTES="0")
     finally:
-        (SMALL_VOLUME / "filler").unlink()
+        (SERVER_VOLUME / "filler").unlink()
     size = sum(path.stat().st_size for path in trained[1].iterdir())
-    assert f"not enough space on the volume of {SMALL_VOLUME}: " in ended.error
+    assert f"not enough space on the volume of {SERVER_VOLUME}: " in ended.error
     assert f" {size:,} are needed" in ended.error
-    assert [path.name for path in SMALL_VOLUME.iterdir()] == ["artifacts"]
+    assert [path.name for path in SERVER_VOLUME.iterdir()] == ["artifacts"]
 
 
 def test_volume_that_fills_up_while_a_model_is_fetched_is_named(
@@ -382,12 +382,12 @@ def test_volume_that_fills_up_while_a_model_is_fetched_is_named(
 
     for module in (base, mlflow_registry):
         monkeypatch.setattr(module, "require_space", lambda sizes: None)
-    target = SMALL_VOLUME / "m"
-    fill(SMALL_VOLUME, free=2_000_000)
+    target = SERVER_VOLUME / "m"
+    fill(SERVER_VOLUME, free=2_000_000)
     try:
         with pytest.raises(WorkloadError, match=f"cannot write {target}: .*No space left") as error:
             base.load_from_registry(mlflow_registry.MlflowRegistry(server, "x"), "kept", target)
     finally:
-        (SMALL_VOLUME / "filler").unlink()
+        (SERVER_VOLUME / "filler").unlink()
     assert "(storage.size)" in str(error.value)
-    assert [path.name for path in SMALL_VOLUME.iterdir()] == ["artifacts"]
+    assert [path.name for path in SERVER_VOLUME.iterdir()] == ["artifacts"]

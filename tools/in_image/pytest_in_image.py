@@ -25,13 +25,13 @@ PYTEST = (
 )
 """pytest, its plugins and all that they need, by their names in requirements/tools.txt."""
 
-# Half of the time is waiting, for servers that do not answer: two at a time.
-SIDE_BY_SIDE = ["-n", "2", "--dist", "loadgroup"]
+# Half of the time is waiting, for servers that do not answer: two files at a time.
+SIDE_BY_SIDE = ["-n", "2", "--dist", "loadfile"]
 
 TESTS, PYTEST_PLACE, REPORTS = "/src", "/opt/pytest", "/reports"
 JANITOR = "charts/ml-pipelines/files"
-SMALL_VOLUME, SMALL_BYTES = "/small", 64 * 1024 * 1024
-"""A volume that tests can fill."""
+SMALL_VOLUMES, SMALL_BYTES = ("/small", "/small-too"), 64 * 1024 * 1024
+"""Volumes that tests can fill, one for each file of tests that does."""
 
 WANDB_KEY = "WANDB_API_KEY"
 WANDB_VARIABLES = (
@@ -101,7 +101,6 @@ def run_pytest(
             env={
                 "COLUMNS": "100",
                 "ML_PIPELINES_IN_IMAGE": IMAGE,
-                "SMALL_VOLUME": SMALL_VOLUME,
                 "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
                 **(env or {}),
             },
@@ -112,7 +111,7 @@ def run_pytest(
                 install_pytest(): f"{PYTEST_PLACE}:ro",
                 reports: REPORTS,
             },
-            memory={SMALL_VOLUME: SMALL_BYTES},
+            memory=dict.fromkeys(SMALL_VOLUMES, SMALL_BYTES),
             **more,
         )
         status = subprocess.run(command.line(image), stdin=subprocess.DEVNULL, cwd=ROOT).returncode
