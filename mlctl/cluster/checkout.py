@@ -1,11 +1,10 @@
 """What clusters have in common that do not serve this checkout: pods clone it from a server."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 from mlctl.base.errors import UserError, output
-from mlctl.base.paths import BUILD, ROOT
+from mlctl.base.paths import ROOT
 
 
 def dag_values(repository: str, ref: str) -> dict[str, Any]:
@@ -17,13 +16,6 @@ def head() -> str:
     """Return the commit this checkout is at."""
     command = ["git", "-c", "safe.directory=*", "-C", ROOT, "rev-parse", "HEAD"]
     return output(command, f"{ROOT} has no commit yet: commit first").strip()
-
-
-def work_directory(name: str) -> Path:
-    """Return a directory for files about one cluster that is not embedded."""
-    directory = BUILD / "clusters" / name
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
 
 
 class FromRepository:

@@ -18,7 +18,7 @@ from mlctl.base.progress import Phase, Phases, run
 from mlctl.base.waiting import until
 from mlctl.builder.oci import read_layout, write_archive
 from mlctl.clients.kube import Kube
-from mlctl.cluster.checkout import FromRepository, work_directory
+from mlctl.cluster.checkout import FromRepository
 
 CREATE_SECONDS = 600
 READY_SECONDS = 120
@@ -33,7 +33,8 @@ class KindCluster(FromRepository):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.directory = work_directory(name)
+        self.directory = BUILD / "clusters" / name
+        self.directory.mkdir(parents=True, exist_ok=True)
         self.kubeconfig = self.directory / "kubeconfig"
         self.log = BUILD / "log" / f"kind-{name}.log"
         self.created = threading.Event()

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,9 @@ class EmbeddedCluster:
             # port and the way out are kept too unless something else is asked for.
             keep_port = "API_PORT" not in os.environ
             keep_outbound = not os.environ.get("OUTBOUND")
-            self.config = Config(
-                name=name,
-                state=known.state,
+            self.config = replace(
+                known,
                 api_port=known.api_port if keep_port else self.config.api_port,
-                pod_cidr=known.pod_cidr,
-                service_cidr=known.service_cidr,
                 outbound=known.outbound if keep_outbound else self.config.outbound,
             )
         self.kubeconfig = self.config.kubeconfig

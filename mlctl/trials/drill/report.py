@@ -3,7 +3,7 @@
 import json
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ RETRIES = 1
 """A fault may cost that many retries, of all tasks together."""
 
 _SHOWN_WIDTH = 60
+_NOT_WRITTEN = ("shown", "without_effect")
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,8 @@ class Row:
 
     def entry(self) -> dict[str, Any]:
         """Return the row as it is in build/drill.json."""
-        return {
-            "fault": self.fault,
-            "dag_state": self.dag_state,
-            "retries": self.retries,
-            "seconds_lost": self.seconds_lost,
-            "data_lost": self.data_lost,
-            "leftovers": self.leftovers,
-            "ok": self.ok,
-        }
+        entry = asdict(self) | {"ok": self.ok}
+        return {key: value for key, value in entry.items() if key not in _NOT_WRITTEN}
 
 
 def write(rows: Sequence[Row], path: Path) -> None:
