@@ -3,6 +3,7 @@
 The cluster is told to serve a clone, so that the checkout under test is left alone.
 """
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -29,12 +30,14 @@ def git(at: Path, *words: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-@pytest.fixture
-def clone(stack: Stack, release: Release, tmp_path: Path) -> Iterator[Path]:
+@pytest.fixture(scope="module")
+def clone(
+    stack: Stack, release: Release, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """A clone of the checkout which the cluster serves in its place."""
     if stack.cluster.kind != "embedded":
         pytest.skip("only the embedded cluster serves a checkout")
-    directory = tmp_path / "clone"
+    directory = tmp_path_factory.mktemp("served") / "clone"
     git(ROOT, "clone", "--quiet", "--no-hardlinks", str(ROOT), str(directory))
     served = stack.cluster.config.git
     dag_source.publish(served, directory, worktree=False)
@@ -49,7 +52,7 @@ def describe(directory: Path, text: str) -> None:
     """Change what Airflow shows as the description of training_dag."""
     file = directory / "dags" / "training_dag.py"
     old = file.read_text()
-    new = old.replace('description="Load data, train, register the model"', f'description="{text}"')
+    new = re.sub('description=".*"', f'description="{text}"', old)
     assert new != old
     file.write_text(new)
 

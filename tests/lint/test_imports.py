@@ -36,7 +36,7 @@ def test_imports_keep_to_the_floors() -> None:
         ("mlctl/base/errors.py", "import mlctl.stack", "mlctl.base.errors -> mlctl.stack"),
         ("mlctl/builder/oci.py", "from mlctl.cluster import kind", "mlctl.cluster.kind"),
         ("mlctl/clients/kube.py", "from mlctl.clients import pods", ".pods -> .kube"),
-        ("mlctl/base/cache.py", "import rich", "mlctl.base.cache imports rich"),
+        ("mlctl/base/cache.py", "import rich", "mlctl.base.cache -> rich"),
         ("mlctl/stack.py", "import tools.lock", "mlctl.stack -> tools.lock"),
         ("workload/classic_example/files.py", "import ml_pipelines", "ml_pipelines"),
     ],

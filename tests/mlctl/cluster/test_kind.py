@@ -13,7 +13,7 @@ import yaml
 from mlctl.base.errors import UserError
 from mlctl.base.progress import Phase, Phases
 from mlctl.base.waiting import until
-from mlctl.cluster import checkout, kind
+from mlctl.cluster import kind
 from mlctl.cluster.kind import KindCluster
 from tests.helpers.layouts import layout
 
@@ -82,8 +82,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (directory / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(directory))
     monkeypatch.setattr("mlctl.clients.kube.kubectl", lambda: directory / "kubectl")
-    for module in (checkout, kind):
-        monkeypatch.setattr(module, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(kind, "BUILD", tmp_path / "build")
     monkeypatch.setenv("DAGS_REPO", "https://example.org/dags.git")
     monkeypatch.delenv("DAGS_REF", raising=False)
     return directory
