@@ -42,6 +42,7 @@ END_SECONDS = 120.0
 PYTEST = [sys.executable, "-m", "pytest"]
 # The environment is made by the suite's own process: its output stays together.
 WITH_AIRFLOW = 'python=$("$0" tools/bootstrap.py "$1" dag-tests); shift; exec "$python" "$@"'
+IN_IMAGE = [sys.executable, "-m", "tools.in_image.pytest_in_image"]
 DAGS = ["sh", "-euc", WITH_AIRFLOW, sys.executable]
 # Once is enough.
 NO_AIRFLOW = ["tests/dags/test_runs.py", "tests/dags/test_settings.py"]
@@ -79,7 +80,8 @@ SUITES = {
     BUILD_STEP: Suite([sys.executable, "-m", "tools.build"], 30),
     "cluster": Suite([*PYTEST, "tests/cluster"], 180, built=True),
     "images": Suite([*PYTEST, "tests/images"], 180, built=True),
-    "workload": Suite([sys.executable, "-m", "tools.in_image.pytest_in_image"], 300, built=True),
+    # Half of its time is waiting, for servers that do not answer: two files at a time.
+    "workload": Suite([*IN_IMAGE, "-n", "2", "--dist", "loadfile"], 300, built=True),
     "e2e": Suite([*PYTEST, "tests/e2e"], 1080, built=True),
 }
 """In the order in which they are summed up."""

@@ -25,9 +25,6 @@ PYTEST = (
 )
 """pytest, its plugins and all that they need, by their names in requirements/tools.txt."""
 
-# Half of the time is waiting, for servers that do not answer: two files at a time.
-SIDE_BY_SIDE = ["-n", "2", "--dist", "loadfile"]
-
 TESTS, PYTEST_PLACE, REPORTS = "/src", "/opt/pytest", "/reports"
 JANITOR = "charts/ml-pipelines/files"
 SMALL_VOLUMES, SMALL_BYTES = ("/small", "/small-too"), 64 * 1024 * 1024
