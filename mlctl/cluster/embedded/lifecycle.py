@@ -43,6 +43,7 @@ WORKLOAD_SECONDS = 300
 
 STOP_SECONDS = 60
 LAST_BREATH_SECONDS = 5
+ANSWER_SECONDS = 10
 CLOCK_SECONDS = 5
 
 
@@ -289,9 +290,10 @@ class EmbeddedCluster:
             log = self.config.log / "supervisor.log"
             tail = "\n".join(log.read_text().splitlines()[-8:])
             raise UserError(f"the node ended at once; whole log: {log}\n{tail}")
-        if not control.is_running(self.config):
+        try:
+            answer = control.ask(self.config, "status", seconds=ANSWER_SECONDS)
+        except UserError:
             return {}
-        answer = control.ask(self.config, "status")
         if answer["failure"]:
             log = self.config.log / f"{answer['failure'].split()[0]}.log"
             raise UserError(f"{answer['failure']}: see {log}, then `make down`")

@@ -42,9 +42,11 @@ def test_images_wait_for_the_start_whatever_an_earlier_life_has_left(
     loaded: list[Any] = []
     monkeypatch.setattr(lifecycle.load, "load", lambda _, entries, __: loaded.append(entries))
     looked = threading.Event()
-    is_running = lifecycle.control.is_running
+    ask = lifecycle.control.ask
     monkeypatch.setattr(
-        lifecycle.control, "is_running", lambda config: (looked.set(), is_running(config))[1]
+        lifecycle.control,
+        "ask",
+        lambda *words, **options: (looked.set(), ask(*words, **options))[1],
     )
     loading = threading.Thread(target=cluster.load_images, args=[{"one": {}}, Phase("load")])
     loading.start()
