@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ml_pipelines.runs import run_directory
-from mlctl.base.names import NAMESPACE, RELEASE
+from mlctl.base.names import NAMESPACE, RELEASE, TRAINING
 from mlctl.base.paths import RUN_REPORT
 from mlctl.base.progress import console, show_table
 from mlctl.clients.airflow import Airflow, Task, run_seconds, telling_lines
@@ -52,7 +52,7 @@ def dag_report(
         "run_id": ended["dag_run_id"],
         "seconds": run_seconds(ended),
     }
-    if dag_id == "training_dag":
+    if dag_id == TRAINING:
         trained = results.get("train_model", {})
         report["accuracy"] = trained.get("accuracy")
         report["baseline_accuracy"] = trained.get("baseline_accuracy")
@@ -86,7 +86,7 @@ def explain_failure(airflow: Airflow, dag_id: str, run_id: str) -> None:
         say(f"\n{dag_id}: {task.task_id} failed in try {task.try_number}; its last lines:")
         for line in telling_lines(airflow.log_end(dag_id, run_id, task)):
             say(f"    {line}")
-    command = "make train" if dag_id == "training_dag" else "make infer"
+    command = "make train" if dag_id == TRAINING else "make infer"
     say("\nwhat to try:")
     say("    make logs      the newest runs, task by task")
     say("    make status    pods that are not well")

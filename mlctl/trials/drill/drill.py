@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from mlctl.base.errors import UserError
-from mlctl.base.names import DAG_IDS
+from mlctl.base.names import DAG_IDS, INFERENCE, TRAINING
 from mlctl.base.paths import BUILD
 from mlctl.base.progress import Phase, Phases, show_table
 from mlctl.base.waiting import until, within
@@ -22,7 +22,6 @@ from mlctl.trials.drill.faults import Fault, Scene, chosen, remove_marks
 from mlctl.trials.drill.report import COLUMNS, Row, cells, write
 
 REPORT = BUILD / "drill.json"
-DAG_ID = "training_dag"
 RUN_SECONDS = 1200
 # Airflow looks for workers that nobody follows once a minute (orphaned_tasks_check_interval).
 LEFTOVER_SECONDS = 180
@@ -45,12 +44,12 @@ class Drill:
 
     def measure(self, phase: Phase) -> None:
         """Take the seconds of a lone run; have a prediction that could get lost."""
-        ended = self._wait(self._start(DAG_ID), DAG_ID, phase)
-        self._wait_for_the_end_of(DAG_ID, ended["dag_run_id"], phase)
+        ended = self._wait(self._start(TRAINING), TRAINING, phase)
+        self._wait_for_the_end_of(TRAINING, ended["dag_run_id"], phase)
         self.baseline = run_seconds(ended) or 0.0
         phase.say(f"an undisturbed run takes {self.baseline:.0f} s")
         if not take(self.stack, self.airflow).predictions:
-            self._wait(self._start("inference_dag"), "inference_dag", phase)
+            self._wait(self._start(INFERENCE), INFERENCE, phase)
         # The first use of a DAG with a schedule starts the run of the day before, too.
         self.wait_for_peace(phase)
 
@@ -74,18 +73,18 @@ class Drill:
     def __call__(self, fault: Fault, phase: Phase) -> Row:
         """Run one training with one fault and return what it came to."""
         before = take(self.stack, self.airflow)
-        scene = Scene(self.stack, self.airflow, self._start(DAG_ID), phase)
+        scene = Scene(self.stack, self.airflow, self._start(TRAINING), phase)
         fault.strike(scene)
         phase.say(f"done: {fault.what}")
         ended = self.airflow.wait_for_run(
-            DAG_ID,
+            TRAINING,
             scene.run_id,
             timeout=RUN_SECONDS,
             on_change=lambda _, task: tell_change(phase.say, task),
             note=phase.note,
         )
-        tasks = self.airflow.tasks(DAG_ID, scene.run_id)
-        left = self._wait_for_the_end_of(DAG_ID, scene.run_id, phase)
+        tasks = self.airflow.tasks(TRAINING, scene.run_id)
+        left = self._wait_for_the_end_of(TRAINING, scene.run_id, phase)
         self.stack.release().wait_ready(phase)
         logs = self._lost_tries(scene.run_id, tasks)
         retries = sum(max(0, task.try_number - 1) for task in tasks)
@@ -126,7 +125,7 @@ class Drill:
         """Return the logs of the tries that were not the last, by task."""
         return {
             task.task_id: "\n".join(
-                self.airflow.log(DAG_ID, run_id, task.task_id, number)
+                self.airflow.log(TRAINING, run_id, task.task_id, number)
                 for number in range(1, task.try_number)
             )
             for task in tasks

@@ -10,7 +10,7 @@ import requests
 
 from ml_pipelines.settings import KEPT_UNTIL
 from mlctl.base.errors import UserError
-from mlctl.base.names import DAG_IDS, MLFLOW_PORT, MLFLOW_SERVICE
+from mlctl.base.names import DAG_IDS, INFERENCE, MLFLOW_PORT, MLFLOW_SERVICE
 from mlctl.clients.airflow import FINISHED_RUN, Airflow
 from mlctl.clients.forward import Forward
 from mlctl.clients.kube import Kube
@@ -40,7 +40,7 @@ def take(stack: Stack, airflow: Airflow) -> Snapshot:
     return Snapshot(
         versions=versions(stack),
         model_files=hashes(claim_directory(stack.kube, MLFLOW_SERVICE) / "artifacts"),
-        predictions=hashes(storage / "inference_dag", PREDICTIONS),
+        predictions=hashes(storage / INFERENCE, PREDICTIONS),
         runs={
             f"{dag_id} {run['dag_run_id']}": run["state"]
             for dag_id in DAG_IDS

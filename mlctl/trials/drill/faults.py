@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_pipelines.settings import KEPT_UNTIL
 from mlctl.base.errors import UserError, output
-from mlctl.base.names import MLFLOW_PORT, RELEASE
+from mlctl.base.names import MLFLOW_PORT, RELEASE, TRAINING
 from mlctl.base.paths import ROOT
 from mlctl.base.progress import Phase, Phases
 from mlctl.base.waiting import until
@@ -94,7 +94,7 @@ class Scene:
             self.phase.note(f"waiting for {what}")
             if time.monotonic() - looked > 5:
                 looked = time.monotonic()
-                state = self.airflow.run("training_dag", self.run_id)["state"]
+                state = self.airflow.run(TRAINING, self.run_id)["state"]
                 if state in FINISHED_RUN:
                     raise UserError(f"the run ended as {state} before {what}")
             return ready()
