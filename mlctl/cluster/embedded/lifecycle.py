@@ -31,7 +31,6 @@ from mlctl.cluster.embedded import (
     mountpoints,
     outbound,
     pause,
-    pki,
 )
 from mlctl.cluster.embedded.binary import node_binary
 from mlctl.cluster.embedded.config import NODE_NAME, Config
@@ -226,6 +225,9 @@ class EmbeddedCluster:
         config = self.config
         self._remove_traces(None)
         config.save()
+        # Cryptography takes 0.2 s to import, which every command would pay.
+        from mlctl.cluster.embedded import pki
+
         pki.write_all(config)
         config_files.write_all(config, pause_image)
         dag_source.use_checkout(config.git, ROOT)
