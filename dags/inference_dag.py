@@ -22,49 +22,60 @@ from datetime import UTC, datetime
 
 from airflow import DAG
 
-from ml_pipelines.commands import EMPTY_RUN_DIRECTORY, KEEP_PREDICTIONS, cli
+from ml_pipelines import PodOperator
 from ml_pipelines.lineage import image_digest_of
-from ml_pipelines.pods import pod_task
-from ml_pipelines.runs import MACROS
-from ml_pipelines.schedules import inference_schedule
-from ml_pipelines.settings import load_settings
+from ml_pipelines.schedules import inference_schedule, model_name
 
-SETTINGS = load_settings()
+CLI = ["python", "classic_example/cli.py"]
+EMPTY_RUN_DIRECTORY = ["sh", "-ceu", "find /tmp -mindepth 1 -print -delete"]  # see training_dag.py
+# The predictions are what an inference run is for: they stay, the data and the model go. Into the
+# space that run_inference leaves for it in pred.json comes the digest of the image it has run.
+KEEP_PREDICTIONS = r"""
+find /tmp -mindepth 1 -maxdepth 1 ! -name pred.csv ! -name pred.json -print -exec rm -rf {} +
+if [ -e /tmp/pred.csv ]; then
+  echo "predictions kept on the training storage: $ML_PIPELINES_RUN_DIRECTORY/pred.csv"
+fi
+if [ -e /tmp/pred.json ]; then
+  sed -i 's/^  "image_digest": ""/  "image_digest": "'"$ML_PIPELINES_INFERENCE_IMAGE_DIGEST"'"/' \
+    /tmp/pred.json
+fi"""
 
 with DAG(
     dag_id="inference_dag",
     description="Predict with the latest model",
     doc_md=__doc__,
-    schedule=inference_schedule(SETTINGS),
+    schedule=inference_schedule(),
     start_date=datetime(2021, 1, 1, tzinfo=UTC),
     catchup=False,
     # As for training: five at once, further ones wait for their turn.
     max_active_runs=5,
     default_args={"owner": "ml-pipelines"},
     tags=["ml-pipelines", "inference"],
-    user_defined_macros=MACROS,
 ) as dag:
-    clean_storage_before_start = pod_task(
-        "clean_storage_before_start", EMPTY_RUN_DIRECTORY, SETTINGS
+    clean_storage_before_start = PodOperator(
+        task_id="clean_storage_before_start", cmds=EMPTY_RUN_DIRECTORY
     )
-    load_data = pod_task("load_data", cli("load-sst2-data", "/tmp/data/"), SETTINGS)
-    load_model = pod_task(
-        "load_model",
-        cli("load-from-registry", f"{SETTINGS.registry.model_name}:latest", "/tmp/results/"),
-        SETTINGS,
-        registry=True,
+    load_data = PodOperator(task_id="load_data", cmds=[*CLI, "load-sst2-data", "/tmp/data/"])
+    load_model = PodOperator(
+        task_id="load_model",
+        cmds=[*CLI, "load-from-registry", f"{model_name()}:latest", "/tmp/results/"],
+        presets=["registry"],
     )
-    run_inference = pod_task(
-        "run_inference",
-        cli("run-inference-on-dataframe", "/tmp/data/test.csv", "/tmp/results/", "/tmp/pred.csv"),
-        SETTINGS,
+    run_inference = PodOperator(
+        task_id="run_inference",
+        cmds=[
+            *CLI,
+            "run-inference-on-dataframe",
+            "/tmp/data/test.csv",
+            "/tmp/results/",
+            "/tmp/pred.csv",
+        ],
     )
-    clean_up = pod_task(
-        "clean_up",
-        KEEP_PREDICTIONS,
-        SETTINGS,
+    clean_up = PodOperator(
+        task_id="clean_up",
+        cmds=["sh", "-ceu", KEEP_PREDICTIONS],
         # Known when the pod has started, so that the pod itself could not write it.
-        env={"ML_PIPELINES_INFERENCE_IMAGE_DIGEST": image_digest_of("run_inference")},
+        env_vars={"ML_PIPELINES_INFERENCE_IMAGE_DIGEST": image_digest_of("run_inference")},
     )
 
     work = [clean_storage_before_start, load_data, load_model, run_inference]

@@ -22,43 +22,43 @@ from datetime import UTC, datetime
 
 from airflow import DAG
 
-from ml_pipelines.commands import EMPTY_RUN_DIRECTORY, cli
+from ml_pipelines import PodOperator
 from ml_pipelines.lineage import image_digest_of
-from ml_pipelines.pods import pod_task
-from ml_pipelines.runs import MACROS
-from ml_pipelines.schedules import model_dataset
-from ml_pipelines.settings import load_settings
+from ml_pipelines.schedules import model_dataset, model_name, schedule_of
 
-SETTINGS = load_settings()
+CLI = ["python", "classic_example/cli.py"]
+# `find` and not `rm -rf /tmp/*`: it also takes hidden files, and finds nothing to complain about
+# in an empty directory. The mount point itself stays. The log lists what was removed.
+EMPTY_RUN_DIRECTORY = ["sh", "-ceu", "find /tmp -mindepth 1 -print -delete"]
 
 with DAG(
     dag_id="training_dag",
     description="Load data, train, register the model",
     doc_md=__doc__,
-    schedule=SETTINGS.schedules["training_dag"],
+    schedule=schedule_of("training_dag", None),
     start_date=datetime(2021, 1, 1, tzinfo=UTC),
     catchup=False,
     # The document starts five runs at once; further ones wait for their turn.
     max_active_runs=5,
     default_args={"owner": "ml-pipelines"},
     tags=["ml-pipelines", "training"],
-    user_defined_macros=MACROS,
 ) as dag:
-    clean_storage_before_start = pod_task(
-        "clean_storage_before_start", EMPTY_RUN_DIRECTORY, SETTINGS
+    clean_storage_before_start = PodOperator(
+        task_id="clean_storage_before_start", cmds=EMPTY_RUN_DIRECTORY
     )
-    load_data = pod_task("load_data", cli("load-sst2-data", "/tmp/data/"), SETTINGS)
-    train_model = pod_task("train_model", cli("train", "tests/data/test_config.json"), SETTINGS)
-    upload_model = pod_task(
-        "upload_model",
-        cli("upload-to-registry", SETTINGS.registry.model_name, "/tmp/results"),
-        SETTINGS,
-        registry=True,
+    load_data = PodOperator(task_id="load_data", cmds=[*CLI, "load-sst2-data", "/tmp/data/"])
+    train_model = PodOperator(
+        task_id="train_model", cmds=[*CLI, "train", "tests/data/test_config.json"]
+    )
+    upload_model = PodOperator(
+        task_id="upload_model",
+        cmds=[*CLI, "upload-to-registry", model_name(), "/tmp/results"],
+        presets=["registry"],
         # The version carries the image that has trained it.
-        env={"ML_PIPELINES_TRAINING_IMAGE_DIGEST": image_digest_of("train_model")},
-        outlets=[model_dataset(SETTINGS.registry)],
+        env_vars={"ML_PIPELINES_TRAINING_IMAGE_DIGEST": image_digest_of("train_model")},
+        outlets=[model_dataset()],
     )
-    clean_up = pod_task("clean_up", EMPTY_RUN_DIRECTORY, SETTINGS)
+    clean_up = PodOperator(task_id="clean_up", cmds=EMPTY_RUN_DIRECTORY)
 
     work = [clean_storage_before_start, load_data, train_model, upload_model]
     clean_storage_before_start >> load_data >> train_model >> upload_model

@@ -1,1 +1,16 @@
-"""What the DAG files share: settings, the run's directory and the operator that runs a pod."""
+"""What a DAG file needs: `from ml_pipelines import PodOperator`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["PodOperator"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the operator when it is asked for: other modules here are used without Airflow."""
+    if name == "PodOperator":
+        from ml_pipelines.operator import PodOperator
+
+        return PodOperator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

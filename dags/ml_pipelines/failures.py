@@ -36,9 +36,14 @@ _WAIT_HINTS = {
 def waiting_for(pod: k8s.V1Pod, container: str) -> tuple[str, str] | None:
     """Reason and message of a pod that has not started, e.g. ("ErrImagePull", "not found ...").
 
-    None when the pod does not say what it waits for.
+    An init container that cannot start comes before the container that waits for it. None when the
+    pod does not say what it waits for.
     """
-    state = _container_state(pod, container)
+    for status in _init_statuses(pod):
+        waits = status.state.waiting if status.state else None
+        if waits is not None and waits.reason not in (None, "PodInitializing"):
+            return waits.reason, f"init container {status.name}: {waits.message or waits.reason}"
+    state = container_state(pod, container)
     if state is not None and state.waiting is not None and state.waiting.reason:
         return state.waiting.reason, state.waiting.message or ""
     for condition in pod.status.conditions or []:
@@ -64,9 +69,12 @@ def explain_failure(pod: k8s.V1Pod, container: str) -> str:
         reasons.append(eviction)
     elif pod.metadata and pod.metadata.deletion_timestamp:
         reasons.append("it was deleted")
-    state = _container_state(pod, container)
+    state = container_state(pod, container)
     if state is not None and state.terminated is not None:
         reasons.append(_explain_end(pod, container, state.terminated))
+    elif broken := _broken_init(pod):
+        name, ended = broken
+        reasons.append(f"init container {name}: {_explain_end(pod, name, ended)}")
     elif waiting := waiting_for(pod, container):
         reasons.append(explain_wait(*waiting))
     if not reasons:
@@ -150,14 +158,29 @@ def _last_words(message: str) -> str:
     return (errors or lines or [""])[-1]
 
 
+def _init_statuses(pod: k8s.V1Pod) -> list[k8s.V1ContainerStatus]:
+    return pod.status.init_container_statuses or []
+
+
+def _broken_init(pod: k8s.V1Pod) -> tuple[str, k8s.V1ContainerStateTerminated] | None:
+    """The init container that has failed, and how it ended."""
+    for status in _init_statuses(pod):
+        ended = status.state.terminated if status.state else None
+        if ended is not None and ended.exit_code != 0:
+            return status.name, ended
+    return None
+
+
 def _memory_limit(pod: k8s.V1Pod, container: str) -> str:
-    for spec in pod.spec.containers if pod.spec else []:
+    specs = [*pod.spec.containers, *(pod.spec.init_containers or [])] if pod.spec else []
+    for spec in specs:
         if spec.name == container and spec.resources and spec.resources.limits:
             return spec.resources.limits.get("memory", "none (the node's memory)")
     return "none (the node's memory)"
 
 
-def _container_state(pod: k8s.V1Pod, container: str) -> k8s.V1ContainerState | None:
+def container_state(pod: k8s.V1Pod, container: str) -> k8s.V1ContainerState | None:
+    """The state of a container; None as long as the kubelet has not reported it."""
     for status in pod.status.container_statuses or []:
         if status.name == container:
             return status.state

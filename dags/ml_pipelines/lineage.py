@@ -7,6 +7,8 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+from kubernetes.client import models as k8s
+
 # The folder of the DAGs. Resolved while this file is imported: git-sync may move its link on to
 # another commit, but this process goes on with what it has read.
 DIRECTORY = Path(__file__).resolve().parents[1]
@@ -43,16 +45,26 @@ def dags_commit(directory: Path = DIRECTORY) -> str:
     return f"{found[1]}{'-dirty' if changed else ''}" if found else ""
 
 
-def digest_in(image_id: str | None) -> str:
-    """The `sha256:...` in the image id of a container's status; '' when there is none.
+def image_of(pod: k8s.V1Pod, container: str) -> dict[str, str]:
+    """`image`, which the pod asked for, and `image_digest` of the one that its node ran.
 
-    It is the digest that the registry knows when the node has pulled the image from one, else the
-    id of the image (the digest of its configuration).
+    The digest is the one that the registry knows when the node has pulled the image from one, else
+    the id of the image (the digest of its configuration); it is left out when there is none.
     """
-    found = _DIGEST.search(image_id or "")
-    return found[0] if found else ""
+    found = {one.name: {"image": one.image} for one in pod.spec.containers}.get(container, {})
+    for status in pod.status.container_statuses or []:
+        if status.name == container and (digest := _DIGEST.search(status.image_id or "")):
+            found["image_digest"] = digest[0]
+    return found
 
 
 def image_digest_of(task_id: str) -> str:
-    """Template for the digest of the image that a task of the same run ran; '' if it did not."""
-    return f"{{{{ (ti.xcom_pull(task_ids='{task_id}') or {{}}).get('image_digest', '') }}}}"
+    """Template for the digest of the image that a task of the same run ran; '' if it did not.
+
+    Of a mapped task that of its first pod: all of them are made from one template.
+    """
+    return (
+        f"{{% set result = ti.xcom_pull(task_ids='{task_id}') %}}"
+        "{% set one = result if result is mapping else (result or [])|first %}"
+        "{{ (one or {}).get('image_digest', '') }}"
+    )

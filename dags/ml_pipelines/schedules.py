@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-from ml_pipelines.settings import Registry, Settings
+from ml_pipelines.settings import load
 
 try:
     from airflow.sdk import Asset, AssetOrTimeSchedule
@@ -22,25 +22,36 @@ except ImportError:  # Airflow 2
     DATASETS = "datasets"
 
 
-def model_dataset(registry: Registry) -> Asset:
+def model_name() -> str:
+    """Name of the model in the registry."""
+    return load().get("modelName") or "airflow-pipeline"
+
+
+def model_dataset() -> Asset:
     """The dataset (Airflow 3: asset) that a new version of the model is an event of.
 
     upload_model names it as its outlet whether inference waits for it or not: so the page shows
-    when models were registered, and other DAGs can be scheduled on it.
+    when models were registered, and other DAGs can be scheduled on it. Airflow 2 loads every
+    provider, and Flask, for a scheme that it does not know, unless it begins with `x-`.
     """
-    return Asset(uri=f"ml-pipelines://models/{quote(registry.model_name)}")
+    return Asset(uri=f"x-ml-pipelines://models/{quote(model_name())}")
 
 
-def inference_schedule(settings: Settings) -> Any:
+def schedule_of(dag_id: str, otherwise: str | None) -> str | None:
+    """Cron expression of a DAG in `pipelines.schedule`; `otherwise` if the values say nothing."""
+    return load().get("schedule", {}).get(dag_id, otherwise) or None
+
+
+def inference_schedule() -> Any:
     """What the `schedule` of inference_dag is: a cron expression, None, or what a new model adds.
 
     The expression means the same with and without models: it becomes the timetable that Airflow
     itself makes of it (a data interval on Airflow 2, a trigger on Airflow 3).
     """
-    cron = settings.schedules["inference_dag"]
-    if not settings.inference_on_new_model:
+    cron = schedule_of("inference_dag", "0 9 * * *")
+    if not load().get("inferenceOnNewModel"):
         return cron
-    models = [model_dataset(settings.registry)]
+    models = [model_dataset()]
     if cron is None:
         return models
     clock = OnceTimetable() if cron == "@once" else CronTimetable(cron, timezone="UTC")
