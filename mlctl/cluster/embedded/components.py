@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mlctl.cluster.embedded import outbound
 from mlctl.cluster.embedded.config import API_PORT_IN_NODE, GIT_PORT, NODE_NAME, Config
+from mlctl.cluster.embedded.config_files import MUTATION_API
 
 READY_SECONDS = 60
 
@@ -105,6 +106,8 @@ def components(config: Config, node: Path, descriptors: Descriptors) -> list[Com
             "--authorization-mode=Node,RBAC",
             "--anonymous-auth=false",
             "--enable-admission-plugins=NodeRestriction",
+            f"--runtime-config={MUTATION_API}=true",
+            "--feature-gates=MutatingAdmissionPolicy=true",
             f"--kubelet-client-certificate={pki}/kubelet-client.crt",
             f"--kubelet-client-key={pki}/kubelet-client.key",
             f"--kubelet-certificate-authority={pki}/ca.crt",

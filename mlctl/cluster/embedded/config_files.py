@@ -4,10 +4,20 @@ import json
 
 import yaml
 
+from mlctl.base.names import REPOSITORY
 from mlctl.cluster.embedded import outbound
 from mlctl.cluster.embedded.config import CLUSTER_DOMAIN, Config
 
 BRIDGE = "cni0"
+
+KUBELET_HEALTH_PORT = 10248
+"""On the node's loopback."""
+
+MUTATION_API = "admissionregistration.k8s.io/v1beta1"
+"""Of MutatingAdmissionPolicy, in Kubernetes 1.34: off unless the API server is told otherwise."""
+
+NO_REGISTRY = REPOSITORY.partition("/")[0]
+"""The registry in the names of images that were made on this machine: there is none."""
 
 KUBELET_API = ["nodes/proxy", "nodes/stats", "nodes/log", "nodes/spec", "nodes/metrics"]
 """What Kubernetes' own system:kubelet-api-admin names: RBAC has no wildcard for subresources."""
@@ -17,8 +27,10 @@ def write_all(config: Config, pause_image: str) -> None:
     """Write every configuration file below ``config.etc``; all are derived, none is kept."""
     config.etc.mkdir(parents=True, exist_ok=True)
     (config.etc / "cni").mkdir(exist_ok=True)
+    (config.etc / "registries" / NO_REGISTRY).mkdir(parents=True, exist_ok=True)
     files = {
         "containerd.toml": containerd(config, pause_image),
+        f"registries/{NO_REGISTRY}/hosts.toml": hosts(),
         "cni/10-bridge.conflist": json.dumps(cni(config), indent=2),
         "kubelet.yaml": yaml.safe_dump(kubelet(config), sort_keys=False),
         "cluster.yaml": yaml.safe_dump_all(cluster_objects(), sort_keys=False),
@@ -51,11 +63,26 @@ state = "{config.run}/containerd"
   [{cri}.cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "{config.etc}/cni"
+  [{cri}.registry]
+    config_path = "{config.etc}/registries"
   [{cri}.containerd]
     snapshotter = "overlayfs"
     default_runtime_name = "runc"
     [{cri}.containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
+"""
+
+
+def hosts() -> str:
+    """Return where containerd asks for images of this machine that it does not have.
+
+    The kubelet's health port answers 404, as a registry would: the image is "not found", which says
+    more than that nothing listens on port 80.
+    """
+    # containerd 1.6 refuses a file without hosts.
+    return f"""\
+server = "http://127.0.0.1:{KUBELET_HEALTH_PORT}"
+[host]
 """
 
 
@@ -98,6 +125,7 @@ def kubelet(config: Config) -> dict:
         },
         "authorization": {"mode": "Webhook"},
         "readOnlyPort": 0,
+        "healthzPort": KUBELET_HEALTH_PORT,
         "tlsCertFile": str(config.pki / "kubelet.crt"),
         "tlsPrivateKeyFile": str(config.pki / "kubelet.key"),
         "containerRuntimeEndpoint": f"unix://{config.containerd_socket}",
@@ -147,7 +175,7 @@ def corefile(config: Config) -> str:
 
 
 def cluster_objects() -> list[dict]:
-    """Return what every cluster brings along: the storage class and the programs' rights.
+    """Return what every cluster brings along: storage class, programs' rights, a pull policy.
 
     The names are what certificates carry as users, see pki.identities.
     """
@@ -205,6 +233,63 @@ def cluster_objects() -> list[dict]:
                 rule([""], ["events"], ["create", "update", "patch", "list", "watch"]),
             ],
         ),
+        *pull_policy(),
         # The API server asks the kubelet with this certificate's rights for logs and exec.
         *role("kube-apiserver-kubelet-client", [rule([""], KUBELET_API, ["*"])]),
+    ]
+
+
+def pull_policy() -> list[dict]:
+    """Return the objects that make `Always` an `IfNotPresent` for images of this machine.
+
+    No registry could be asked for a newer one: what the node has is what `Always` would fetch.
+    """
+    name = "ml-pipelines.images-of-this-machine"
+    kind = "MutatingAdmissionPolicy"
+
+    def mend(containers: str) -> str:
+        return f"""\
+{containers}: object.spec.?{containers}.orValue([])
+    .filter(c, c.image.startsWith("{NO_REGISTRY}/") && c.imagePullPolicy == "Always")
+    .map(c, Object.spec.{containers}{{name: c.name, imagePullPolicy: "IfNotPresent"}})"""
+
+    mutation = f"""\
+Object{{spec: Object.spec{{
+{mend("containers")},
+{mend("initContainers")}
+}}}}
+"""
+    rule = {
+        "apiGroups": [""],
+        "apiVersions": ["v1"],
+        "resources": ["pods"],
+        # A manifest that is applied again says `Always` again.
+        "operations": ["CREATE", "UPDATE"],
+    }
+    # The policy of a pod that is older than this one cannot change, but its labels may.
+    changed = "oldObject == null || oldObject.spec != object.spec"
+    return [
+        {
+            "apiVersion": MUTATION_API,
+            "kind": kind,
+            "metadata": {"name": name},
+            "spec": {
+                "matchConstraints": {"resourceRules": [rule]},
+                "matchConditions": [{"name": "specification-changes", "expression": changed}],
+                "mutations": [
+                    {
+                        "patchType": "ApplyConfiguration",
+                        "applyConfiguration": {"expression": mutation},
+                    }
+                ],
+                "failurePolicy": "Fail",
+                "reinvocationPolicy": "Never",
+            },
+        },
+        {
+            "apiVersion": MUTATION_API,
+            "kind": f"{kind}Binding",
+            "metadata": {"name": name},
+            "spec": {"policyName": name},
+        },
     ]

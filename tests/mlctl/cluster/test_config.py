@@ -13,6 +13,7 @@ import yaml
 from cryptography import x509
 
 from mlctl.base.errors import UserError, output
+from mlctl.base.names import REPOSITORY
 from mlctl.base.wheels import helm, kubectl, program
 from mlctl.cluster.embedded import binary, pki
 from mlctl.cluster.embedded import config_files as files
@@ -118,6 +119,10 @@ def test_files_are_written_in_their_formats(config: Config) -> None:
     assert kubelet["authentication"]["anonymous"] == {"enabled": False}
     assert kubelet["authorization"] == {"mode": "Webhook"}
     assert kubelet["readOnlyPort"] == 0
+    (hosts,) = Path(cri["registry"]["config_path"]).glob("*/hosts.toml")
+    assert hosts.parent.name == REPOSITORY.partition("/")[0]
+    server = tomllib.loads(hosts.read_text())["server"]
+    assert server == f"http://127.0.0.1:{kubelet['healthzPort']}"
 
 
 def test_names_outside_are_asked_for_with_outbound_traffic_only(config: Config) -> None:
