@@ -1,13 +1,19 @@
-"""What the node gives its pods: the images that were loaded into it."""
+"""What the node gives its pods: the images that were loaded into it, and logs that stay whole."""
 
 import json
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mlctl.base.names import REPOSITORY
 from mlctl.base.waiting import until
+from mlctl.base.wheels import kubectl
 from mlctl.cluster.embedded.lifecycle import EmbeddedCluster
 from tests.helpers.embedded import pod
+
+PROGRAMS = [path for path in ("/usr", "/lib", "/lib64") if Path(path).exists()]
+"""Directories that a pod needs to run programs of this machine."""
 
 
 def always(name: str, image: str) -> str:
@@ -48,3 +54,34 @@ def test_an_image_that_the_node_lacks_is_not_found(
     message = until(60, refusal, "the pod says nothing")
     assert message.endswith(f"{image}: not found"), message
     kube("delete", "pod/lacking")
+
+
+def test_a_slow_reader_gets_every_line_of_a_log(
+    cluster: EmbeddedCluster, kube: Callable[..., str], pause_image: str
+) -> None:
+    bursts, lines = 2, 10_000
+    # The kubelet looks every 10 s for logs to rotate: twice here, with 20 MB each time. Between the
+    # reader and the log there are buffers for half of that.
+    write = f'seq --format "$burst %.0f {"x" * 2000}" {lines}; sleep 11'
+    manifest = json.loads(pod("writer", pause_image))
+    spec = manifest["spec"]
+    (container,) = spec["containers"]
+    container["command"] = ["/usr/bin/sh", "-c", f"for burst in $(seq {bursts}); do {write}; done"]
+    container["env"] = [{"name": "PATH", "value": "/usr/bin"}]
+    names = {path: path.strip("/") for path in PROGRAMS}
+    container["volumeMounts"] = [
+        {"name": name, "mountPath": path, "readOnly": True} for path, name in names.items()
+    ]
+    spec["volumes"] = [{"name": name, "hostPath": {"path": path}} for path, name in names.items()]
+    spec["restartPolicy"] = "Never"
+    kube("apply", "-f", "-", stdin=json.dumps(manifest))
+    kube("wait", "pod/writer", "--for=condition=Ready", "--timeout=60s")
+    follow = [str(kubectl()), "--kubeconfig", str(cluster.kubeconfig), "logs", "-f", "writer"]
+    with subprocess.Popen(follow, stdout=subprocess.PIPE, text=True) as reader:
+        read = [reader.stdout.readline()]
+        kube("wait", "pod/writer", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=180s")
+        read += reader.stdout
+    assert [line.partition(" x")[0] for line in read] == [
+        f"{burst} {line}" for burst in range(1, bursts + 1) for line in range(1, lines + 1)
+    ]
+    kube("delete", "pod/writer")

@@ -145,6 +145,11 @@ def kubelet(config: Config) -> dict:
             "imagefs.available": "0%",
             "memory.available": "200Mi",
         },
+        # Readers of a log get the newest file only: who is behind when the kubelet begins another
+        # one, by default after 10 MB, loses what is between. A task's log of 300 MB fits. Two files
+        # are the fewest that the kubelet takes: about 1 GiB for a container at most.
+        "containerLogMaxSize": "512Mi",
+        "containerLogMaxFiles": 2,
         # How soon an edited ConfigMap reaches the files of a running pod.
         "syncFrequency": "10s",
         "serializeImagePulls": False,
