@@ -132,12 +132,16 @@ def make_config(tiny_base: Path, data_directory: Path) -> Callable[..., Path]:
 def trained(
     cli: Cli, make_config: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Ended, Path]:
-    """Train a tiny model with the real command; return the ended command and the model."""
+    """Train a tiny model with the real command; return the ended command and the model.
+
+    The number of steps is a parameter of the run.
+    """
     directory = tmp_path_factory.mktemp("trained")
     ended = cli(
         "train",
-        make_config(directory / "config.json"),
+        make_config(directory / "config.json", max_steps=1),
         env={
+            "ML_PIPELINES_PARAMS": '{"learning_rate": null, "max_steps": 40}',
             "ML_PIPELINES_DAG_ID": "training_dag",
             "ML_PIPELINES_RUN_ID": "manual__1",
             "ML_PIPELINES_DAGS_COMMIT": "c0ffee",

@@ -61,6 +61,34 @@ def test_predictions_keep_the_contract(cli: Cli, model: Path, data_directory: Pa
     assert everything_below(tmp_path / "out") == {"pred.csv", "pred.json"}
 
 
+def test_sample_size_takes_the_first_rows_and_is_written_down(
+    cli: Cli, model: Path, data_directory: Path, tmp_path: Path
+):
+    def predict(target: Path, sample_size: int | None) -> Ended:
+        env = {"ML_PIPELINES_PARAMS": json.dumps({"sample_size": sample_size})}
+        return cli(
+            "run-inference-on-dataframe", data_directory / "test.csv", model, target, env=env
+        )
+
+    assert predict(tmp_path / "all.csv", None).result["rows"] == 33
+    assert predict(tmp_path / "more.csv", 34).result["rows"] == 33
+    assert predict(tmp_path / "some.csv", 5).result["rows"] == 5
+    everything, some = (read_csv(tmp_path / f"{name}.csv") for name in ("all", "some"))
+    assert [row["sentence"] for row in some] == [row["sentence"] for row in everything[:5]]
+    description = json.loads((tmp_path / "some.json").read_text())
+    assert description["rows"] == 5
+    assert description["made_by"] == {"parameters": '{"sample_size": 5}'}
+    assert json.loads((tmp_path / "all.json").read_text())["made_by"] == {}
+
+
+def test_rows_after_the_sample_are_not_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source = write_csv(tmp_path / "in.csv", ["sentence"], [["fine"], ["too", "many"]])
+    monkeypatch.setenv("ML_PIPELINES_PARAMS", '{"sample_size": 1}')
+    assert run_inference_on_dataframe(source, model, tmp_path / "pred.csv")["rows"] == 1
+
+
 def test_predictions_are_right_and_do_not_depend_on_order_or_batch(model: Path, tmp_path: Path):
     rows = sentences(70, offset=500)
     forward = write_csv(tmp_path / "forward.csv", HEADER, rows)

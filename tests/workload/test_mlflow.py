@@ -158,6 +158,7 @@ def test_version_and_run_say_what_made_the_model(uploaded: list[Ended], client):
     assert version.tags["dags_commit"] == "c0ffee"
     assert version.tags["image"] == "registry.example/trainer:1"
     assert version.tags["image_digest"] == "sha256:1a"
+    assert version.tags["parameters"] == '{"max_steps": 40}'
     assert len(version.tags["data_sha256"]) == len(version.tags["model_sha256"]) == 64
     assert re.fullmatch(
         r"held-out accuracy [01]\.\d{4} \(baseline [01]\.\d{4}\), trained on files .*val\.csv",

@@ -86,11 +86,13 @@ def test_lineage_names_run_and_data(trained: tuple[Ended, Path], data_directory:
     assert origin["run_id"] == "manual__1"
     assert origin["dags_commit"] == "c0ffee"
     assert origin["image"] == "registry.example/trainer:1"
+    assert origin["parameters"] == '{"max_steps": 40}'
     assert origin["data_source"].startswith(f"files {data_directory}")
     assert len(origin["data_sha256"]) == 64
     assert (
         "Made by dag_id `training_dag`, run_id `manual__1`, dags_commit `c0ffee`, "
-        "image `registry.example/trainer:1`." in (trained[1] / "README.md").read_text()
+        'image `registry.example/trainer:1`, parameters `{"max_steps": 40}`.'
+        in (trained[1] / "README.md").read_text()
     )
 
 

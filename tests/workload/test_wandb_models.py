@@ -173,6 +173,7 @@ def test_version_and_run_name_run_data_and_weights(
         assert known["dag_id"] == "training_dag"
         # The upload's own run counts, not the one that an older lineage file names.
         assert known["run_id"] == "run2"
+        assert known["parameters"] == '{"max_steps": 40}'
         assert len(known["data_sha256"]) == 64
         weights = (models[1] / "model.safetensors").read_bytes()
         assert known["model_sha256"] == sha256(weights).hexdigest()

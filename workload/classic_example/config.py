@@ -1,14 +1,14 @@
 """The training configuration: one JSON object with the names of Hugging Face's Trainer."""
 
-import difflib
 import json
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from classic_example import parameters
+from classic_example.checks import checked, require_one_of, setting, suggestion
 from classic_example.errors import WorkloadError
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
@@ -65,11 +65,6 @@ VARIABLE_PREFIX = "TRAIN_"
 RENAMED = {"evaluation_strategy": "eval_strategy"}
 
 
-def setting(default: Any, low: float = -math.inf, high: float = math.inf) -> Any:
-    """Declare a field with the inclusive range of a number."""
-    return field(default=default, metadata={"low": low, "high": high})
-
-
 @dataclass(frozen=True)
 class TrainingConfig:
     """What to train, on what, and how. Names and meanings are those of TrainingArguments.
@@ -115,7 +110,8 @@ class TrainingConfig:
 def read_config(path: Path) -> tuple[TrainingConfig, list[str]]:
     """Return the configuration in a JSON file and the names in it that have no effect.
 
-    The environment goes over the file, name by name (see VARIABLE_PREFIX).
+    The environment goes over the file, name by name (see VARIABLE_PREFIX), and the parameters of
+    the run go over both.
 
     Raises:
         WorkloadError: no such file, broken JSON, an unknown or missing name, or a value of the
@@ -135,7 +131,7 @@ def read_config(path: Path) -> tuple[TrainingConfig, list[str]]:
         raise WorkloadError(f"{path} must hold a JSON object, not {type(content).__name__}")
     variables = from_environment(os.environ)
     origin = f"{path} and the variables {VARIABLE_PREFIX}*" if variables else str(path)
-    return parse_config({**content, **variables}, origin)
+    return parse_config({**content, **variables, **from_parameters()}, origin)
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -150,13 +146,27 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
+def from_parameters() -> dict[str, Any]:
+    """Return the settings that the parameters of the run give.
+
+    Another base model comes with its own configuration and tokenizer.
+    """
+    given = parameters.of_this_run().given()
+    found = {name: given[name] for name in ("max_steps", "learning_rate") if name in given}
+    if "base_model" in given:
+        own = {"config_name": None, "tokenizer_name": None}
+        found |= {"model_name_or_path": given["base_model"], **own}
+    return found
+
+
 def parse_config(content: dict[str, Any], origin: str) -> tuple[TrainingConfig, list[str]]:
     """Return the configuration in `content`, as read_config; `origin` names it in errors."""
     content = {RENAMED.get(name, name): value for name, value in content.items()}
     known = {one.name: one for one in fields(TrainingConfig)}
     for name in content:
         if name not in known and name not in WITHOUT_EFFECT:
-            raise WorkloadError(f"{origin}: unknown key {name!r}{suggestion(name, known)}")
+            meant = suggestion(name, [*known, *WITHOUT_EFFECT])
+            raise WorkloadError(f"{origin}: unknown key {name!r}{meant}")
     required = ("model_name_or_path", "train_file", "validation_file", "output_dir")
     missing = [name for name in required if not content.get(name)]
     if missing:
@@ -173,51 +183,3 @@ def parse_config(content: dict[str, Any], origin: str) -> tuple[TrainingConfig, 
     if config.max_steps <= 0 and config.num_train_epochs <= 0:
         raise WorkloadError(f"{origin}: max_steps or num_train_epochs must be above 0")
     return config, sorted(name for name in content if name in WITHOUT_EFFECT)
-
-
-def suggestion(name: str, known: dict[str, Any]) -> str:
-    """Return `; did you mean 'x'?` when a known name is close."""
-    close = difflib.get_close_matches(name, [*known, *WITHOUT_EFFECT], n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def checked(origin: str, declared: Any, value: Any) -> Any:
-    """Return `value` as the declared type of its field.
-
-    Raises:
-        WorkloadError: it has another type or is out of range.
-    """
-    name, kind = declared.name, str(declared.type)
-    if value is None and ("None" in kind or declared.default is None):
-        return None
-    if "bool" in kind:
-        fits = isinstance(value, bool)
-    elif "int" in kind:
-        fits = isinstance(value, int) and not isinstance(value, bool)
-    elif "float" in kind:
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-        value = float(value) if fits else value
-    else:
-        fits = isinstance(value, str)
-    if not fits:
-        raise WorkloadError(f"{origin}: {name} must be {described(kind)}, not {value!r}")
-    low, high = declared.metadata.get("low", -math.inf), declared.metadata.get("high", math.inf)
-    if not isinstance(value, bool | str) and not low <= value <= high:
-        limit = f"at least {low:g}" if value < low else f"at most {high:g}"
-        raise WorkloadError(f"{origin}: {name} is {value:g}, it must be {limit}")
-    return value
-
-
-def described(kind: str) -> str:
-    """Return a plain name for a field's type."""
-    if "bool" in kind:
-        return "true or false"
-    if "int" in kind:
-        return "a whole number"
-    return "a number" if "float" in kind else "a text"
-
-
-def require_one_of(origin: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise WorkloadError unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise WorkloadError(f"{origin}: {name} is {value!r}, allowed: {', '.join(allowed)}")

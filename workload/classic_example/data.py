@@ -4,6 +4,7 @@ import csv
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from classic_example.errors import WorkloadError, not_there
@@ -34,8 +35,10 @@ def write_rows(path: Path, rows: list[Row]) -> None:
     write_csv(path, COLUMNS, fields_of(rows))
 
 
-def read_table(path: Path, required: tuple[str, ...]) -> tuple[list[str], list[tuple[int, list]]]:
-    """Return the header of a CSV file and its rows, each with its line number.
+def read_table(
+    path: Path, required: tuple[str, ...], limit: int | None = None
+) -> tuple[list[str], list[tuple[int, list]]]:
+    """Return the header of a CSV file and its first `limit` rows, each with its line number.
 
     Raises:
         WorkloadError: no such file, not readable, not UTF-8, no header, a `required` column is
@@ -52,7 +55,7 @@ def read_table(path: Path, required: tuple[str, ...]) -> tuple[list[str], list[t
                 raise WorkloadError(
                     f"{path} has no column {names(missing)}; its columns are {names(header)}"
                 )
-            rows = list(numbered(path, reader, len(header)))
+            rows = list(islice(numbered(path, reader, len(header)), limit))
     except FileNotFoundError:
         raise not_there(path, "load-sst2-data") from None
     except IsADirectoryError:
@@ -88,10 +91,10 @@ def read_labelled(path: Path, limit: int | None = None) -> list[Row]:
         WorkloadError: as read_table, or an empty sentence, or a label that is not 0 or 1, or only
             one label in the whole file.
     """
-    header, table = read_table(path, ("sentence", "label"))
+    header, table = read_table(path, ("sentence", "label"), limit)
     sentence_at, label_at = header.index("sentence"), header.index("label")
     rows = []
-    for position, (line, fields) in enumerate(table[:limit]):
+    for position, (line, fields) in enumerate(table):
         sentence = fields[sentence_at]
         if not sentence.strip():
             raise WorkloadError(f"{path} line {line}: the sentence is empty")

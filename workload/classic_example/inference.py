@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from classic_example import lineage
+from classic_example import lineage, parameters
 from classic_example.data import read_table
 from classic_example.errors import WorkloadError, not_there
 from classic_example.files import fill_csv, fill_json, new_files, read_json, sha256_of
@@ -30,15 +30,16 @@ MAX_TOKENS = 256
 def run_inference_on_dataframe(source: Path, model_directory: Path, target: Path) -> dict[str, Any]:
     """Add the probability of label 1 to each row of a CSV file with a `sentence` column.
 
-    Writes `target` with the input's columns, unchanged and in order, and `correct_sentence_conf`;
-    beside it a JSON file of the same name that says which model predicted what: the version as
-    `load-from-registry` has found it, with the tags that say how it was made.
+    Only to the first rows when the run has the parameter sample_size. Writes `target` with the
+    input's columns, unchanged and in order, and `correct_sentence_conf`; beside it a JSON file of
+    the same name that says which model predicted what: the version as `load-from-registry` has
+    found it, with the tags that say how it was made.
 
     Raises:
         WorkloadError: the CSV, the model directory or the output.
     """
     start = time.monotonic()
-    header, table = read_table(source, ("sentence",))
+    header, table = read_table(source, ("sentence",), parameters.of_this_run().sample_size)
     require_model(model_directory)
     registered = read_json(model_directory / REGISTRY_FILE)
     logger.info("%d rows from %s; model %s", len(table), source, described(registered))

@@ -1,6 +1,9 @@
-"""Where a result comes from: the run, the commit of its DAGs, the image, the data."""
+"""Where a result comes from: the run and its parameters, the commit of its DAGs, the image."""
 
+import json
 import os
+
+from classic_example import parameters
 
 # Set by the pipeline in every task pod. Empty where a command is run by hand.
 VARIABLES = {
@@ -14,8 +17,16 @@ TRAINING_IMAGE_DIGEST = "ML_PIPELINES_TRAINING_IMAGE_DIGEST"
 
 
 def of_this_run() -> dict[str, str]:
-    """Return what the environment says about the run, without the parts it does not say."""
-    return {key: value for key, name in VARIABLES.items() if (value := os.environ.get(name, ""))}
+    """Return what the environment says about the run, without the parts it does not say.
+
+    `parameters` are those that were set, as JSON: a run that is started with it does the same.
+
+    Raises:
+        WorkloadError: the parameters of the run are not in order.
+    """
+    said = {key: value for key, name in VARIABLES.items() if (value := os.environ.get(name, ""))}
+    given = parameters.of_this_run().given()
+    return {**said, "parameters": json.dumps(given, sort_keys=True)} if given else said
 
 
 def of_model(trained: dict[str, str]) -> dict[str, str]:

@@ -45,7 +45,7 @@ text.
 
 def model_card(values: dict[str, Any], lineage: dict[str, str]) -> str:
     """Return the card. `values` fills the template; `lineage` says which run made the model."""
-    keys = ("dag_id", "run_id", "dags_commit", "image")
+    keys = ("dag_id", "run_id", "dags_commit", "image", "parameters")
     made_by = [f"{key} `{lineage[key]}`" for key in keys if key in lineage]
     origin = f"\nMade by {', '.join(made_by)}.\n" if made_by else ""
     return TEMPLATE.format(

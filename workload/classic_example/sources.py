@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from classic_example import parameters
 from classic_example.data import COLUMNS, Row, digest, fields_of, names, read_table
 from classic_example.errors import WorkloadError, one_line
 from classic_example.files import (
@@ -52,14 +53,16 @@ class Sentences:
 
 
 def mode_from_environment() -> str:
-    """Return DATA_SOURCE, `auto` when it is not set.
+    """Return the parameter data_source of the run, else DATA_SOURCE, else `auto`.
 
     Raises:
         WorkloadError: it is set to something unknown.
     """
-    mode = os.environ.get("DATA_SOURCE", "").strip().lower() or "auto"
+    origin, mode = "parameters of the run: data_source", parameters.of_this_run().data_source
+    if mode is None:
+        origin, mode = "DATA_SOURCE", os.environ.get("DATA_SOURCE", "").strip().lower() or "auto"
     if mode not in MODES:
-        raise WorkloadError(f"DATA_SOURCE={mode!r} is not known; allowed: {names(MODES)}")
+        raise WorkloadError(f"{origin}={mode!r} is not known; allowed: {names(MODES)}")
     return mode
 
 
@@ -78,7 +81,8 @@ def load(mode: str) -> Sentences:
         if mode == "glue":
             raise WorkloadError(
                 f"GLUE/SST-2 cannot be loaded: {one_line(error)}; "
-                "allow access to it, set HF_ENDPOINT to a mirror, or set DATA_SOURCE=bundled"
+                "allow access to it, set HF_ENDPOINT to a mirror, or set DATA_SOURCE=bundled (in a "
+                "run that was started with it, the parameter data_source)"
             ) from error
         logger.info("GLUE/SST-2 is out of reach (%s)", one_line(error, 160))
         return load_bundled()
@@ -206,9 +210,9 @@ def describe(train: Path, val: Path) -> dict[str, str]:
 
 
 def load_and_save(train: Path, val: Path, test: Path) -> dict:
-    """Load by DATA_SOURCE, write the three files, and return the step's result."""
+    """Load by mode_from_environment, write the three files, and return the step's result."""
     mode = mode_from_environment()
-    logger.info("DATA_SOURCE=%s", mode)
+    logger.info("data source: %s", mode)
     # Before the download: a full volume is not worth two minutes of it.
     require_space(dict.fromkeys((train, val, test), 0))
     sentences = load(mode)
