@@ -5,6 +5,7 @@ Cleans the run's directory, loads the data and, at the same time, the latest mod
 registry, predicts, and removes the data and the model. Every day at 09:00 UTC, by hand
 (`airflow dags trigger inference_dag`), and with `pipelines.inferenceOnNewModel` for each new model.
 
+* The form below, or `--conf '{"sample_size": 100}'`, sets parameters of one run.
 * The predictions stay on the claim: `inference_dag/<run>/pred.csv`, with what made them (model
   version and its origin, this run, image ...) in `pred.json` beside it. The log of `clean_up` has
   the whole path.
@@ -26,6 +27,11 @@ from ml_pipelines import PodOperator
 from ml_pipelines.lineage import image_digest_of
 from ml_pipelines.schedules import inference_schedule, model_name
 
+try:
+    from airflow.sdk import Param
+except ImportError:  # Airflow 2
+    from airflow.models.param import Param
+
 CLI = ["python", "classic_example/cli.py"]
 EMPTY_RUN_DIRECTORY = ["sh", "-ceu", "find /tmp -mindepth 1 -print -delete"]  # see training_dag.py
 # The predictions are what an inference run is for: they stay, the data and the model go. Into the
@@ -39,6 +45,45 @@ if [ -e /tmp/pred.json ]; then
   sed -i 's/^  "image_digest": ""/  "image_digest": "'"$ML_PIPELINES_INFERENCE_IMAGE_DIGEST"'"/' \
     /tmp/pred.json
 fi"""
+# See training_dag.py.
+PARAMETERS = {
+    "model_name": Param(
+        None,
+        type=["null", "string"],
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        maxLength=128,
+        title="Model name",
+        description="Name in the registry: at most 128 letters, digits, '.', '_' and '-'. "
+        f"Empty: {model_name()}.",
+    ),
+    "model_version": Param(
+        None,
+        type=["null", "string"],
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        maxLength=128,
+        title="Model version",
+        description="latest, a version such as v3, or an alias of the registry: at most 128 "
+        "letters, digits, '.', '_' and '-'. Empty: latest.",
+    ),
+    "sample_size": Param(
+        None,
+        type=["null", "integer"],
+        minimum=1,
+        maximum=1_000_000,
+        title="Sample size",
+        description="Predict the first rows only, 1 to 1000000. Empty: all.",
+    ),
+    "data_source": Param(
+        None,
+        type=["null", "string"],
+        pattern="^(auto|glue|bundled)$",
+        examples=["auto", "glue", "bundled"],
+        title="Data source",
+        description="glue: SST-2 from the Hugging Face hub; bundled: the sentences of the image; "
+        "auto: glue where it can be reached, else bundled. Empty: as configured.",
+    ),
+}
+WITH_PARAMETERS = {"ML_PIPELINES_PARAMS": r"{{ params | tojson | replace('$', '\\u0024') }}"}
 
 with DAG(
     dag_id="inference_dag",
@@ -50,16 +95,28 @@ with DAG(
     # As for training: five at once, further ones wait for their turn.
     max_active_runs=5,
     default_args={"owner": "ml-pipelines"},
+    params=PARAMETERS,
     tags=["ml-pipelines", "inference"],
 ) as dag:
     clean_storage_before_start = PodOperator(
         task_id="clean_storage_before_start", cmds=EMPTY_RUN_DIRECTORY
     )
-    load_data = PodOperator(task_id="load_data", cmds=[*CLI, "load-sst2-data", "/tmp/data/"])
+    load_data = PodOperator(
+        task_id="load_data",
+        cmds=[*CLI, "load-sst2-data", "/tmp/data/"],
+        env_vars=WITH_PARAMETERS,
+    )
     load_model = PodOperator(
         task_id="load_model",
-        cmds=[*CLI, "load-from-registry", f"{model_name()}:latest", "/tmp/results/"],
+        cmds=[
+            *CLI,
+            "load-from-registry",
+            f"{{{{ params.model_name or {model_name()!r} }}}}:"
+            "{{ params.model_version or 'latest' }}",
+            "/tmp/results/",
+        ],
         presets=["registry"],
+        env_vars=WITH_PARAMETERS,
     )
     run_inference = PodOperator(
         task_id="run_inference",
@@ -70,6 +127,7 @@ with DAG(
             "/tmp/results/",
             "/tmp/pred.csv",
         ],
+        env_vars=WITH_PARAMETERS,
     )
     clean_up = PodOperator(
         task_id="clean_up",

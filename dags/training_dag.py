@@ -11,7 +11,10 @@ registry (Weights & Biases or MLflow) and removes the run's files. Started by ha
 * To repeat a run, clear all of its tasks: the files of a finished run are gone, and a single task
   that needs them says so.
 * The figures of a step (accuracy, model version ...) are its XCom `return_value`.
-* The registered version says what made it: run, commit of the DAGs, image digest, data, metrics.
+* The form below, or `--conf '{"max_steps": 50}'`, sets parameters of one run; those left empty are
+  as configured.
+* The registered version says what made it: run, parameters, commit of the DAGs, image digest, data,
+  metrics.
 * The W&B key is read from a Secret:
   `kubectl create secret generic ml-pipelines-wandb --from-literal=api-key=...`
 """
@@ -19,6 +22,7 @@ registry (Weights & Biases or MLflow) and removes the run's files. Started by ha
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 from airflow import DAG
 
@@ -26,10 +30,73 @@ from ml_pipelines import PodOperator
 from ml_pipelines.lineage import image_digest_of
 from ml_pipelines.schedules import model_dataset, model_name, schedule_of
 
+try:
+    from airflow.sdk import Param
+except ImportError:  # Airflow 2
+    from airflow.models.param import Param
+
 CLI = ["python", "classic_example/cli.py"]
 # `find` and not `rm -rf /tmp/*`: it also takes hidden files, and finds nothing to complain about
 # in an empty directory. The mount point itself stays. The log lists what was removed.
 EMPTY_RUN_DIRECTORY = ["sh", "-ceu", "find /tmp -mindepth 1 -print -delete"]
+# Null, the default, is what the configuration and the values say. For a choice the page of Airflow
+# 2.9 would send the text "None" in the place of null: a text that has to match, with proposals.
+PARAMETERS = {
+    "max_steps": Param(
+        None,
+        type=["null", "integer"],
+        minimum=1,
+        maximum=100_000,
+        title="Training steps",
+        description="Optimizer steps, 1 to 100000. Empty: as configured.",
+    ),
+    "learning_rate": Param(
+        None,
+        type=["null", "number"],
+        minimum=1e-8,
+        maximum=1,
+        title="Learning rate",
+        description="Highest learning rate, 1e-8 to 1, with a point: 0.0001. Empty: as configured.",
+    ),
+    "base_model": Param(
+        None,
+        type=["null", "string"],
+        pattern=r"^[A-Za-z0-9._/-]+$",
+        maxLength=200,
+        examples=["sentence-transformers/all-MiniLM-L6-v2"],
+        title="Base model",
+        description="What is trained further: a model that the image carries, one of the Hugging "
+        "Face hub where that can be reached, or a directory; at most 200 letters, digits, '.', "
+        "'_', '-' and '/'. Empty: as configured.",
+    ),
+    "data_source": Param(
+        None,
+        type=["null", "string"],
+        pattern="^(auto|glue|bundled)$",
+        examples=["auto", "glue", "bundled"],
+        title="Data source",
+        description="glue: SST-2 from the Hugging Face hub; bundled: the sentences of the image; "
+        "auto: glue where it can be reached, else bundled. Empty: as configured.",
+    ),
+    "model_name": Param(
+        None,
+        type=["null", "string"],
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        maxLength=128,
+        title="Model name",
+        description="Name in the registry to add a version to: at most 128 letters, digits, '.', "
+        f"'_' and '-'. Empty: {model_name()}.",
+    ),
+}
+# To the workload they go as one variable, in which Kubernetes finds no $(NAME) to replace.
+WITH_PARAMETERS = {"ML_PIPELINES_PARAMS": r"{{ params | tojson | replace('$', '\\u0024') }}"}
+
+
+def announce_no_other_model(context: dict[str, Any]) -> None:
+    """The dataset stands for the model of the values; one of another name is no event of it."""
+    if context["params"]["model_name"] not in (None, model_name()):
+        context["task"].outlets = []
+
 
 with DAG(
     dag_id="training_dag",
@@ -41,22 +108,38 @@ with DAG(
     # The document starts five runs at once; further ones wait for their turn.
     max_active_runs=5,
     default_args={"owner": "ml-pipelines"},
+    params=PARAMETERS,
     tags=["ml-pipelines", "training"],
 ) as dag:
     clean_storage_before_start = PodOperator(
         task_id="clean_storage_before_start", cmds=EMPTY_RUN_DIRECTORY
     )
-    load_data = PodOperator(task_id="load_data", cmds=[*CLI, "load-sst2-data", "/tmp/data/"])
+    load_data = PodOperator(
+        task_id="load_data",
+        cmds=[*CLI, "load-sst2-data", "/tmp/data/"],
+        env_vars=WITH_PARAMETERS,
+    )
     train_model = PodOperator(
-        task_id="train_model", cmds=[*CLI, "train", "tests/data/test_config.json"]
+        task_id="train_model",
+        cmds=[*CLI, "train", "tests/data/test_config.json"],
+        env_vars=WITH_PARAMETERS,
     )
     upload_model = PodOperator(
         task_id="upload_model",
-        cmds=[*CLI, "upload-to-registry", model_name(), "/tmp/results"],
+        cmds=[
+            *CLI,
+            "upload-to-registry",
+            f"{{{{ params.model_name or {model_name()!r} }}}}",
+            "/tmp/results",
+        ],
         presets=["registry"],
         # The version carries the image that has trained it.
-        env_vars={"ML_PIPELINES_TRAINING_IMAGE_DIGEST": image_digest_of("train_model")},
+        env_vars={
+            "ML_PIPELINES_TRAINING_IMAGE_DIGEST": image_digest_of("train_model"),
+            **WITH_PARAMETERS,
+        },
         outlets=[model_dataset()],
+        pre_execute=announce_no_other_model,
     )
     clean_up = PodOperator(task_id="clean_up", cmds=EMPTY_RUN_DIRECTORY)
 
