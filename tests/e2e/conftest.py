@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from ml_pipelines.settings import merge
 from mlctl.base.names import MLFLOW_PORT, MLFLOW_SERVICE, SETTINGS_CONFIG_MAP
 from mlctl.base.paths import BUILD, CHART
 from mlctl.base.progress import Phase, Phases
@@ -33,7 +34,7 @@ from mlctl.clients.volume import Volume
 from mlctl.cluster.provider import Breakable
 from mlctl.commands.telling import tell_change
 from mlctl.publishing import publish
-from mlctl.release.release import Release, merge, values_files
+from mlctl.release.release import Release, values_files
 from mlctl.stack import Stack
 from mlctl.trials.drill.faults import Scene, chosen
 from tests.helpers.releases import helm_of
@@ -61,7 +62,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 FIRST = [
     *("install", "existing", "ui", "training", "storage", "inference", "dag_sync"),
-    *("isolation", "failures"),
+    *("isolation", "failures", "pipelines"),
 ]
 """Upgrades right after the install, then what goes on beside the full training and beside an
 inference with its model. The models of short trainings come after what looks at that one."""

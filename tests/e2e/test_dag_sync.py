@@ -5,13 +5,11 @@ The cluster is told to serve a clone, so that the checkout under test is left al
 
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mlctl.base.paths import ROOT
 from mlctl.base.progress import Phase
 from mlctl.base.waiting import until
 from mlctl.clients.airflow import Airflow
@@ -19,15 +17,10 @@ from mlctl.cluster.embedded import dag_source
 from mlctl.publishing import publish, served
 from mlctl.release.release import Release
 from mlctl.stack import Stack
+from tests.helpers.checkouts import clone_of_the_checkout, git
 
 SHOWN_SECONDS = 300
 """Other suites may have both cores meanwhile; `make bench` tells how long it takes."""
-
-
-def git(at: Path, *words: str) -> str:
-    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.com"]
-    command = ["git", "-c", "safe.directory=*", *identity, "-C", str(at), *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +30,7 @@ def clone(
     """A clone of the checkout which the cluster serves in its place."""
     if stack.cluster.kind != "embedded":
         pytest.skip("only the embedded cluster serves a checkout")
-    directory = tmp_path_factory.mktemp("served") / "clone"
-    git(ROOT, "clone", "--quiet", "--no-hardlinks", str(ROOT), str(directory))
+    directory = clone_of_the_checkout(tmp_path_factory.mktemp("served"))
     served = stack.cluster.config.git
     dag_source.publish(served, directory, worktree=False)
     try:

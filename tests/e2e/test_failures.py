@@ -8,15 +8,16 @@ from collections.abc import Callable
 
 import pytest
 
+from ml_pipelines.settings import merge
 from mlctl.base.names import DAG_IDS
 from mlctl.clients.airflow import Airflow, container_lines
 from mlctl.clients.volume import Volume
 from mlctl.commands.telling import explain_failure, tell_failed_cleaning
 from mlctl.stack import Stack
+from tests.helpers.releases import task
 
 SECONDS = 900
 NOWHERE = "nowhere.invalid/none:1"
-NO_PLACE = {"retries": 0, "startupTimeoutSeconds": 5, "nodeSelector": {"no-such": "node"}}
 QUOTA = {
     "apiVersion": "v1",
     "kind": "ResourceQuota",
@@ -40,8 +41,10 @@ def run_both(start, follow_run) -> Callable:
 def in_the_work(inference_run, with_settings, run_both):
     """A training without enough memory, an inference of a model that is not there."""
     memory = {"requests": {"memory": "64Mi"}, "limits": {"memory": "96Mi"}}
-    tasks = {"train_model": {"retries": 0, "resources": memory}, "load_model": {"retries": 0}}
-    with with_settings({"registry": {"modelName": "no-such-model"}, "tasks": tasks}):
+    changes = merge(
+        task("train_model", {"resources": memory}, retries=0), task("load_model", retries=0)
+    )
+    with with_settings({"modelName": "no-such-model"} | changes):
         return run_both()
 
 
@@ -49,13 +52,13 @@ def in_the_work(inference_run, with_settings, run_both):
 def in_the_pods(inference_run, with_settings, run_both, stack: Stack):
     """A training without an image, and clean_up refused, of an inference that is good else."""
     over = {"requests": {"memory": "64Gi"}, "limits": {"memory": "64Gi"}}
-    tasks = {
-        "train_model": {"retries": 0, "image": NOWHERE, "stuckTimeoutSeconds": 5},
-        "clean_up": {"retries": 0, "resources": over},
-    }
+    changes = merge(
+        task("train_model", {"image": NOWHERE}, retries=0, stuck_timeout_seconds=5),
+        task("clean_up", {"resources": over}, retries=0),
+    )
     stack.kube.apply(QUOTA)
     try:
-        with with_settings({"tasks": tasks}):
+        with with_settings(changes):
             return run_both()
     finally:
         stack.kube.run("delete", "resourcequota", "team")
@@ -80,7 +83,7 @@ def test_a_step_without_enough_memory_fails_the_training(
     assert "OOMKilled" in run.logs["train_model"]
     assert "resources.limits.memory" in run.logs["train_model"]
     # The pod stays for a look at it; nothing takes it for one that runs.
-    (pod,) = stack.kube.items("pods", "ml-pipelines/kept-until,task_id=train_model")
+    (pod,) = stack.kube.items("pods", "already_checked=True,task_id=train_model")
     assert pod["status"]["phase"] == "Failed"
     assert pod["metadata"]["name"] in run.logs["train_model"]
     assert volume.files(stack.run_path("training_dag", run.run_id)) == []
@@ -164,7 +167,9 @@ def test_a_failed_cleaning_shows_and_leaves_the_result_of_the_run_alone(
 
 def test_a_pod_without_a_place_fails_in_time_and_says_so(with_settings, start, follow_run) -> None:
     first = "clean_storage_before_start"
-    with with_settings({"tasks": {first: NO_PLACE}}):
+    nowhere = task(first, retries=0, startup_timeout_seconds=5)
+    nowhere["tasks"][first]["pod"]["spec"]["nodeSelector"] = {"no-such": "node"}
+    with with_settings(nowhere):
         run = follow_run("training_dag", start("training_dag"), SECONDS)
 
     assert run.state == "failed"

@@ -99,8 +99,9 @@ def test_every_pod_had_the_directory_of_its_own_run_and_no_other(
         if "ML_PIPELINES_RUN_DIRECTORY" not in env:
             continue
         run = f"{env['ML_PIPELINES_DAG_ID']} {env['ML_PIPELINES_RUN_ID']}"
+        labels = pod["metadata"]["labels"]
         mounts.setdefault(run, set()).update(
-            mount.get("subPath", "the whole claim")
+            f"{labels['dag_id']}/{labels['run_id']}" if "subPathExpr" in mount else "the whole"
             for mount in container["volumeMounts"]
             if mount["name"] == "training-storage"
         )

@@ -3,14 +3,22 @@
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from mlctl.release.release import Release
 from tests.helpers.helm import program
 
-SHORT_TRAINING = {"tasks": {"train_model": {"env": {"TRAIN_MAX_STEPS": "20"}}}}
-"""Settings for a few steps, where it does not matter how well the model learns."""
+
+def task(name: str, container: dict[str, Any] | None = None, **operator: Any) -> dict[str, Any]:
+    """Settings of one task as the chart writes them: of its container, and of the operator."""
+    pod = {"spec": {"containers": [{"name": "base"} | (container or {})]}}
+    return {"tasks": {name: {"operator": operator, "pod": pod}}}
+
+
+SHORT_TRAINING = task("train_model", {"env": [{"name": "TRAIN_MAX_STEPS", "value": "20"}]})
+"""For a few steps, where it does not matter how well the model learns."""
 
 
 @contextmanager

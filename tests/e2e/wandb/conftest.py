@@ -34,7 +34,7 @@ START_SECONDS = 120
 def server(stack: Stack, release, aloud) -> Iterator[StandIn]:
     """Run the stand-in in the release's namespace; the release's Secret holds a wrong key."""
     kube, key = stack.kube, new_key()
-    objects = manifests(stack.settings["image"]["reference"], key)
+    objects = manifests(stack.task_image, key)
     try:
         with aloud("start the stand-in for W&B"):
             for one in objects:
@@ -55,9 +55,16 @@ def server(stack: Stack, release, aloud) -> Iterator[StandIn]:
 @pytest.fixture(scope="package")
 def with_wandb(server: StandIn, with_settings, settle) -> Iterator[None]:
     """The release with W&B as its registry, where a new model starts an inference."""
-    wandb = {"project": PROJECT, "baseUrl": f"http://{NAME}:{PORT}", "secretName": KEY_SECRET}
-    registry = {"type": "wandb", "wandb": wandb}
-    with with_settings({"registry": registry, "inferenceOnNewModel": True} | SHORT_TRAINING):
+    key = {"name": KEY_SECRET, "key": "api-key", "optional": True}
+    env = [
+        {"name": "REGISTRY", "value": "wandb"},
+        {"name": "WANDB_PROJECT", "value": PROJECT},
+        {"name": "WANDB_BASE_URL", "value": f"http://{NAME}:{PORT}"},
+        {"name": "WANDB_API_KEY", "valueFrom": {"secretKeyRef": key}},
+    ]
+    registry = {"pod": {"spec": {"containers": [{"name": "base", "env": env}]}}}
+    changes = {"presets": {"registry": registry}, "inferenceOnNewModel": True}
+    with with_settings(changes | SHORT_TRAINING):
         # The scheduler, too: with the switch, and not with the retries of tests before this one.
         settle()
         yield

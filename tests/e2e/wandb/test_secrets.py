@@ -203,7 +203,7 @@ def plant(
     )
 
     url = f"{mlflow.connection.url}/api/2.0/mlflow/registered-models"
-    tag = {"name": stack.settings["registry"]["modelName"], "key": "planted"}
+    tag = {"name": stack.settings["modelName"], "key": "planted"}
     requests.post(f"{url}/set-tag", json=tag | {"value": value}, timeout=60).raise_for_status()
     undo.callback(requests.delete, f"{url}/delete-tag", json=tag, timeout=60)
 
@@ -211,7 +211,7 @@ def plant(
 def planted_pod(stack: Stack, value: str) -> dict:
     container = {
         "name": "planted",
-        "image": stack.settings["image"]["reference"],
+        "image": stack.task_image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["sh", "-c", 'echo "the key is $KEY"'],
         "env": [{"name": "KEY", "value": value}],
