@@ -1,15 +1,16 @@
 """The training of the source document as it stands there; only the image is another one."""
 
-import json
 import os
 from datetime import datetime
+from pathlib import Path
 
+import yaml
 from airflow import DAG
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from kubernetes.client import models as k8s
 
-with open("/opt/airflow/ml-pipelines/settings.json") as file:
-    DOCKER_IMAGE = json.load(file)["pod"]["spec"]["containers"][0]["image"]
+POD = yaml.safe_load(Path("/opt/airflow/ml-pipelines/pod.yaml").read_text())
+DOCKER_IMAGE = POD["spec"]["containers"][0]["image"]
 STORAGE_NAME = "training-storage"
 WANDB_PROJECT = os.getenv("WANDB_PROJECT")
 WANDB_API_KEY = os.getenv("WANDB_API_KEY")

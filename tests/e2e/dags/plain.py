@@ -1,16 +1,15 @@
-"""Plain Airflow: TaskFlow, mapped tasks, @task.kubernetes, the stock operator in each of its ways."""
+"""Plain Airflow: TaskFlow, mapped tasks, @task.kubernetes, the stock operator in all its ways."""
 
-import json
 from datetime import UTC, datetime
+from pathlib import Path
 
+import yaml
 from airflow import DAG
 from airflow.decorators import task
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 
-SETTINGS = "/opt/airflow/ml-pipelines"
-POD = f"{SETTINGS}/pod.yaml"
-with open(f"{SETTINGS}/settings.json") as file:
-    IMAGE = json.load(file)["pod"]["spec"]["containers"][0]["image"]
+POD = Path("/opt/airflow/ml-pipelines/pod.yaml")
+IMAGE = yaml.safe_load(POD.read_text())["spec"]["containers"][0]["image"]
 WRITE = """mkdir -p /airflow/xcom; echo '{"rows": 3}' > /airflow/xcom/return.json"""
 
 with DAG("plain", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)) as dag:
@@ -36,17 +35,20 @@ with DAG("plain", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)) as
     in_a_pod()
 
     with_result = KubernetesPodOperator(
-        task_id="with_result", pod_template_file=POD, cmds=["sh", "-ceu", WRITE], do_xcom_push=True
+        task_id="with_result",
+        pod_template_file=str(POD),
+        cmds=["sh", "-ceu", WRITE],
+        do_xcom_push=True,
     )
     with_file = KubernetesPodOperator(
-        task_id="with_file", pod_template_file=POD, cmds=["sh", "-ceu", "echo 3 > /tmp/rows"]
+        task_id="with_file", pod_template_file=str(POD), cmds=["sh", "-ceu", "echo 3 > /tmp/rows"]
     )
     same_file = KubernetesPodOperator(
-        task_id="same_file", pod_template_file=POD, cmds=["grep", "3", "/tmp/rows"]
+        task_id="same_file", pod_template_file=str(POD), cmds=["grep", "3", "/tmp/rows"]
     )
     deferred = KubernetesPodOperator(
         task_id="deferred",
-        pod_template_file=POD,
+        pod_template_file=str(POD),
         cmds=["echo", "while nobody waits"],
         deferrable=True,
     )
