@@ -4,22 +4,23 @@ The trainings are short; what counts is that the models of all are the same.
 """
 
 import html
+import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import requests
 
-from mlctl.clients.airflow import Airflow
+from mlctl.clients.airflow import Airflow, AirflowError
 from mlctl.clients.mlflow import Mlflow
 from mlctl.clients.volume import Volume
 from mlctl.stack import Stack
 from mlctl.trials.soak import Checked, compare, leftover_pods, look_at, wait
-from tests.helpers.releases import SHORT_TRAINING
 from tests.helpers.secret_search import PodRecorder
 
 SECONDS = 1800
+PARAMETERS = {"training_dag": {"max_steps": 20}}
 
 
 def odd_ids(stamp: str) -> dict[str, list[str]]:
@@ -31,18 +32,15 @@ def odd_ids(stamp: str) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def crowd_started(
-    inference_run, client: Airflow, pods_seen: PodRecorder, with_settings
-) -> Iterator[dict[str, list[str]]]:
-    """Two runs of each DAG, all of one second, triggered at once."""
+def crowd_started(inference_run, client: Airflow, pods_seen: PodRecorder) -> dict[str, list[str]]:
+    """Two runs of each DAG, all of one second, triggered at once; the trainings are short."""
     now = datetime.now(UTC).replace(microsecond=0)
     run_ids = odd_ids(f"{now:%H.%M.%S}")
-    with with_settings(SHORT_TRAINING):
-        for dag_id, ids in run_ids.items():
-            for number, run_id in enumerate(ids):
-                when = (now + timedelta(microseconds=number)).isoformat(timespec="microseconds")
-                client.trigger(dag_id, run_id=run_id, logical_date=when)
-        yield run_ids
+    for dag_id, ids in run_ids.items():
+        for number, run_id in enumerate(ids):
+            when = (now + timedelta(microseconds=number)).isoformat(timespec="microseconds")
+            client.trigger(dag_id, PARAMETERS.get(dag_id), run_id=run_id, logical_date=when)
+    return run_ids
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +79,25 @@ def trigger_in_the_page(airflow: Airflow, session: requests.Session, run_id: str
     assert token
     form = {"csrf_token": token[1], "run_id": run_id, "conf": "{}"}
     return session.post(url, data=form, timeout=60).text
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [({"max_steps": 0}, "0 is less than the minimum of 1"), ({"max_steps": "many"}, "'many'")],
+    ids=["too-small", "no-number"],
+)
+def test_a_wrong_parameter_is_refused_when_the_run_is_triggered(
+    crowd_started, airflow: Airflow, parameters: dict, said: str
+) -> None:
+    with pytest.raises(AirflowError, match=re.escape(said)):
+        airflow.trigger("training_dag", parameters, run_id="refused")
+    assert "refused" not in [run["dag_run_id"] for run in airflow.all_runs("training_dag")]
+
+
+def test_the_model_says_with_which_parameters_it_was_made(crowd, airflow: Airflow, mlflow) -> None:
+    uploaded = airflow.result("training_dag", crowd["training_dag"][0], "upload_model")
+    tags = mlflow.version(uploaded["name"], uploaded["version"])["tags"]
+    assert json.loads(tags["parameters"]) == PARAMETERS["training_dag"]
 
 
 def test_they_were_under_way_at_the_same_time(crowd, airflow: Airflow) -> None:
