@@ -3,9 +3,9 @@
 MLCTL := tools/python -m mlctl
 
 .DEFAULT_GOAL := help
-.PHONY: help run test up down status password ui logs train infer sync kubeconfig doctor lint chart images \
-        lock bench soak drill package clean clean-cache test-mlctl test-chart test-dags test-images \
-        test-workload test-cluster test-e2e test-long test-wandb
+.PHONY: help run test up down status password ui logs train infer trigger new-dag sync kubeconfig \
+        doctor lint chart images lock bench soak drill package clean clean-cache test-mlctl \
+        test-chart test-dags test-images test-workload test-cluster test-e2e test-long test-wandb
 
 help: ## Show the targets and variables (this text)
 	@awk -f tools/help.awk $(MAKEFILE_LIST)
@@ -18,18 +18,22 @@ up: ## The same as run, without the two DAG runs
 	@$(MLCTL) up
 down: ## Stop the cluster; its data stays
 	@$(MLCTL) down
-status: ## The cluster, the release, its pods and the newest DAG runs
+status: ## The cluster, the release, its pods and the newest run of each DAG
 	@$(MLCTL) status
 password: ## Print the password of the Airflow pages
 	@$(MLCTL) password
 ui: ## Forward the Airflow and MLflow pages until Ctrl-C
 	@$(MLCTL) ui
-logs: ## Task states and last log lines of the newest runs (C=kubelet: a part of the cluster)
+logs: ## Task states and last log lines of the newest runs (DAG=name: of one; C=kubelet: of a part)
 	@$(MLCTL) logs
 train: ## Trigger training_dag and wait (N=5: five runs at once)
 	@$(MLCTL) train
 infer: ## Trigger inference_dag and wait (N=5: five runs at once)
 	@$(MLCTL) infer
+trigger: ## Trigger any DAG and wait (DAG=name)
+	@$(MLCTL) trigger
+new-dag: ## Write a DAG and its test, to begin with (NAME=churn)
+	@$(MLCTL) new-dag
 sync: ## Publish uncommitted work under dags/, without touching branch or index
 	@$(MLCTL) sync
 kubeconfig: ## Print the path of the kubeconfig
@@ -82,7 +86,10 @@ test-wandb: ## Upload and load a small model at the real W&B service (needs WAND
 #: CLUSTER_NAME=name    several clusters beside each other (default: ml-pipelines)
 #: OUTBOUND=1           pods of the embedded cluster reach the network (0: no more); kept until changed
 #: VALUES=file.yaml     a values file of your own, on top of values/$(ENV).yaml
-#: N=1                  runs that `make train` and `make infer` start (20 for `make soak`)
+#: DAG=name             the DAG of `make trigger`, and of `make logs`
+#: NAME=name            the DAG that `make new-dag` writes
+#: PARAMS='{"a": 1}'    parameters of the runs that `make train`, `infer` and `trigger` start
+#: N=1                  runs that `make train`, `infer` and `trigger` start (20 for `make soak`)
 #: C=name               the part of the cluster whose log `make logs` shows
 #: FAULT=name,name      the faults of `make drill` (default: all)
 #: K=expression         what pytest's -k takes, for the test targets

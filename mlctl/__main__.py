@@ -7,6 +7,7 @@ command line: ML_PIPELINES_CACHE and ML_PIPELINES_STATE.
 """
 
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import click
 from mlctl.base.errors import UserError, run_main
 from mlctl.base.paths import ROOT
 from mlctl.cluster.provider import provider
-from mlctl.commands import bring_up, building, cluster, look, runs
+from mlctl.commands import bring_up, building, cluster, look, new_dag, runs
 from mlctl.stack import Stack
 from mlctl.trials import bench, soak
 from mlctl.trials.drill import drill
@@ -66,6 +67,7 @@ class Group(click.Group):
             )
 
 
+PARAMS_EXAMPLE = """As an example: PARAMS='{"max_steps": 50}'"""
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 app = Group("mlctl", help="Airflow on Kubernetes, with pipelines on it.", context_settings=HELP)
 
@@ -100,6 +102,31 @@ def count(default: int) -> click.Option:
     )
 
 
+def json_object(
+    _context: click.Context, _option: click.Parameter, text: str | None
+) -> dict[str, Any]:
+    """Return what the option PARAMS says. Raises BadParameter when it is no JSON object."""
+    try:
+        value = json.loads(text or "{}")
+        json.dumps(value, allow_nan=False)  # NaN is no JSON, though Python reads it.
+    except ValueError as error:
+        raise click.BadParameter(f"{text}: no JSON ({error}). {PARAMS_EXAMPLE}") from None
+    if not isinstance(value, dict):
+        raise click.BadParameter(f"{text}: no JSON object. {PARAMS_EXAMPLE}")
+    return value
+
+
+def params() -> click.Option:
+    """Return the option PARAMS, the parameters of a run."""
+    text = "Parameters of the run, a JSON object (PARAMS)."
+    return click.Option(["--params"], envvar="PARAMS", callback=json_object, help=text)
+
+
+def dag(name: str, **more: Any) -> click.Option:
+    """Return the option DAG, the id of one, as an argument of this name."""
+    return click.Option(["--dag", name], envvar="DAG", help="Its id.", show_envvar=True, **more)
+
+
 def tool(name: str, module: str, text: str, *parameters: click.Parameter) -> None:
     """Add a command that only a developer of this project runs: a module above this package."""
 
@@ -115,9 +142,13 @@ def tool(name: str, module: str, text: str, *parameters: click.Parameter) -> Non
 
 for function in (bring_up.run, bring_up.up, bring_up.sync, look.status, look.password, look.ui):
     add(function, Stack)
-add(runs.train, Stack, count(1))
-add(runs.infer, Stack, count(1))
-add(look.logs, Stack, click.Option(["--c", "part"], envvar="C", help="A part of the cluster (C)."))
+add(runs.train, Stack, count(1), params())
+add(runs.infer, Stack, count(1), params())
+add(runs.trigger, Stack, dag("dag_id", required=True), count(1), params())
+part = click.Option(["--c", "part"], envvar="C", help="A part of the cluster (C).")
+add(look.logs, Stack, part, dag("wanted"))
+new = click.Option(["--name"], envvar="NAME", required=True, help="Its id.", show_envvar=True)
+add(new_dag.new_dag, None, new)
 add(building.uninstall, Stack)
 
 for function in (cluster.doctor, cluster.kubeconfig, cluster.down, cluster.clean):

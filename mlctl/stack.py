@@ -6,13 +6,13 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property
 from typing import Any
 
-from ml_pipelines.runs import run_directory
 from mlctl.base import processes
 from mlctl.base.errors import UserError
+from mlctl.base.labels import run_directory
 from mlctl.base.names import (
     AIRFLOW_PORT,
     AIRFLOW_SERVICE,
@@ -119,10 +119,12 @@ class Stack:
 
     @contextmanager
     def airflow(self) -> Iterator[Airflow]:
-        """Give a client of Airflow; its forward ends with the block."""
+        """Give a client of Airflow, which may be away; its forward ends with the block."""
         user, password = self.credentials()
-        with Forward(self.kube, AIRFLOW_SERVICE, AIRFLOW_PORT) as forward:
-            yield Airflow(forward, user, password, end_of_file=self.end_of_log_file)
+        with closing(Forward(self.kube, AIRFLOW_SERVICE, AIRFLOW_PORT)) as forward:
+            yield Airflow(
+                forward, user, password, end_of_file=self.end_of_log_file, tell=_tell_waiting
+            )
 
     def end_of_log_file(self, path: str) -> str:
         """Return the last LOG_BYTES of a file in Airflow's log directory, '' without one.
@@ -148,6 +150,10 @@ class Stack:
         name = admin["existingSecret"] or f"{RELEASE}-admin"
         return admin["username"], self.kube.secret(name, admin["secretKey"])
 
+    def uses_wandb(self) -> bool:
+        """Say whether models go to Weights & Biases."""
+        return self.release().installed_values()["wandb"]["enabled"]
+
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What the chart told the DAGs when it was asked for first."""
@@ -160,14 +166,26 @@ class Stack:
             raise UserError(f"the release {RELEASE} is not installed: `make up`")
         return json.loads(found["data"]["settings.json"])
 
-    def run_path(self, dag_id: str, run_id: str) -> str:
-        """Return a run's directory on the training storage."""
-        return f"{dag_id}/{run_directory(run_id)}"
+    @property
+    def claim(self) -> str:
+        """The claim that task pods keep their files on."""
+        volumes = {volume["name"]: volume for volume in self.settings["pod"]["spec"]["volumes"]}
+        return volumes["training-storage"]["persistentVolumeClaim"]["claimName"]
+
+    @property
+    def image(self) -> str:
+        """The image of the tasks that name no other."""
+        return self.settings["pod"]["spec"]["containers"][0]["image"]
+
+    run_path = staticmethod(run_directory)
 
     def volume(self, *, read_only: bool = True) -> Volume:
         """Return the training storage, to look at in a ``with`` block."""
-        claim, image = self.settings["storage"]["claimName"], self.settings["image"]["reference"]
-        return Volume(self.kube, claim, image, read_only=read_only)
+        return Volume(self.kube, self.claim, self.image, read_only=read_only)
+
+
+def _tell_waiting(text: str) -> None:
+    console.print(f"    {text}", markup=False)
 
 
 def _first_error(futures: list[Future[Any]]) -> None:

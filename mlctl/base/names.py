@@ -1,8 +1,7 @@
 """What the parts of an installation are called, each name once."""
 
-from ml_pipelines.settings import DAG_IDS as DAG_IDS
-
-TRAINING, INFERENCE = DAG_IDS
+DAG_IDS = TRAINING, INFERENCE = "training_dag", "inference_dag"
+"""The pipelines that ship with this project, in the order in which `make run` runs them."""
 
 RELEASE = "ml-pipelines"
 NAMESPACE = "ml-pipelines"

@@ -21,6 +21,15 @@ PAGE = 100
 POLL_SECONDS = 1.0
 LOG_SECONDS = 4.0
 """How often the end of a running task's log is read for its last line."""
+LOGS = 3
+"""Of so many tasks of a run: a mapped one may have hundreds at once."""
+PATIENCE_SECONDS = 420.0
+"""How long a page may be away: five minutes (of a database, say), and the last try's own time."""
+REQUEST_SECONDS = 60.0
+FORWARD_SECONDS = 5.0
+"""For a new way to the page; without one it is tried again."""
+TELL_SECONDS = 5.0
+"""How often it is told that Airflow does not answer."""
 LOGIN_PAUSE_SECONDS = 10.0
 """Airflow takes five logins in 40 seconds, and counts refused ones; a session outlives its pod."""
 
@@ -40,11 +49,11 @@ class Connection(Protocol):
     def url(self) -> str:
         """Address of the web server."""
 
-    def ensure(self) -> None:
-        """Make sure that the address answers."""
+    def ensure(self, timeout: float) -> None:
+        """Make the way there if it is not; UserError when that can't be done in the seconds."""
 
-    def restart(self) -> None:
-        """Make the way anew after a lost connection."""
+    def close(self) -> None:
+        """Give the way up: the next ``ensure`` makes it anew."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +65,22 @@ class Task:
     try_number: int
     seconds: float | None
     """Seconds of work so far of the present try, None before it began."""
+    map_index: int = -1
+    """Which one of a mapped task; -1 for any other."""
+
+    @property
+    def name(self) -> str:
+        """The id of the task, of a mapped one with its index: ``score[3]``."""
+        return self.task_id if self.map_index < 0 else f"{self.task_id}[{self.map_index}]"
 
 
 class Airflow:
     """Session with the web server of a release.
 
-    It logs in through the page's form, the one way that needs no setting in the chart. A lost
-    connection (the web server was replaced, the forward broke) is made anew for ``patience``
-    seconds; requests can be repeated safely because a run is triggered under a chosen id.
+    It logs in through the page's form, the one way that needs no setting in the chart. A page that
+    is away (no pod is ready, the forward broke, its database does not answer) is waited for, for
+    ``patience`` seconds; requests can be repeated safely because a run is triggered under a chosen
+    id.
     """
 
     def __init__(
@@ -73,13 +90,18 @@ class Airflow:
         password: str,
         *,
         end_of_file: Callable[[str], str] = lambda path: "",
-        patience: float = 120,
+        tell: Callable[[str], None] = lambda text: None,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
-        """``end_of_file`` gives the end of a file in Airflow's log directory, '' without one."""
+        """``end_of_file`` gives the end of a file in Airflow's log directory, '' without one.
+
+        ``tell`` is called every TELL_SECONDS of waiting for the page, with words on it.
+        """
         self.connection = connection
         self.end_of_file = end_of_file
         self.user = user
         self.password = password
+        self.tell = tell
         self.patience = patience
         self._session: requests.Session | None = None
 
@@ -130,32 +152,44 @@ class Airflow:
         return self._send("GET", path)
 
     def _send(self, method: str, path: str, **arguments: Any) -> requests.Response:
-        deadline = time.monotonic() + self.patience
+        since = told = time.monotonic()
         while True:
             pause = 1.0
             try:
-                self.connection.ensure()
+                self.connection.ensure(FORWARD_SECONDS)
                 if self._session is None:
                     self._session = self.login()
                 url = f"{self.connection.url}/{path}"
-                answer = self._session.request(method, url, timeout=60, **arguments)
+                answer = self._session.request(method, url, timeout=REQUEST_SECONDS, **arguments)
+            except AirflowError:
+                raise
+            except UserError as error:
+                problem = str(error)
             except requests.RequestException as error:
-                problem = f"Airflow's web server does not answer ({type(error).__name__})"
-                if error.response is not None and error.response.status_code == 429:
-                    problem = "Airflow takes no more logins for a while"
-                    pause = LOGIN_PAUSE_SECONDS
+                problem = type(error).__name__
+                if error.response is not None:  # to the login
+                    problem = f"status {error.response.status_code}"
+                    if error.response.status_code == 429:
+                        problem, pause = "no more logins for a while", LOGIN_PAUSE_SECONDS
             else:
                 if answer.status_code == 401:
-                    problem = "Airflow ended the session"
+                    problem = "the session has ended"
                     self._session = None
                 elif answer.status_code >= 500:
-                    problem = f"Airflow answers {answer.status_code}"
+                    problem = f"status {answer.status_code}"
                 else:
                     return answer
-            if time.monotonic() > deadline:
-                raise AirflowError(f"{problem}; `make status` shows its pods")
+            now = time.monotonic()
+            if now - since > self.patience:
+                raise AirflowError(
+                    f"Airflow does not answer ({now - since:.0f} s): {problem}; "
+                    "`make status` shows its pods"
+                )
+            if now - told >= TELL_SECONDS:
+                told = now
+                self.tell(f"Airflow does not answer ({now - since:.0f} s), waiting: {problem}")
+            self.connection.close()
             time.sleep(pause)
-            self.connection.restart()
 
     def get(self, path: str, **params: Any) -> Any:
         """Return the JSON answer to a GET."""
@@ -165,8 +199,12 @@ class Airflow:
 
     def dag(self, dag_id: str) -> dict[str, Any] | None:
         """Return a DAG's entry, or None while Airflow does not know it."""
-        answer = self.request("GET", f"dags/{dag_id}", good=(404,))
+        answer = self.request("GET", _dag_path(dag_id), good=(404,))
         return answer.json() if answer.ok else None
+
+    def dags(self) -> list[dict[str, Any]]:
+        """Return the entries of all DAGs that there are files of, by id."""
+        return self._pages("dags", "dags", order_by="dag_id")
 
     def import_errors(self) -> list[dict[str, Any]]:
         """Return the import errors: ``filename``, ``stack_trace``, ``timestamp``."""
@@ -174,7 +212,7 @@ class Airflow:
 
     def unpause(self, dag_id: str) -> None:
         """Let the scheduler start the DAG's runs."""
-        self.request("PATCH", f"dags/{dag_id}", json={"is_paused": False})
+        self.request("PATCH", _dag_path(dag_id), json={"is_paused": False})
 
     # Runs
 
@@ -188,15 +226,16 @@ class Airflow:
     ) -> str:
         """Start a run, under a new id and at this moment unless others are given; return its id.
 
-        A logical date is in ISO 8601; Airflow takes each once for a DAG.
+        A logical date is in ISO 8601; Airflow takes each once for a DAG. ``conf`` are the run's
+        parameters.
 
-        Raises AirflowError with Airflow's own words when it refuses the id.
+        Raises AirflowError with Airflow's own words when it refuses the id or a parameter.
         """
         run_id = run_id or f"manual__{datetime.now(UTC).isoformat()}"
         # A repeated request after a lost answer finds the run there: 409 is as good.
         self.request(
             "POST",
-            f"dags/{dag_id}/dagRuns",
+            f"{_dag_path(dag_id)}/dagRuns",
             json={"dag_run_id": run_id, "conf": conf or {}}
             | ({"logical_date": logical_date} if logical_date else {}),
             good=(409,),
@@ -211,24 +250,29 @@ class Airflow:
         """Return the entries of several runs, in the order of their ids, in as few requests as
         Airflow allows: asking for each alone keeps its web server busy while tasks wait for it.
         """
-        page = self.get(f"dags/{dag_id}/dagRuns", limit=PAGE, order_by="-execution_date")
+        path = f"{_dag_path(dag_id)}/dagRuns"
+        page = self.get(path, limit=PAGE, order_by="-execution_date")
         newest = {one["dag_run_id"]: one for one in page["dag_runs"]}
         return [newest.get(run_id) or self.run(dag_id, run_id) for run_id in run_ids]
 
     def all_runs(self, dag_id: str) -> list[dict[str, Any]]:
         """Return the entries of all runs of a DAG."""
+        return self._pages(f"{_dag_path(dag_id)}/dagRuns", "dag_runs")
+
+    def _pages(self, path: str, key: str, **params: Any) -> list[dict[str, Any]]:
+        """Return a list that Airflow gives by pages."""
         found: list[dict[str, Any]] = []
         while True:
-            page = self.get(f"dags/{dag_id}/dagRuns", limit=PAGE, offset=len(found))
-            found += page["dag_runs"]
-            if not page["dag_runs"] or len(found) >= page["total_entries"]:
+            page = self.get(path, limit=PAGE, offset=len(found), **params)
+            found += page[key]
+            if not page[key] or len(found) >= page["total_entries"]:
                 return found
 
     def newest_run(self, dag_id: str) -> dict[str, Any] | None:
         """Return the entry of the newest run, or None."""
         answer = self.request(
             "GET",
-            f"dags/{dag_id}/dagRuns",
+            f"{_dag_path(dag_id)}/dagRuns",
             params={"limit": 1, "order_by": "-start_date"},
             good=(404,),
         )
@@ -236,13 +280,18 @@ class Airflow:
         return runs[0] if runs else None
 
     def tasks(self, dag_id: str, run_id: str) -> list[Task]:
-        """Return the tasks of a run, in the order in which they began."""
-        found = self.get(f"{_run_path(dag_id, run_id)}/taskInstances")["task_instances"]
+        """Return the tasks of a run, in the order in which they began; of a mapped task each."""
+        found = self._pages(f"{_run_path(dag_id, run_id)}/taskInstances", "task_instances")
         found.sort(key=lambda one: (one["start_date"] is None, one["start_date"] or ""))
-        return [
-            Task(one["task_id"], one["state"] or "none", one["try_number"], _task_seconds(one))
+        tasks = [
+            Task(
+                *(one["task_id"], one["state"] or "none", one["try_number"], _task_seconds(one)),
+                one["map_index"],
+            )
             for one in found
         ]
+        # Pages have no order: what changes between two of them may be in both.
+        return list({task.name: task for task in tasks}.values())
 
     def log_end(self, dag_id: str, run_id: str, task: Task) -> str:
         """Return the end of the log of a task's present try, at one price whatever its length.
@@ -251,21 +300,26 @@ class Airflow:
         it's asked for what is new only.) Of logs that are not on the claim it is the whole.
         """
         number = max(1, task.try_number)
-        path = f"dag_id={dag_id}/run_id={run_id}/task_id={task.task_id}/attempt={number}.log"
-        return self.end_of_file(path) or self.log(dag_id, run_id, task.task_id, number)
+        mapped = f"map_index={task.map_index}/" if task.map_index >= 0 else ""
+        directory = f"dag_id={dag_id}/run_id={run_id}/task_id={task.task_id}/{mapped}"
+        return self.end_of_file(f"{directory}attempt={number}.log") or self.log(
+            dag_id, run_id, task.task_id, number, task.map_index
+        )
 
-    def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1) -> str:
+    def log(
+        self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1
+    ) -> str:
         """Return the whole log of one try of a task."""
         return self.request(
             "GET",
-            f"{_run_path(dag_id, run_id)}/taskInstances/{task_id}/logs/{max(1, try_number)}",
-            params={"full_content": True},
+            f"{_task_path(dag_id, run_id, task_id)}/logs/{max(1, try_number)}",
+            params={"full_content": True, "map_index": map_index},
             accept="text/plain",
         ).text
 
     def result(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
         """Return what a task handed over (XCom ``return_value``), {} when it has none."""
-        path = f"{_run_path(dag_id, run_id)}/taskInstances/{task_id}/xcomEntries/return_value"
+        path = f"{_task_path(dag_id, run_id, task_id)}/xcomEntries/return_value"
         answer = self.request("GET", path, good=(404,))
         if not answer.ok:
             return {}
@@ -275,9 +329,13 @@ class Airflow:
         return value if isinstance(value, dict) else {}
 
     def results(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
-        """Return the results of all tasks of a run, task id -> result."""
-        found = {task.task_id: None for task in self.tasks(dag_id, run_id)}
-        return {task_id: self.result(dag_id, run_id, task_id) for task_id in found}
+        """Return the results of all tasks of a run but the mapped ones, by task id."""
+        tasks = self.tasks(dag_id, run_id)
+        return {
+            task.task_id: self.result(dag_id, run_id, task.task_id)
+            for task in tasks
+            if task.map_index < 0
+        }
 
     def wait_for_run(
         self,
@@ -322,8 +380,8 @@ class Airflow:
                 run = self.run(dag_id, run_id)
                 going[run_id] = self.tasks(dag_id, run_id)
                 for task in going[run_id]:
-                    if (task.state, task.try_number) != seen.get((run_id, task.task_id)):
-                        seen[run_id, task.task_id] = (task.state, task.try_number)
+                    if (task.state, task.try_number) != seen.get((run_id, task.name)):
+                        seen[run_id, task.name] = (task.state, task.try_number)
                         on_change(run_id, task)
                         read_at = 0.0  # What was noted of it is over.
                 if run["state"] in FINISHED_RUN:
@@ -335,7 +393,7 @@ class Airflow:
             return not going
 
         def problem() -> str:
-            states = ", ".join(f"{t.task_id} {t.state}" for ts in going.values() for t in ts)
+            states = ", ".join(f"{t.name} {t.state}" for ts in going.values() for t in ts)
             return f"{dag_id} has not ended: {states}"
 
         until(timeout, all_ended, problem, poll=POLL_SECONDS)
@@ -343,9 +401,8 @@ class Airflow:
 
     def _activity(self, dag_id: str, run_id: str, tasks: list[Task]) -> str:
         words = []
-        for task in tasks:
-            if task.state != "running":
-                continue
+        running = [task for task in tasks if task.state == "running"]
+        for task in running[:LOGS]:
             try:
                 lines = container_lines(self.log_end(dag_id, run_id, task))
             except UserError:
@@ -353,10 +410,12 @@ class Airflow:
             # The result is for programs.
             lines = [line for line in lines if not line.startswith("RESULT ")]
             last = lines[-1] if lines else "its pod starts"
-            words.append(f"{task.task_id} {task.seconds or 0:.0f} s: {last}")
+            words.append(f"{task.name} {task.seconds or 0:.0f} s: {last}")
+        if len(running) > LOGS:
+            words.append(f"{len(running) - LOGS} more run")
         if words:
             return " | ".join(words)
-        waiting = [task.task_id for task in tasks if task.state in {"queued", "scheduled"}]
+        waiting = [task.name for task in tasks if task.state in {"queued", "scheduled"}]
         if waiting:
             return f"{', '.join(waiting)}: waiting for its worker"
         return self._scheduler_words()
@@ -407,9 +466,19 @@ def telling_lines(log: str, count: int = 15) -> list[str]:
     return trouble[-count:]
 
 
+# An id may hold any letter, that of a run `/` and `?` too.
+
+
+def _dag_path(dag_id: str) -> str:
+    return f"dags/{quote(dag_id, safe='')}"
+
+
 def _run_path(dag_id: str, run_id: str) -> str:
-    # A run id may hold any character, `/` and `?` among them.
-    return f"dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"
+    return f"{_dag_path(dag_id)}/dagRuns/{quote(run_id, safe='')}"
+
+
+def _task_path(dag_id: str, run_id: str, task_id: str) -> str:
+    return f"{_run_path(dag_id, run_id)}/taskInstances/{quote(task_id, safe='')}"
 
 
 def run_seconds(run: dict[str, Any]) -> float | None:
@@ -431,6 +500,8 @@ def _task_seconds(entry: dict[str, Any]) -> float | None:
 def _refusal(answer: requests.Response) -> str:
     try:
         body = answer.json()
-        return f"{answer.status_code} {body.get('title', '')} {body.get('detail') or ''}".strip()
+        # What is wrong with a parameter is followed by its schema.
+        detail = (body.get("detail") or "").partition("\n\n")[0]
+        return f"{answer.status_code} {body.get('title', '')} {detail}".strip()
     except ValueError:
         return f"{answer.status_code} {answer.reason}"

@@ -30,7 +30,6 @@ class Forward:
         self.local_port = local_port
         self.process: subprocess.Popen[str] | None = None
         self._problem = ""
-        atexit.register(self.close)
 
     @property
     def url(self) -> str:
@@ -44,10 +43,7 @@ class Forward:
         until(
             timeout,
             self._start,
-            lambda: (
-                f"no way to the service {self.service}: {self._problem}. "
-                "`make status` shows its pods"
-            ),
+            lambda: f"no way to the service {self.service}: {self._problem}",
             poll=1,
         )
 
@@ -61,6 +57,7 @@ class Forward:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        atexit.register(self.close)
         lines: queue.Queue[str] = queue.Queue()
         # kubectl writes a line per connection: a full pipe would stop it.
         threading.Thread(target=_drain, args=(self.process, lines), daemon=True).start()
@@ -76,13 +73,9 @@ class Forward:
         self._problem = line.strip() or "kubectl port-forward said nothing"
         return False
 
-    def restart(self) -> None:
-        """Make the forward anew: its pod may be gone while the process still lives."""
-        self.close()
-        self.ensure()
-
     def close(self) -> None:
-        """End the forward."""
+        """End the forward; its pod may be gone while the process still lives."""
+        atexit.unregister(self.close)
         if self.process is None:
             return
         self.process.terminate()
@@ -104,7 +97,6 @@ class Forward:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-        atexit.unregister(self.close)
 
 
 def _drain(process: subprocess.Popen[str], lines: queue.Queue[str]) -> None:

@@ -18,6 +18,9 @@ STUCK = {
 }
 MANY_RESTARTS = 3
 
+CHECKED = "already_checked"
+"""Label of a failed pod whose task has told its end: it stays for a look, until the janitor."""
+
 
 def containers(pod: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the statuses of a pod's containers, init containers first."""

@@ -99,7 +99,7 @@ def fetch_predictions(stack: Stack, report: dict[str, Any], phase: Phase) -> Non
         raise UserError(f"{path} has {rows} rows, the run wrote {report['rows']}")
     PREDICTIONS.write_text(text)
     report["predictions"] = str(PREDICTIONS)
-    phase.say(f"{rows} rows, on the claim {stack.settings['storage']['claimName']} at {path}")
+    phase.say(f"{rows} rows, on the claim {stack.claim} at {path}")
 
 
 def sync(stack: Stack) -> None:

@@ -7,7 +7,6 @@ import time
 from mlctl.base.names import (
     AIRFLOW_PORT,
     AIRFLOW_SERVICE,
-    DAG_IDS,
     MLFLOW_PORT,
     MLFLOW_SERVICE,
     RELEASE,
@@ -45,20 +44,25 @@ def status(stack: Stack) -> int:
             for pod in stack.kube.items("pods")
         ),
     )
+    if not stack.release().installed_values()["airflow"]["triggerer"]["enabled"]:
+        say("the triggerer is off: deferrable tasks wait for ever (airflow.triggerer.enabled)")
     with stack.airflow() as airflow:
-        for dag_id in DAG_IDS:
-            newest = airflow.newest_run(dag_id)
+        for dag in airflow.dags():
+            newest = airflow.newest_run(dag["dag_id"])
             words = f"{newest['state']}, {newest['dag_run_id']}" if newest else "no run yet"
-            say(f"{dag_id}: {words}")
+            say(f"{dag['dag_id']}: {words}{' (paused)' if dag['is_paused'] else ''}")
     return 0
 
 
-def logs(stack: Stack, part: str | None) -> int:
-    """Task states and last log lines of the newest runs, or the log of a part of the cluster."""
+def logs(stack: Stack, part: str | None, wanted: str | None) -> int:
+    """Task states and last log lines of the newest run of each DAG, or of one.
+
+    With C the log of a part of the cluster.
+    """
     if part:
         return part_log(stack.cluster, part)
     with stack.airflow() as airflow:
-        for dag_id in DAG_IDS:
+        for dag_id in [wanted] if wanted else [dag["dag_id"] for dag in airflow.dags()]:
             newest = airflow.newest_run(dag_id)
             if newest is None:
                 say(f"{dag_id}: no run yet")
@@ -66,7 +70,7 @@ def logs(stack: Stack, part: str | None) -> int:
             say(f"{dag_id}: {newest['dag_run_id']} {newest['state']}")
             for task in airflow.tasks(dag_id, newest["dag_run_id"]):
                 seconds = f" {task.seconds:.1f} s" if task.seconds is not None else ""
-                say(f"  {task.task_id}: {task.state}{seconds}")
+                say(f"  {task.name}: {task.state}{seconds}")
                 if task.try_number < 1:
                     continue
                 log = airflow.log_end(dag_id, newest["dag_run_id"], task)

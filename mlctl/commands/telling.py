@@ -5,14 +5,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ml_pipelines.runs import run_directory
-from mlctl.base.names import NAMESPACE, RELEASE, TRAINING
+from mlctl.base.labels import run_directory
+from mlctl.base.names import DAG_IDS, INFERENCE, NAMESPACE, RELEASE, TRAINING
 from mlctl.base.paths import RUN_REPORT
 from mlctl.base.progress import console, show_table
 from mlctl.clients.airflow import Airflow, Task, run_seconds, telling_lines
 from mlctl.stack import Stack
 
+IMAGE_KEYS = ("image", "image_digest")
+"""What the operator adds to each result."""
 PASSWORD_COMMAND = "make password"
+COMMANDS = {TRAINING: "make train", INFERENCE: "make infer"}
 
 
 def say(text: str = "") -> None:
@@ -46,21 +49,33 @@ def going_on_after_interrupt() -> Iterator[None]:
 def dag_report(
     dag_id: str, ended: dict[str, Any], results: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return the entry of a run for build/run.json, from its state and its tasks' results."""
+    """Return the entry of a run for build/run.json, from its state and its tasks' results.
+
+    For a DAG that is not this project's, the results are in it as they are.
+    """
     report = {
         "state": ended["state"],
         "run_id": ended["dag_run_id"],
         "seconds": run_seconds(ended),
     }
+    if ended.get("conf"):
+        report["params"] = ended["conf"]
     if dag_id == TRAINING:
         trained = results.get("train_model", {})
         report["accuracy"] = trained.get("accuracy")
         report["baseline_accuracy"] = trained.get("baseline_accuracy")
         report["model_version"] = results.get("upload_model", {}).get("version")
-    else:
+    elif dag_id == INFERENCE:
         predicted = results.get("run_inference", {})
         report["rows"] = predicted.get("rows")
         report["predictions"] = None
+    else:
+        report |= {
+            f"{task_id}.{key}": value
+            for task_id, result in results.items()
+            for key, value in result.items()
+            if key not in IMAGE_KEYS
+        }
     return report
 
 
@@ -75,7 +90,7 @@ def tell_change(tell: Callable[[str], None], task: Task, prefix: str = "") -> No
         "upstream_failed": "not started: a task before it failed",
     }
     if task.state in words:
-        tell(f"{prefix}{task.task_id} {words[task.state]}")
+        tell(f"{prefix}{task.name} {words[task.state]}")
 
 
 def explain_failure(airflow: Airflow, dag_id: str, run_id: str) -> None:
@@ -83,25 +98,26 @@ def explain_failure(airflow: Airflow, dag_id: str, run_id: str) -> None:
     for task in airflow.tasks(dag_id, run_id):
         if task.state != "failed":
             continue
-        say(f"\n{dag_id}: {task.task_id} failed in try {task.try_number}; its last lines:")
+        say(f"\n{dag_id}: {task.name} failed in try {task.try_number}; its last lines:")
         for line in telling_lines(airflow.log_end(dag_id, run_id, task)):
             say(f"    {line}")
-    command = "make train" if dag_id == TRAINING else "make infer"
+    command = COMMANDS.get(dag_id, f"make trigger DAG={dag_id}")
     say("\nwhat to try:")
     say("    make logs      the newest runs, task by task")
     say("    make status    pods that are not well")
     say("    make ui        the whole log, in the grid view of the run")
-    say(f"    {command:<14} the run again, when the cause is mended (`make run` works too)")
+    say(f"    {command}    the run again, when the cause is mended (`make run` works too)")
 
 
 def tell_failed_cleaning(airflow: Airflow, dag_id: str, run_id: str) -> None:
-    """Say what a successful run has left behind when its clean_up, a teardown, has failed."""
+    """Say which task of a successful run has failed: clean_up, a teardown, leaves files behind."""
     for task in airflow.tasks(dag_id, run_id):
         if task.state == "failed":
+            place = f"{run_directory(dag_id, run_id)} on the training storage"
+            left = f": files are left in {place}" if dag_id in DAG_IDS else ""
             say(
-                f"{dag_id}: the run succeeded, but {task.task_id} failed: files are left in "
-                f"{dag_id}/{run_directory(run_id)} on the training storage. Its log says why; "
-                f"clear {task.task_id} of {run_id} in the page to try again"
+                f"{dag_id}: the run succeeded, but {task.name} failed{left}. Its log says why; "
+                f"clear {task.name} of {run_id} in the page to try again"
             )
 
 
@@ -112,7 +128,7 @@ def summary(stack: Stack, report: dict[str, Any]) -> None:
     rows = [
         ("training_dag", f"{trained['state']} in {trained['seconds']:.0f} s"),
         ("  accuracy", f"{trained['accuracy']:.3f} (baseline {trained['baseline_accuracy']:.3f})"),
-        ("  model", f"{stack.settings['registry']['modelName']} {trained['model_version']}"),
+        ("  model", f"{stack.settings['modelName']} {trained['model_version']}"),
         ("inference_dag", f"{predicted['state']} in {predicted['seconds']:.0f} s"),
         ("  predictions", f"{predicted['predictions']} ({predicted['rows']} rows)"),
         ("pages", f"`make ui` forwards Airflow and MLflow; user {user}"),

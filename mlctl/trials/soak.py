@@ -29,6 +29,7 @@ from mlctl.base.waiting import until, within
 from mlctl.clients.airflow import FINISHED_RUN, Airflow, run_seconds
 from mlctl.clients.forward import Forward
 from mlctl.clients.mlflow import Mlflow
+from mlctl.clients.pods import CHECKED
 from mlctl.clients.volume import Volume
 from mlctl.commands.telling import explain_failure, say
 from mlctl.stack import Stack
@@ -239,8 +240,11 @@ def compare(checked: Sequence[Checked], alone: Sequence[Checked]) -> None:
 
 
 def leftover_pods(stack: Stack) -> list[str]:
-    """Return the pods of runs that are still there POD_SECONDS after the last run has ended."""
-    selector = f"dag_id in ({', '.join(DAG_IDS)})"
+    """Return the pods of runs that are still there POD_SECONDS after the last run has ended.
+
+    Not those that have failed: they stay for a look.
+    """
+    selector = f"dag_id in ({', '.join(DAG_IDS)}),!{CHECKED}"
     within(POD_SECONDS, lambda: not stack.kube.items("pods", selector), poll=1)
     return [pod["metadata"]["name"] for pod in stack.kube.items("pods", selector)]
 
@@ -271,8 +275,7 @@ def new_run_ids(name: str, count: int) -> list[str]:
 
 def main(stack: Stack, count: int) -> int:
     """Many runs of both DAGs at once, each checked by what it left (build/soak.json)."""
-    registry = stack.settings["registry"]
-    if registry["type"] != "mlflow" or stack.kube.get("service", MLFLOW_SERVICE) is None:
+    if stack.uses_wandb() or stack.kube.get("service", MLFLOW_SERVICE) is None:
         raise UserError("the models are compared in the MLflow of the release: mlflow.enabled=true")
     phases = Phases()
     with (
@@ -280,7 +283,7 @@ def main(stack: Stack, count: int) -> int:
         Forward(stack.kube, MLFLOW_SERVICE, MLFLOW_PORT) as forward,
     ):
         mlflow = Mlflow(forward)
-        if not mlflow.has_model(registry["modelName"]):
+        if not mlflow.has_model(stack.settings["modelName"]):
             run_alone(stack, airflow, mlflow, TRAINING, phases)
         alone = [run_alone(stack, airflow, mlflow, INFERENCE, phases)]
         run_ids = {dag_id: new_run_ids("soak", count) for dag_id in DAG_IDS}

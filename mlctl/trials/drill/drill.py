@@ -33,7 +33,7 @@ class Drill:
     def __init__(self, stack: Stack, airflow: Airflow) -> None:
         """Raises UserError where faults cannot be made, or would meet the work of others."""
         breakable(stack.cluster)
-        if stack.settings["registry"]["type"] != "mlflow":
+        if stack.uses_wandb():
             raise UserError("the drill counts the models in MLflow: wandb.enabled must be false")
         self.stack = stack
         self.airflow = airflow

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import requests
 
-from ml_pipelines.settings import KEPT_UNTIL
 from mlctl.base.errors import UserError
 from mlctl.base.names import DAG_IDS, INFERENCE, MLFLOW_PORT, MLFLOW_SERVICE
 from mlctl.clients.airflow import FINISHED_RUN, Airflow
 from mlctl.clients.forward import Forward
 from mlctl.clients.kube import Kube
 from mlctl.clients.mlflow import Mlflow
+from mlctl.clients.pods import CHECKED
 from mlctl.stack import Stack
 
 PREDICTIONS = ("pred.csv", "pred.json")
@@ -36,7 +36,7 @@ class Snapshot:
 
 def take(stack: Stack, airflow: Airflow) -> Snapshot:
     """Return what is there now. Raises UserError when a part of it does not answer."""
-    storage = claim_directory(stack.kube, stack.settings["storage"]["claimName"])
+    storage = claim_directory(stack.kube, stack.claim)
     return Snapshot(
         versions=versions(stack),
         model_files=hashes(claim_directory(stack.kube, MLFLOW_SERVICE) / "artifacts"),
@@ -78,22 +78,22 @@ def _differences(kind: str, before: dict[str, str], after: dict[str, str]) -> li
 def leftovers(stack: Stack, run_path: str) -> list[str]:
     """Return the pods of tasks and workers that are still there, and the files of the run.
 
-    A failed pod that is kept for a look at it, with a time after which it goes, is none.
+    A failed pod that is kept for a look at it, until the janitor deletes it, is none.
     """
     pods = [
         f"pod {pod['metadata']['name']}"
         for selector in ("kubernetes_pod_operator=True", "kubernetes_executor=True")
         for pod in stack.kube.items("pods", selector)
-        if KEPT_UNTIL not in pod["metadata"]["labels"]
+        if CHECKED not in pod["metadata"]["labels"]
     ]
-    directory = claim_directory(stack.kube, stack.settings["storage"]["claimName"]) / run_path
+    directory = claim_directory(stack.kube, stack.claim) / run_path
     files = [f"file {path.relative_to(directory)}" for path in sorted(directory.rglob("*"))]
     return pods + files
 
 
 def versions(stack: Stack) -> dict[str, str]:
     """Return the versions of the pipelines' model, each with the run that registered it."""
-    name = stack.settings["registry"]["modelName"]
+    name = stack.settings["modelName"]
     with Forward(stack.kube, MLFLOW_SERVICE, MLFLOW_PORT) as forward:
         try:
             found = Mlflow(forward).versions(name)

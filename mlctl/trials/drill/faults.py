@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ml_pipelines.settings import KEPT_UNTIL
 from mlctl.base.errors import UserError, output
 from mlctl.base.names import MLFLOW_PORT, RELEASE, TRAINING
 from mlctl.base.paths import ROOT
@@ -23,7 +22,7 @@ from mlctl.base.progress import Phase, Phases
 from mlctl.base.waiting import until
 from mlctl.clients.airflow import FINISHED_RUN, Airflow
 from mlctl.clients.kube import Kube
-from mlctl.clients.pods import containers
+from mlctl.clients.pods import CHECKED, containers
 from mlctl.cluster.embedded.config import API_PORT_IN_NODE
 from mlctl.cluster.provider import Breakable, breakable
 from mlctl.stack import Stack
@@ -76,7 +75,7 @@ class Scene:
 
     def task_pod(self, task_id: str) -> dict[str, Any] | None:
         """Return the pod that does the work of a task."""
-        return self.pod(f"kubernetes_pod_operator=True,task_id={task_id},!{KEPT_UNTIL}")
+        return self.pod(f"kubernetes_pod_operator=True,task_id={task_id},!{CHECKED}")
 
     def worker_pod(self, task_id: str) -> dict[str, Any] | None:
         """Return the pod in which Airflow follows a task."""

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from threading import Event
 from typing import Any
 from unittest.mock import Mock
 
@@ -41,6 +43,8 @@ class Server:
         self.answers: dict[str, list[tuple[int, Any]]] = {}
         self.logins = 0
         self.refused_logins = 0
+        self.database_is_there = Event()
+        self.database_is_there.set()
         form = '<input id="csrf_token" name="csrf_token" type="hidden" value="a&#39;b">'
         http.expect_request("/login/", "GET").respond_with_data(form)
         http.expect_request("/login/", "POST").respond_with_handler(self.login)
@@ -58,6 +62,7 @@ class Server:
         return answer
 
     def api(self, request: Request) -> Response:
+        self.database_is_there.wait()
         # As it was sent: an id may hold an encoded slash.
         path = request.environ["REQUEST_URI"].removeprefix("/api/v1/").partition("?")[0]
         self.asked.append(path)
@@ -74,7 +79,11 @@ def server(httpserver: HTTPServer) -> Server:
 
 
 def client(server: Server, password: str) -> Airflow:
-    return Airflow(Mock(spec=["url", "ensure", "restart"], url=server.url), "admin", password)
+    return Airflow(way_to(server), "admin", password)
+
+
+def way_to(server: Server) -> Mock:
+    return Mock(spec=["url", "ensure", "close"], url=server.url)
 
 
 @pytest.fixture
@@ -86,7 +95,9 @@ def run_entry(state: str) -> dict[str, Any]:
     return {"dag_run_id": "r", "state": state}
 
 
-def task_entry(name: str, state: str | None, number: int = 1) -> dict[str, Any]:
+def task_entry(
+    name: str, state: str | None, number: int = 1, map_index: int = -1
+) -> dict[str, Any]:
     start = "2026-11-23T16:46:13+00:00" if state else None
     end = "2026-11-23T16:46:15+00:00" if state in {"success", "failed"} else None
     return {
@@ -95,7 +106,12 @@ def task_entry(name: str, state: str | None, number: int = 1) -> dict[str, Any]:
         "try_number": number,
         "start_date": start,
         "end_date": end,
+        "map_index": map_index,
     }
+
+
+def task_list(*entries: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    return 200, {"task_instances": list(entries), "total_entries": len(entries)}
 
 
 def test_it_logs_in_once(server: Server, airflow: Airflow) -> None:
@@ -128,7 +144,7 @@ def test_an_ended_session_and_a_restart_are_ridden_out(server: Server, airflow: 
     assert airflow.dag("x") == {"dag_id": "x"}
     # The session outlives the web server.
     assert server.logins == 2
-    assert airflow.connection.restart.call_count == 2
+    assert airflow.connection.close.call_count == 2
 
 
 def test_a_limit_of_logins_is_waited_out(
@@ -144,8 +160,127 @@ def test_a_limit_of_logins_is_waited_out(
 def test_a_server_that_stays_away_is_given_up(server: Server, airflow: Airflow) -> None:
     airflow.patience = 0
     server.answers["dags/x"] = [(503, "starting")]
-    with pytest.raises(AirflowError, match="answers 503"):
+    with pytest.raises(AirflowError, match=r"does not answer \(\d+ s\): status 503; `make status`"):
         airflow.dag("x")
+
+
+@pytest.fixture
+def going() -> Iterator[HTTPServer]:
+    """A web server that a test stops and starts, on the same port."""
+    with HTTPServer(threaded=True) as http:
+        yield http
+
+
+def test_a_page_that_goes_away_in_the_middle_of_a_run_is_waited_for(
+    going: HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlctl.clients.airflow.TELL_SECONDS", 0)
+    server, told = Server(going), []
+
+    def come_back(text: str) -> None:
+        told.append(text)
+        if len(told) == 2:
+            going.start()
+
+    airflow = Airflow(way_to(server), "admin", "right", tell=come_back, patience=60)
+    server.answers["dags/x/dagRuns/r"] = [(200, run_entry("running")), (200, run_entry("success"))]
+    server.answers["dags/x/dagRuns/r/taskInstances"] = [
+        task_list(task_entry("a", "running")),
+        task_list(task_entry("a", "success")),
+    ]
+    changes = []
+
+    def changed(_: str, task: Task) -> None:
+        changes.append(task.state)
+        if task.state == "running":
+            going.stop()
+
+    assert airflow.wait_for_run("x", "r", timeout=60, on_change=changed)["state"] == "success"
+    assert changes == ["running", "success"]
+    assert len(told) == 2
+    for line in told:
+        assert re.fullmatch(r"Airflow does not answer \(\d+ s\), waiting: ConnectionError", line)
+
+
+def test_a_page_that_takes_requests_and_never_answers_is_waited_for(
+    going: HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlctl.clients.airflow.TELL_SECONDS", 0)
+    monkeypatch.setattr("mlctl.clients.airflow.REQUEST_SECONDS", 0.1)
+    server, told = Server(going), []
+    server.database_is_there.clear()
+
+    def come_back(text: str) -> None:
+        told.append(text)
+        monkeypatch.setattr("mlctl.clients.airflow.REQUEST_SECONDS", 60)
+        server.database_is_there.set()
+
+    server.answers["dags/x"] = [(200, {"dag_id": "x"})]
+    airflow = Airflow(way_to(server), "admin", "right", tell=come_back, patience=60)
+    assert airflow.dag("x") == {"dag_id": "x"}
+    assert [line.endswith("waiting: ReadTimeout") for line in told] == [True]
+
+
+def test_without_a_pod_behind_the_service_the_page_is_waited_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlctl.clients.airflow.TELL_SECONDS", 0)
+    way, told = way_to(server), []
+    no_way = UserError("no way to the service web: error: pod is not running")
+    way.ensure.side_effect = [no_way, no_way, None]
+    airflow = Airflow(way, "admin", "right", tell=told.append)
+    server.answers["dags/x"] = [(200, {"dag_id": "x"})]
+    assert airflow.dag("x") == {"dag_id": "x"}
+    assert [line.endswith("waiting: " + str(no_way)) for line in told] == [True, True]
+
+
+def test_a_refused_parameter_is_told_without_its_schema(server: Server, airflow: Airflow) -> None:
+    detail = (
+        "Invalid input for param max_steps: 0 is less than the minimum of 1\n\nFailed validating"
+    )
+    server.answers["dags/x/dagRuns"] = [(400, {"title": "Bad Request", "detail": detail})]
+    with pytest.raises(AirflowError, match=r"param max_steps: 0 is less than the minimum of 1$"):
+        airflow.trigger("x", {"max_steps": 0})
+
+
+def test_the_dags_are_those_of_all_pages(server: Server, airflow: Airflow) -> None:
+    server.answers["dags"] = [
+        (200, {"dags": [{"dag_id": name}], "total_entries": 2}) for name in ("churn", "x")
+    ]
+    assert [dag["dag_id"] for dag in airflow.dags()] == ["churn", "x"]
+
+
+def test_an_id_may_be_in_any_script(server: Server, airflow: Airflow) -> None:
+    server.answers["dags/%D0%BC%D0%BE%D0%B4%D0%B5%D0%BB%D1%8C"] = [(200, {"dag_id": "модель"})]
+    assert airflow.dag("модель") == {"dag_id": "модель"}
+
+
+def test_mapped_tasks_are_apart(server: Server, airflow: Airflow) -> None:
+    entries = [task_entry("score", "success", map_index=index) for index in range(3)]
+    both = {"total_entries": 4}
+    # Rows that change move: here one is on both pages.
+    server.answers["dags/x/dagRuns/r/taskInstances"] = [
+        (200, both | {"task_instances": entries[:2]}),
+        (200, both | {"task_instances": entries[1:]}),
+    ]
+    tasks = airflow.tasks("x", "r")
+    assert [task.name for task in tasks] == ["score[0]", "score[1]", "score[2]"]
+    read: list[str] = []
+    airflow.end_of_file = lambda path: read.append(path) or LOG
+    airflow.log_end("x", "r", tasks[2])
+    assert read == ["dag_id=x/run_id=r/task_id=score/map_index=2/attempt=1.log"]
+
+
+def test_of_many_tasks_at_once_a_few_are_looked_at(server: Server, airflow: Airflow) -> None:
+    running = [task_entry("score", "running", map_index=index) for index in range(20)]
+    server.answers["dags/x/dagRuns/r"] = [(200, run_entry("running")), (200, run_entry("success"))]
+    server.answers["dags/x/dagRuns/r/taskInstances"] = [task_list(*running)]
+    read: list[str] = []
+    airflow.end_of_file = lambda path: read.append(path) or LOG
+    notes: list[str] = []
+    airflow.wait_for_run("x", "r", timeout=60, note=notes.append)
+    assert len(read) == 3
+    assert notes[0].endswith("| 17 more run")
 
 
 def test_a_repeated_trigger_is_no_second_run(server: Server, airflow: Airflow) -> None:
@@ -200,9 +335,9 @@ def test_waiting_ends_with_the_run_and_tells_every_change_once(
         (200, run_entry("failed")),
     ]
     server.answers["dags/x/dagRuns/r/taskInstances"] = [
-        (200, {"task_instances": [task_entry("a", "running"), task_entry("b", None, 0)]}),
-        (200, {"task_instances": [task_entry("a", "success"), task_entry("b", "running")]}),
-        (200, {"task_instances": [task_entry("b", "failed"), task_entry("a", "success")]}),
+        task_list(task_entry("a", "running"), task_entry("b", None, 0)),
+        task_list(task_entry("a", "success"), task_entry("b", "running")),
+        task_list(task_entry("b", "failed"), task_entry("a", "success")),
     ]
     airflow.end_of_file = {
         f"dag_id=x/run_id=r/task_id={name}/attempt=1.log": LOG for name in "ab"
@@ -245,8 +380,7 @@ def test_a_log_that_cannot_be_read_is_no_end_of_the_waiting(
 
     airflow.end_of_file = no_scheduler
     server.answers["dags/x/dagRuns/r"] = [(200, run_entry("running")), (200, run_entry("success"))]
-    tasks = {"task_instances": [task_entry("a", "running")]}
-    server.answers["dags/x/dagRuns/r/taskInstances"] = [(200, tasks)]
+    server.answers["dags/x/dagRuns/r/taskInstances"] = [task_list(task_entry("a", "running"))]
     notes: list[str] = []
     assert airflow.wait_for_run("x", "r", timeout=60, note=notes.append)["state"] == "success"
     assert notes[0].endswith("its pod starts")
@@ -266,7 +400,7 @@ def test_a_run_that_nobody_starts_is_told_by_the_schedulers_health(
         (200, {"scheduler": {"status": status, "latest_scheduler_heartbeat": "10:00"}})
     ]
     server.answers["dags/x/dagRuns/r"] = [(200, run_entry("queued")), (200, run_entry("success"))]
-    server.answers["dags/x/dagRuns/r/taskInstances"] = [(200, {"task_instances": []})]
+    server.answers["dags/x/dagRuns/r/taskInstances"] = [task_list()]
     notes: list[str] = []
     airflow.wait_for_run("x", "r", timeout=60, note=notes.append)
     assert notes[0].startswith(told)
@@ -274,9 +408,7 @@ def test_a_run_that_nobody_starts_is_told_by_the_schedulers_health(
 
 def test_waiting_too_long_names_the_states(server: Server, airflow: Airflow) -> None:
     server.answers["dags/x/dagRuns/r"] = [(200, run_entry("running"))]
-    server.answers["dags/x/dagRuns/r/taskInstances"] = [
-        (200, {"task_instances": [task_entry("a", "queued")]})
-    ]
+    server.answers["dags/x/dagRuns/r/taskInstances"] = [task_list(task_entry("a", "queued"))]
     with pytest.raises(UserError, match="after 0 s: x has not ended: a queued"):
         airflow.wait_for_run("x", "r", timeout=0)
 

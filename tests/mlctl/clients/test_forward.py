@@ -3,13 +3,16 @@
 import os
 import socket
 import stat
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from pytest_httpserver import HTTPServer
 
 from mlctl.base.errors import UserError
 from mlctl.base.waiting import until
 from mlctl.clients import kube
+from mlctl.clients.airflow import Airflow
 from mlctl.clients.forward import Forward, free_port
 from mlctl.clients.kube import Kube
 
@@ -17,7 +20,7 @@ KUBECTL = """#!/bin/sh
 echo "$$ $*" >> {calls}
 case "$(cat {behaviour})" in
   refuse) echo "error: services \\"x\\" not found" >&2; exit 1 ;;
-  *) echo "Forwarding from 127.0.0.1:41234 -> 8080"; i=0
+  *) echo "Forwarding from 127.0.0.1:$(cat {port}) -> 8080"; i=0
      while [ $i -lt 5000 ]; do echo "Handling connection for 41234"; i=$((i + 1)); done
      exec sleep 60 ;;
 esac
@@ -27,9 +30,10 @@ esac
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program = tmp_path / "kubectl"
-    calls, behaviour = tmp_path / "calls", tmp_path / "behaviour"
-    behaviour.write_text("forward")
-    program.write_text(KUBECTL.format(calls=calls, behaviour=behaviour))
+    files = {name: tmp_path / name for name in ("calls", "behaviour", "port")}
+    files["behaviour"].write_text("forward")
+    files["port"].write_text("41234")
+    program.write_text(KUBECTL.format(**files))
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(kube, "kubectl", lambda: program)
     return tmp_path
@@ -76,6 +80,34 @@ def test_a_refusal_is_told_after_the_deadline(fake: Path) -> None:
     (fake / "behaviour").write_text("refuse")
     with pytest.raises(UserError, match=r'service x: error: services "x" not found'):
         forward().ensure(timeout=0)
+
+
+def test_the_page_is_waited_for_when_its_pod_goes(
+    fake: Path, httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TELL_SECONDS", "FORWARD_SECONDS"):
+        monkeypatch.setattr(f"mlctl.clients.airflow.{name}", 0)
+    (fake / "port").write_text(str(httpserver.port))
+    form = '<input name="csrf_token" value="x">'
+    httpserver.expect_request("/login/", "GET").respond_with_data(form)
+    home = {"Location": "/home"}
+    httpserver.expect_request("/login/", "POST").respond_with_data(status=302, headers=home)
+    httpserver.expect_request("/api/v1/dags/x").respond_with_json({"dag_id": "x"})
+    told = []
+
+    def come_back(text: str) -> None:
+        told.append(text)
+        (fake / "behaviour").write_text("forward")
+
+    with closing(forward()) as way:
+        airflow = Airflow(way, "admin", "right", tell=come_back)
+        assert airflow.dag("x") == {"dag_id": "x"}
+        (fake / "behaviour").write_text("refuse")
+        os.kill(way.process.pid, 15)
+        way.process.wait()
+        assert airflow.dag("x") == {"dag_id": "x"}
+    assert len(told) == 1
+    assert told[0].endswith('no way to the service x: error: services "x" not found')
 
 
 def test_a_port_in_use_is_not_taken() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from ml_pipelines.runs import run_directory
 from mlctl.__main__ import main
 from mlctl.base.errors import UserError
+from mlctl.base.labels import run_directory
 from mlctl.clients.airflow import Task
 from mlctl.commands.telling import dag_report, tell_change, tell_failed_cleaning
 from mlctl.stack import _first_error
@@ -103,7 +103,7 @@ def test_a_failed_cleaning_is_told_with_the_place_and_the_way_out(
     tell_failed_cleaning(airflow, "inference_dag", "a+b")
     told = capsys.readouterr().out
     assert "the run succeeded, but clean_up failed" in told
-    assert f"inference_dag/{run_directory('a+b')}" in told
+    assert run_directory("inference_dag", "a+b") in told
     assert "clear clean_up of a+b" in told
 
 
