@@ -3,8 +3,8 @@
 It needs a release on the embedded cluster (`make up`).
 
 The tasks are a chain of five that do nothing, in a DAG that exists only while this runs: it is
-added to a clone of the checkout, which the cluster serves meanwhile. The figures go to
-build/bench.json.
+added to a clone of the checkout, which the cluster serves meanwhile, and is removed with all that
+its runs have left. The figures go to build/bench.json.
 """
 
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mlctl.base.errors import UserError
+from mlctl.base.labels import label
 from mlctl.base.paths import BUILD, ROOT
 from mlctl.base.progress import Phase, Phases, console
 from mlctl.base.waiting import until
@@ -28,19 +29,14 @@ REPORT = BUILD / "bench.json"
 REPEATS = 3
 COMMITS = 5
 DAG_ID = "bench_dag"
-# Names that the settings know, so that the pods are those of the pipelines.
-TASKS = ["clean_storage_before_start", "load_data", "load_model", "run_inference", "upload_model"]
+TASKS = [f"step_{number}" for number in range(1, 6)]
 DAG = f'''"""Five tasks that do nothing, one after the other."""
 
 from datetime import UTC, datetime
 
 from airflow import DAG
 from airflow.models.baseoperator import chain
-from ml_pipelines.pods import pod_task
-from ml_pipelines.runs import MACROS
-from ml_pipelines.settings import load_settings
-
-SETTINGS = load_settings()
+from ml_pipelines import PodOperator
 
 with DAG(
     dag_id="{DAG_ID}",
@@ -48,9 +44,8 @@ with DAG(
     schedule=None,
     start_date=datetime(2021, 1, 1, tzinfo=UTC),
     catchup=False,
-    user_defined_macros=MACROS,
 ) as dag:
-    chain(*(pod_task(name, ["true"], SETTINGS) for name in {TASKS}))
+    chain(*(PodOperator(task_id=name, cmds=["true"]) for name in {TASKS}))
 '''
 
 
@@ -123,6 +118,15 @@ def wait_for_dag(airflow: Airflow, phase: Phase, description: str) -> None:
     )
 
 
+def remove(stack: Stack, airflow: Airflow) -> None:
+    """Remove what runs of the chain have left: pods that failed, files, logs, rows."""
+    stack.kube.run("delete", "pods", "--selector", f"dag_id={label(DAG_ID)}")
+    with stack.volume(read_only=False) as volume:
+        volume.run("rm", "-rf", f"/volume/{label(DAG_ID)}")
+    stack.in_scheduler("sh", "-c", 'rm -rf "$AIRFLOW_HOME/logs/dag_id=$0"', DAG_ID)
+    airflow.request("DELETE", f"dags/{DAG_ID}", good=(404,))
+
+
 def main(stack: Stack) -> None:
     """What a task costs, and when a commit shows in Airflow (build/bench.json).
 
@@ -145,7 +149,7 @@ def main(stack: Stack) -> None:
         finally:
             with phases.phase("publish the checkout again") as phase:
                 publish(stack, phase)
-                airflow.request("DELETE", f"dags/{DAG_ID}", good=(404,))
+                remove(stack, airflow)
     report: dict[str, Any] = {
         "bare_pod_seconds": round(statistics.median(pods), 2),
         "task_seconds": round(statistics.median(runs) / len(TASKS), 2),
