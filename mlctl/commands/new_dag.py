@@ -16,9 +16,12 @@ DAGS, TESTS = ROOT / "dags", ROOT / "tests" / "dags"
 TAKEN = sys.stdlib_module_names | {"airflow", "kubernetes"}
 
 NEXT = """next:
-    make test-dags K={name}     its test, on both Airflows; takes no cluster
-    make sync                   show it in Airflow, without a commit (`make up` before, once)
-    make trigger DAG={name}     run it, and follow the run
+    make test-dags K={name}
+        its test, on both Airflows; takes no cluster
+    make sync
+        show it in Airflow as it is, without a commit; `make up` comes before, once
+    make trigger DAG={name}
+        run it, and follow the run
 docs/add-a-pipeline.md: another image, its memory, a GPU, files, results"""
 
 

@@ -1,0 +1,120 @@
+"""Triggering any DAG, with parameters: what is refused, and what is told."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlctl.__main__ import main
+from mlctl.base.errors import UserError
+from mlctl.clients.airflow import AirflowError, Task
+from mlctl.commands import look, runs
+
+
+class Airflow:
+    """An Airflow with the DAGs churn and training_dag, whose runs succeed."""
+
+    def __init__(self, refusal: str = "") -> None:
+        self.refusal = refusal
+        self.done: list[tuple[str, Any]] = []
+
+    def dags(self) -> list[dict[str, Any]]:
+        return [
+            {"dag_id": "churn", "is_paused": True},
+            {"dag_id": "training_dag", "is_paused": False},
+        ]
+
+    def newest_run(self, dag_id: str) -> dict[str, Any] | None:
+        return {"dag_run_id": "r", "state": "success"} if dag_id == "training_dag" else None
+
+    def unpause(self, dag_id: str) -> None:
+        self.done.append(("unpause", dag_id))
+
+    def trigger(self, dag_id: str, conf: dict[str, Any]) -> str:
+        if self.refusal:
+            raise AirflowError(self.refusal)
+        self.done.append((dag_id, conf))
+        return f"r{len(self.done)}"
+
+    def wait_for_runs(self, _: str, run_ids: list[str], **__: Any) -> list[dict[str, Any]]:
+        ended = {"state": "success", "conf": self.done[0][1]}
+        return [{"dag_run_id": run_id} | ended for run_id in run_ids]
+
+    def results(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
+        return {"look": {"image": "x", "image_digest": "y"}, "count": {"rows": 3, "image": "x"}}
+
+    def tasks(self, dag_id: str, run_id: str) -> list[Task]:
+        return []
+
+
+def stack_of(airflow: Airflow, **more: Any) -> Any:
+    @contextmanager
+    def client() -> Iterator[Airflow]:
+        yield airflow
+
+    return SimpleNamespace(airflow=client, **more)
+
+
+def test_runs_of_any_dag_get_the_parameters_and_tell_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    airflow = Airflow()
+    assert runs.trigger(stack_of(airflow), "churn", 2, {"day": "monday"}) == 0
+    assert airflow.done == [*[("churn", {"day": "monday"})] * 2, ("unpause", "churn")]
+    told = capsys.readouterr().out
+    assert told.count('params={"day": "monday"} count.rows=3\n') == 2
+
+
+def test_a_dag_that_is_not_there_is_told_with_those_that_are() -> None:
+    airflow = Airflow()
+    with pytest.raises(UserError, match=r"no DAG chrun; there are churn, training_dag.*make sync"):
+        runs.trigger(stack_of(airflow), "chrun", 1, {})
+    assert airflow.done == []
+
+
+def test_a_refused_parameter_is_told_in_airflows_words_and_changes_nothing() -> None:
+    airflow = Airflow("400 Bad Request Invalid input for param max_steps: 0 is less than 1")
+    with pytest.raises(UserError, match=r"max_steps: 0 is less.*PARAMS=.*make ui"):
+        runs.train(stack_of(airflow), 1, {"max_steps": 0})
+    assert airflow.done == []
+
+
+def test_a_refusal_without_parameters_is_airflows_alone() -> None:
+    with pytest.raises(AirflowError, match=r"^403 Forbidden$"):
+        runs.train(stack_of(Airflow("403 Forbidden")), 1, {})
+
+
+@pytest.mark.parametrize("command", ["train", "infer", "trigger"])
+@pytest.mark.parametrize(
+    "text", ["[50]", "50", "null", '"a"', "{", '{"rate": NaN}', "max_steps=50"]
+)
+def test_parameters_that_are_no_object_are_refused_first(
+    monkeypatch: pytest.MonkeyPatch, command: str, text: str
+) -> None:
+    monkeypatch.setattr("mlctl.__main__.Stack", None)
+    monkeypatch.setattr("sys.argv", ["mlctl", command])
+    monkeypatch.setenv("DAG", "churn")
+    monkeypatch.setenv("PARAMS", text)
+    with pytest.raises(UserError, match=r"'--params'.*no JSON.*PARAMS='\{\"max_steps\": 50\}'"):
+        main()
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_status_names_every_dag_and_a_triggerer_that_is_off(
+    capsys: pytest.CaptureFixture[str], on: bool
+) -> None:
+    values = {"airflow": {"triggerer": {"enabled": on}}}
+    release = SimpleNamespace(
+        status=lambda: SimpleNamespace(state="deployed", revision=1),
+        installed_values=lambda: values,
+    )
+    row = {"name": "kubelet", "state": "running"}
+    cluster = SimpleNamespace(name="c", kind="embedded", status=lambda: [row], remarks=list)
+    kube = SimpleNamespace(items=lambda kind: [])
+    stack = stack_of(Airflow(), release=lambda: release, cluster=cluster, kube=kube)
+    assert look.status(stack) == 0
+    told = capsys.readouterr().out
+    assert "churn: no run yet (paused)\ntraining_dag: success, r\n" in told
+    assert ("deferrable tasks wait for ever (airflow.triggerer.enabled)" in told) is not on
