@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -52,9 +53,11 @@ def test_every_variable_of_make_is_an_option() -> None:
 
 
 def resolve(words: tuple[str, ...]) -> click.Command:
+    """The command that the first of the words are the name of."""
     command: click.Command = app
     for word in words:
-        assert isinstance(command, click.Group)
+        if not isinstance(command, click.Group):
+            break
         command = command.commands[word]
     return command
 
@@ -65,6 +68,38 @@ def test_every_variable_of_the_operations_page_is_an_option() -> None:
     named = set(re.findall(r"`([A-Z_]+)`", "".join(re.findall(r"^\|.*?\|", table, re.MULTILINE))))
     assert named - BUILD_TIME <= {str(one.envvar) for one in VARIABLES}
     assert named >= BUILD_TIME
+
+
+def calls_of_make(text: str) -> list[list[str]]:
+    """Return the words after and the variables before each `make` in the code of a page."""
+    code = [*re.findall(r"^```.*?^```", text, re.MULTILINE | re.DOTALL)]
+    code += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    value = r"[A-Z_]+=(?:'[^']*'|[^\s`)]+)"
+    call = re.compile(rf"((?:{value} +)*)\bmake((?: +(?:-s|{value}|[a-z][a-z0-9-]*))+)")
+    found = [call.findall(part) for part in code]
+    words = re.compile(rf"{value}|[^\s]+")
+    return [words.findall(" ".join(one)) for calls in found for one in calls]
+
+
+def test_calls_of_make_are_found_in_blocks_and_in_lines() -> None:
+    block = "```sh\nmake a K=b # c\nexport X=$(make -s d)\n```\n"
+    text = f"{block}make no call: `A=1 make e P='{{\"f\": 1}}'`\n"
+    assert calls_of_make(text) == [["a", "K=b"], ["-s", "d"], ["A=1", "e", "P='{\"f\": 1}'"]]
+
+
+@pytest.mark.parametrize(
+    "page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]), ids=lambda page: page.name
+)
+def test_every_call_of_make_in_the_documents_has_its_target_and_variables(page: Path) -> None:
+    lines = re.findall(r"^([a-z0-9-]+):.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)
+    targets = {name: re.findall(r"\$\(MLCTL\) (.*)", recipe) for name, recipe in lines}
+    for words in calls_of_make(page.read_text()):
+        variables = {word.partition("=")[0] for word in words if "=" in word} - BUILD_TIME
+        for target in {word for word in words if "=" not in word and word != "-s"}:
+            assert target in targets, words
+            commands_called = [resolve(tuple(line.split())) for line in targets[target]]
+            known = {str(one.envvar) for command in commands_called for one in command.params}
+            assert variables <= known, words
 
 
 @pytest.mark.parametrize(
