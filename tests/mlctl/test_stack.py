@@ -1,5 +1,5 @@
-"""Which images leave the node: those of no pod, no near revision and not of this checkout. And how
-much of a log is read."""
+"""Which images leave the node: those of no pod, no near revision and not of this checkout. Also
+where tasks keep their files, and how much of a log is read."""
 
 import json
 import sys
@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from mlctl.base.errors import UserError
+from mlctl.base.paths import ROOT
 from mlctl.base.progress import Phase
 from mlctl.builder import build
 from mlctl.clients.kube import Kube
@@ -115,6 +116,13 @@ def test_nobody_is_asked_while_the_node_has_the_current_images_only(stack) -> No
     made.kube = None
     made.drop_old_images(None, Phase("release"))
     assert made.cluster.there == {image("airflow:9")}
+
+
+def test_claim_and_image_are_those_of_the_task_pods() -> None:
+    stack = Stack(Cluster())
+    stack.settings = json.loads((ROOT / "dags" / "ml_pipelines" / "document.json").read_text())
+    assert stack.claim == "training-storage"
+    assert stack.image == "ghcr.io/kyryl-opens-ml/classic-example:main"
 
 
 class OnThisMachine(Kube):
