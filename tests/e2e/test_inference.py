@@ -69,7 +69,7 @@ def test_the_predictions_say_what_made_them(
     made = json.loads(volume.read(f"{path}/pred.json"))
     uploaded, trained = (training_run.results[task] for task in ("upload_model", "train_model"))
     ran = inference_run.results["run_inference"]
-    image = stack.task_image
+    image = stack.image
     assert (made["model"]["version"], made["model"]["uri"]) == (
         uploaded["version"],
         uploaded["uri"],

@@ -65,7 +65,7 @@ def test_the_version_says_what_made_it(training_run, commit: str, mlflow, stack:
         "dag_id": "training_dag",
         "run_id": training_run.run_id,
         "dags_commit": commit,
-        "image": stack.task_image,
+        "image": stack.image,
         "image_digest": trained["image_digest"],
         "data_source": loaded["source"],
         "data_sha256": loaded["sha256"],
@@ -84,7 +84,7 @@ def test_every_task_says_which_image_it_ran(training_run, stack: Stack) -> None:
     }
     assert len(training_run.results) == len(ORDER)
     digest = training_run.results["train_model"]["image_digest"]
-    assert ran == {(stack.task_image, digest)}
+    assert ran == {(stack.image, digest)}
     if stack.cluster.kind == "embedded":
         # Imported and not pulled: the node knows it by the digest of its configuration.
         built = json.loads(IMAGES_LOCK.read_text())["classic-example"]

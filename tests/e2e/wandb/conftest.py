@@ -34,7 +34,7 @@ START_SECONDS = 120
 def server(stack: Stack, release, aloud) -> Iterator[StandIn]:
     """Run the stand-in in the release's namespace; the release's Secret holds a wrong key."""
     kube, key = stack.kube, new_key()
-    objects = manifests(stack.task_image, key)
+    objects = manifests(stack.image, key)
     try:
         with aloud("start the stand-in for W&B"):
             for one in objects:

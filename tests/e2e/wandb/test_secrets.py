@@ -211,7 +211,7 @@ def plant(
 def planted_pod(stack: Stack, value: str) -> dict:
     container = {
         "name": "planted",
-        "image": stack.task_image,
+        "image": stack.image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["sh", "-c", 'echo "the key is $KEY"'],
         "env": [{"name": "KEY", "value": value}],
