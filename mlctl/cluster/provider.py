@@ -79,6 +79,9 @@ class Breakable(Provider, Protocol):
     def component(self, operation: str, name: str) -> None:
         """``stop``, ``start`` or ``restart`` one part."""
 
+    def signal(self, name: str, number: int) -> None:
+        """Send a signal to the process of one part."""
+
     def cut_power(self) -> None:
         """End the node as a power cut does: at once, and nothing is told before."""
 

@@ -140,6 +140,18 @@ class EmbeddedCluster:
         """``stop``, ``start`` or ``restart`` one program of the node."""
         control.ask(self.config, operation, name)
 
+    def signal(self, name: str, number: int) -> None:
+        """Send a signal to the process of one program of the node.
+
+        Raises UserError when that does not run.
+        """
+        for process in self._running().children(recursive=True):
+            # All are one binary, whose first argument says which program it is.
+            if process.cmdline()[1:2] == [name]:
+                process.send_signal(number)
+                return
+        raise UserError(f"{name} does not run")
+
     def cut_power(self) -> None:
         """End the node as a power cut does: every process of it at once, nothing is told before.
 

@@ -6,6 +6,7 @@ also when it is interrupted.
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from mlctl.base.names import MLFLOW_PORT, RELEASE, TRAINING
 from mlctl.base.paths import ROOT
 from mlctl.base.progress import Phase, Phases
 from mlctl.base.waiting import until
+from mlctl.builder.build import built
 from mlctl.clients.airflow import FINISHED_RUN, Airflow
 from mlctl.clients.kube import Kube
 from mlctl.clients.pods import CHECKED, containers
@@ -28,8 +30,14 @@ from mlctl.cluster.provider import Breakable, breakable
 from mlctl.stack import Stack
 
 OUTAGE_SECONDS = 10
+LONG_OUTAGE_SECONDS = 300
+SILENCE_SECONDS = 60
+"""Twice as long as a request of the operator waits for its answer."""
 MOMENT_SECONDS = 600
 PATIENCE_SECONDS = 120
+QUOTA_SECONDS = 40
+GOING = ("Pending", "Running")
+"""Phases of the pods that a quota counts."""
 # What the drill makes in the cluster is called so, and nothing else is.
 MARK = "ml-pipelines-drill"
 
@@ -211,6 +219,17 @@ def restart_postgres(scene: Scene) -> None:
     scene.kube.run("delete", "pod", f"{RELEASE}-postgres-0", "--wait=false")
 
 
+def take_away_database(scene: Scene) -> None:
+    """Have no database for five minutes, as when a managed one fails over or is upgraded."""
+    scene.training()
+    database = f"statefulset/{RELEASE}-postgres"
+    scene.kube.run("scale", database, "--replicas=0")
+    try:
+        time.sleep(LONG_OUTAGE_SECONDS)
+    finally:
+        scene.kube.run("scale", database, "--replicas=1")
+
+
 def restart_node(scene: Scene) -> None:
     """Pull the plug of the node, and start it again."""
     scene.training()
@@ -248,6 +267,42 @@ def cut_off_mlflow(scene: Scene) -> None:
     if not packets:
         raise UserError("nothing was sent to MLflow while it was cut off")
     scene.phase.say(f"{packets} packets to MLflow were refused")
+
+
+def silence_api_server(scene: Scene) -> None:
+    """Let the API server accept requests and answer none."""
+    scene.training()
+    scene.cluster.signal("kube-apiserver", signal.SIGSTOP)
+    try:
+        time.sleep(SILENCE_SECONDS)
+    finally:
+        scene.cluster.signal("kube-apiserver", signal.SIGCONT)
+
+
+def use_up_the_quota(scene: Scene) -> None:
+    """Leave room for no worker of the next task, then for the worker and not for its pod."""
+    scene.training_ends()
+    going = [pod for pod in scene.kube.items("pods") if pod["status"]["phase"] in GOING]
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": MARK}}
+    try:
+        for room in (0, 1):
+            # Of those that go on, two are about to end: the training and its worker.
+            scene.kube.apply(quota | {"spec": {"hard": {"pods": str(len(going) - 2 + room)}}})
+            scene.phase.say(f"the quota has room for {room} more pods")
+            time.sleep(QUOTA_SECONDS)
+    finally:
+        remove_marks(scene.kube)
+
+
+def lose_the_workers_image(scene: Scene) -> None:
+    """Have the image of the workers nowhere for a minute, as behind a registry that is away."""
+    image = built()["airflow"]
+    scene.training_ends()
+    scene.cluster.remove_images({f"{image['repository']}:{image['tag']}"})
+    try:
+        time.sleep(SILENCE_SECONDS)
+    finally:
+        scene.cluster.load_images({"airflow": image}, scene.phase)
 
 
 def answer_429(scene: Scene) -> None:
@@ -335,7 +390,8 @@ def _refusals(kube: Kube) -> float:
 
 def remove_marks(kube: Kube) -> None:
     """Delete what a drill, maybe one that was killed, has left in the cluster."""
-    kube.run("delete", "validatingwebhookconfiguration", MARK, "--ignore-not-found")
+    for kind in ("validatingwebhookconfiguration", "resourcequota"):
+        kube.run("delete", kind, MARK, "--ignore-not-found")
 
 
 @contextmanager
@@ -374,10 +430,14 @@ FAULTS = [
     Fault("oom", "fill the task's memory", fill_memory, costs_a_try=True, said="OOMKilled"),
     Fault("api-server", "take the API server away for 10 s", take_away("kube-apiserver")),
     Fault("postgres", "restart Postgres", restart_postgres),
+    Fault("database", "take the database away for five minutes", take_away_database),
     Fault("containerd", "stop containerd for 10 s", take_away("containerd")),
     Fault("node", "pull the plug of the node and start it again", restart_node, costs_a_try=True),
     Fault("git", "take the git server away", stop_git_server),
     Fault("mlflow", "cut MLflow off during the upload for 10 s", cut_off_mlflow),
+    Fault("quota", "use up the quota of pods", use_up_the_quota),
+    Fault("worker-image", "lose the image of the workers", lose_the_workers_image),
+    Fault("api-silent", "let the API server answer nothing for a minute", silence_api_server),
     Fault("api-429", "answer 429 from the API server for 10 s", answer_429),
     Fault("api-500", "answer 500 from the API server for 10 s", answer_500),
 ]
