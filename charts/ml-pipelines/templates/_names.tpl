@@ -19,6 +19,10 @@ values that the official chart evaluates (airflow.scheduler.extraVolumes, ...), 
 {{ include "ml-pipelines.fullname" . }}-settings
 {{- end }}
 
+{{- define "ml-pipelines.environment.name" -}}
+{{ include "ml-pipelines.fullname" . }}-environment
+{{- end }}
+
 {{- define "ml-pipelines.tasks.name" -}}
 {{ include "ml-pipelines.fullname" . }}-task
 {{- end }}
@@ -37,6 +41,10 @@ values that the official chart evaluates (airflow.scheduler.extraVolumes, ...), 
 
 {{- define "ml-pipelines.janitor.name" -}}
 {{ include "ml-pipelines.fullname" . }}-janitor
+{{- end }}
+
+{{- define "ml-pipelines.janitor.pods.name" -}}
+{{ include "ml-pipelines.fullname" . }}-pod-janitor
 {{- end }}
 
 {{- define "ml-pipelines.test.name" -}}

@@ -1,0 +1,81 @@
+{{/*
+What every Airflow process runs at its start: airflow.airflowLocalSettings includes it. It leaves no
+name behind, which Airflow would copy into its own settings.
+
+The provider's modules are mended when they are imported, before anybody takes a name out of them:
+importing them here would cost each process 0.3 s.
+*/}}
+{{- define "ml-pipelines.airflowLocalSettings" -}}
+def _ml_pipelines():
+    import os
+    import sys
+    from importlib.machinery import PathFinder
+
+    from airflow import settings
+
+    # Airflow 2.9 forks (its health server, the DAG processor, each task) while pooled database
+    # connections are open. The child's first query tests an inherited one with SELECT 1, and only
+    # then sees that it is the parent's; the parent may lose an answer that it waits for, without
+    # end. So a child begins with an empty pool. (Airflow 3 does the same by itself.)
+    def forget_inherited_connections():
+        engine = getattr(settings, "engine", None)
+        if engine is not None:
+            engine.dispose(close=False)
+
+    os.register_at_fork(after_in_child=forget_inherited_connections)
+
+    # Of an id without a Latin letter or digit only a hash is left, behind a dash; Kubernetes refuses
+    # a label or name that begins with one.
+    def begun(text):
+        return f"x{text}" if text.startswith("-") else text
+
+    def mend_labels(module):
+        make = module.make_safe_label_value
+        module.make_safe_label_value = lambda string: begun(make(string))
+
+    def mend_names(module):
+        add = module.add_unique_suffix
+        module.add_unique_suffix = lambda **arguments: begun(add(**arguments))
+
+    # The profile "restricted" admits the sidecar that hands XComs over; its user is the pod's.
+    def mend_sidecar(module):
+        from kubernetes.client import models
+
+        sidecar = module.PodDefaults.SIDECAR_CONTAINER
+        sidecar.security_context = models.V1SecurityContext(
+            allow_privilege_escalation=False,
+            capabilities=models.V1Capabilities(drop=["ALL"]),
+            seccomp_profile=models.V1SeccompProfile(type="RuntimeDefault"),
+        )
+        sidecar.resources.limits = {"memory": "64Mi"}
+
+    provider = "airflow.providers.cncf.kubernetes"
+    mends = {
+        f"{provider}.pod_generator": mend_labels,
+        f"{provider}.kubernetes_helper_functions": mend_names,
+        f"{provider}.utils.xcom_sidecar": mend_sidecar,
+    }
+
+    class Mending:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name not in mends:
+                return None
+            spec = PathFinder.find_spec(name, path, target)
+            execute = spec.loader.exec_module
+
+            def execute_and_mend(module):
+                execute(module)
+                mends[name](module)
+
+            spec.loader.exec_module = execute_and_mend
+            return spec
+
+    for name in mends.keys() & sys.modules.keys():
+        mends[name](sys.modules[name])
+    sys.meta_path.insert(0, Mending)
+
+
+_ml_pipelines()
+del _ml_pipelines
+{{- end }}
