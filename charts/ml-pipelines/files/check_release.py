@@ -9,7 +9,6 @@ from pathlib import Path
 
 TRIES = 24
 PAUSE_SECONDS = 5
-DAGS = {"training_dag", "inference_dag"}
 
 
 def get(url, password=None):
@@ -23,7 +22,8 @@ def get(url, password=None):
 
 def settings():
     content = json.loads(Path("/settings/settings.json").read_text(encoding="utf-8"))
-    return f"image {content['image']['reference']}, registry {content['registry']['type']}"
+    image = content["pod"]["spec"]["containers"][0]["image"]
+    return f"image {image}, {len(content['tasks'])} tasks of their own"
 
 
 def storage():
@@ -47,9 +47,9 @@ def dags():
     for error in json.loads(get(api + "/importErrors", password))["import_errors"]:
         raise RuntimeError(f"{error['filename']}: {error['stack_trace']}")
     found = {dag["dag_id"] for dag in json.loads(get(api + "/dags", password))["dags"]}
-    if not found >= DAGS:
-        raise RuntimeError(f"missing: {', '.join(sorted(DAGS - found))}")
-    return "the admin user can log in, both DAGs are there"
+    if not found:
+        raise RuntimeError("no DAG is there yet")
+    return f"the admin user can log in; there: {', '.join(sorted(found))}"
 
 
 def mlflow():

@@ -4,6 +4,11 @@ What the chart's CronJob runs; only the standard library. Three kinds of things 
 
 - Leftovers: everything in the directory of a run but its predictions, once nothing in there has
   changed for so many hours; and files that an upload left in MLflow without a finished version.
+  A run's directory is `<label of the DAG>/<label of the run>`: what the Pod of the values makes of
+  the labels that Airflow writes on it. So every directory two levels below the volume's root is a
+  run's if both names could be labels, whoever's DAG and operator it was, and no list of DAGs has to
+  be kept. A file `.keep` at either level says that a directory is somebody's own, and keeps it for
+  ever; so does a name that is no label (`_shared`, `.snapshot`, `lost+found`).
 - Predictions that are older than so many days.
 - The files of model versions beyond the newest so many. Their runs stay, with metrics and plots.
 
@@ -17,25 +22,29 @@ import argparse
 import errno
 import json
 import os
+import re
 import shutil
+import ssl
 import stat
 import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Whose runs have a directory below the volume's root. Nothing else is looked at.
-DAGS = ("training_dag", "inference_dag")
+# What Kubernetes takes as the value of a label.
+LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+# Says that a directory is no run's, or not to be cleaned.
+KEEP = ".keep"
 # What an inference run is for. pred.csv is renamed into place whole; pred.json may be missing.
 PREDICTIONS, DESCRIPTION = "pred.csv", "pred.json"
 
 HOUR, DAY = 3600, 86400
-# MLflow may be restarting: asked again for a minute and a half.
+# A server may be restarting: asked again for a minute and a half.
 TRIES, PAUSE_SECONDS, ANSWER_SECONDS = 7, 15, 60
 # An upload's files, below its run's artifacts; plots beside them stay with the metrics.
 MODEL_PATH = "model"
@@ -45,6 +54,14 @@ TAG, DELETING, DELETED = "ml_pipelines.model_files", "deleting", "deleted by the
 
 class Failed(Exception):
     """Something could not be done; the text says what and why."""
+
+
+class Refused(Failed):
+    """A server has said no; ``status`` is the one of its answer."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class Report:
@@ -120,6 +137,11 @@ def directories(path: Path) -> Iterator[Path]:
     yield from (path / name for name in found)
 
 
+def is_kept(path: Path) -> bool:
+    """Say whether a directory is marked as one that stays."""
+    return os.path.lexists(path / KEEP)
+
+
 def clean_storage(
     storage: Path, leftovers_hours: float, predictions_days: float, report: Report
 ) -> None:
@@ -127,11 +149,19 @@ def clean_storage(
     now = time.time()
     old_predictions = now - predictions_days * DAY if predictions_days else None
     for dag in directories(storage):
-        if dag.name not in DAGS:
+        if not LABEL.fullmatch(dag.name):
             continue
-        for run in directories(dag):
+        try:
+            runs = [] if is_kept(dag) else list(directories(dag))
+        except OSError as error:
+            report.failed(str(dag), error)
+            continue
+        for run in runs:
+            if not LABEL.fullmatch(run.name):
+                continue
             try:
-                clean_run(run, now - leftovers_hours * HOUR, old_predictions, report)
+                if not is_kept(run):
+                    clean_run(run, now - leftovers_hours * HOUR, old_predictions, report)
             except OSError as error:
                 if error.errno == errno.ENOTEMPTY:
                     print(f"{run}: somebody writes there again, left alone", flush=True)
@@ -197,6 +227,38 @@ def is_file(path: Path) -> bool:
 # The model registry
 
 
+def ask(
+    who: str,
+    request: urllib.request.Request,
+    *,
+    missing: Callable[[int, str], bool],
+    context: ssl.SSLContext | None = None,
+) -> dict[str, Any] | None:
+    """Return a server's answer, None when what is asked for is `missing` by status and text.
+
+    Raises Refused when the server refuses, Failed when it does not answer for TRIES times.
+    """
+    what = f"{who}, {request.method} {request.full_url}"
+    for left in reversed(range(TRIES)):
+        try:
+            with urllib.request.urlopen(
+                request, timeout=ANSWER_SECONDS, context=context
+            ) as answer:
+                return json.loads(answer.read() or b"{}")
+        except urllib.error.HTTPError as error:
+            text = error.read().decode(errors="replace")
+            if missing(error.code, text):
+                return None
+            problem = f"HTTP {error.code}: {' '.join(text.split())[:300]}"
+            if error.code < 500 and error.code != 429:
+                raise Refused(f"{what}: {problem}", error.code) from error
+        except (OSError, ValueError) as error:
+            problem = str(getattr(error, "reason", error))
+        if left:
+            time.sleep(PAUSE_SECONDS)
+    raise Failed(f"{what}: {problem}")
+
+
 class Mlflow:
     """The REST API of an MLflow server."""
 
@@ -216,22 +278,11 @@ class Mlflow:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(address, data, method=method)
         request.add_header("Content-Type", "application/json")
-        for left in reversed(range(TRIES)):
-            try:
-                with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
-                    return json.loads(answer.read() or b"{}")
-            except urllib.error.HTTPError as error:
-                text = error.read().decode(errors="replace")
-                if error.code == 404 and "RESOURCE_DOES_NOT_EXIST" in text:
-                    return None
-                problem = f"HTTP {error.code}: {' '.join(text.split())[:300]}"
-                if error.code < 500 and error.code != 429:
-                    break
-            except (OSError, ValueError) as error:
-                problem = str(getattr(error, "reason", error))
-            if left:
-                time.sleep(PAUSE_SECONDS)
-        raise Failed(f"MLflow, {method} {address}: {problem}")
+        return ask(
+            "MLflow",
+            request,
+            missing=lambda status, text: status == 404 and "RESOURCE_DOES_NOT_EXIST" in text,
+        )
 
     def pages(self, method: str, path: str, key: str, /, **fields: Any) -> list[dict[str, Any]]:
         """Return the entries of all pages of a search."""

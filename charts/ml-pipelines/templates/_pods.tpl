@@ -38,7 +38,7 @@ seccompProfile:
 
 {{/* What every pod of ours has in common, Airflow's choice of nodes included. */}}
 {{- define "ml-pipelines.podCommon" -}}
-# None of these pods talks to the Kubernetes API.
+# None of these pods talks to the Kubernetes API, but one that mounts a token itself.
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- with .Values.imagePullSecrets }}

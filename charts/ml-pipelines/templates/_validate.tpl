@@ -41,7 +41,7 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- if $a.dags.gitSync.rev -}}
 {{- $problems = append $problems "airflow.dags.gitSync.rev: git-sync 4 lets it win over ref; set ref alone" -}}
 {{- end -}}
-{{- range $component := list "scheduler" "workers" -}}
+{{- range $component := list "scheduler" "workers" "triggerer" -}}
 {{- $mounted := false -}}
 {{- range (index $a $component).extraVolumeMounts -}}
 {{- if eq .mountPath "/opt/airflow/ml-pipelines" -}}{{- $mounted = true -}}{{- end -}}
@@ -109,6 +109,21 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- end -}}
 {{- if and $v.storage.local.path (eq $v.storage.storageClassName "-") -}}
 {{- $problems = append $problems "storage.storageClassName: a local volume needs a class name (any that no provisioner serves)" -}}
+{{- end -}}
+
+{{- /* Pipelines */ -}}
+{{- range $section, $layers := dict "presets" $v.pipelines.presets "tasks" $v.pipelines.tasks "" (dict "defaults" $v.pipelines.defaults) -}}
+{{- range $name, $layer := $layers -}}
+{{- if hasKey $layer "failedPodTtlSeconds" -}}
+{{- $problems = append $problems (printf "pipelines.%s.failedPodTtlSeconds: the janitor deletes failed pods, after the same time for all; set janitor.pods.keepSeconds" (list $section $name | compact | join ".")) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if has .Release.Namespace $v.pipelines.namespaces -}}
+{{- $problems = append $problems (printf "pipelines.namespaces: tasks may always run in %s, the release's own; name other ones only" .Release.Namespace) -}}
+{{- end -}}
+{{- if $a.multiNamespaceMode -}}
+{{- $problems = append $problems "airflow.multiNamespaceMode: gives rights over the pods of the whole cluster; name the namespaces in pipelines.namespaces" -}}
 {{- end -}}
 
 {{- /* Model registry */ -}}

@@ -6,3 +6,12 @@
 {{ .Values.storage.storageClassName }}
 {{- end -}}
 {{- end }}
+
+{{/* The static volume of a namespace's claim: (list . namespace). */}}
+{{- define "ml-pipelines.storage.volumeName" -}}
+{{- $root := index . 0 -}}
+{{- $root.Values.storage.local.volumeName -}}
+{{- if ne $root.Release.Namespace (index . 1) -}}
+-{{ index . 1 }}
+{{- end -}}
+{{- end }}

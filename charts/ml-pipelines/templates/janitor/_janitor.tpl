@@ -1,0 +1,81 @@
+{{/*
+What both CronJobs have in common: (dict "root" . "namespace" "..." "name" "..." "component" "..."
+"schedule" "..." "program" "file" "arguments" list "volume" dict "readOnly" bool "serviceAccount" "...").
+*/}}
+{{- define "ml-pipelines.janitor.cronjob" -}}
+{{- $root := .root -}}
+{{- $image := $root.Values.images.classicExample -}}
+apiVersion: batch/v1
+kind: CronJob
+metadata:
+  name: {{ .name }}
+  namespace: {{ .namespace }}
+  labels:
+    {{- include "ml-pipelines.labels" (list $root .component) | nindent 4 }}
+spec:
+  schedule: {{ .schedule | quote }}
+  # Airflow's schedules are in UTC too.
+  timeZone: Etc/UTC
+  # Two at once would remove the same things.
+  concurrencyPolicy: Forbid
+  successfulJobsHistoryLimit: 1
+  failedJobsHistoryLimit: 1
+  jobTemplate:
+    metadata:
+      labels:
+        {{- include "ml-pipelines.labels" (list $root .component) | nindent 8 }}
+    spec:
+      # What could not be removed is tried again the next time; the failed Job stays to be seen.
+      backoffLimit: 0
+      activeDeadlineSeconds: {{ $root.Values.janitor.deadlineSeconds }}
+      template:
+        metadata:
+          labels:
+            {{- include "ml-pipelines.podLabels" (list $root .component) | nindent 12 }}
+        spec:
+          {{- include "ml-pipelines.podCommon" $root | nindent 10 }}
+          {{- with .serviceAccount }}
+          serviceAccountName: {{ . }}
+          {{- end }}
+          restartPolicy: Never
+          # The user of the task pods: it may remove what they may write, and no more.
+          securityContext:
+            {{- include "ml-pipelines.podSecurity" (dict "user" 10001 "group" 10001) | nindent 12 }}
+          containers:
+            - name: janitor
+              image: {{ include "ml-pipelines.image" $image }}
+              imagePullPolicy: {{ $image.pullPolicy }}
+              securityContext:
+                {{- include "ml-pipelines.containerSecurity" $root | nindent 16 }}
+              command: [python, /janitor/{{ .program }}]
+              args:
+                {{- toYaml .arguments | nindent 16 }}
+              resources:
+                {{- toYaml $root.Values.janitor.resources | nindent 16 }}
+              volumeMounts:
+                - name: program
+                  mountPath: /janitor
+                  readOnly: true
+                - name: {{ .volume.name }}
+                  mountPath: /{{ .volume.name }}
+                  {{- if .readOnly }}
+                  readOnly: true
+                  {{- end }}
+          volumes:
+            - name: program
+              configMap:
+                name: {{ include "ml-pipelines.janitor.name" $root }}
+            - {{- toYaml .volume | nindent 14 }}
+{{- end }}
+
+{{/*
+Where a janitor cleans a volume, as a JSON list: in each namespace with a claim. With storage.local
+all claims are the same directory.
+*/}}
+{{- define "ml-pipelines.janitor.namespaces" -}}
+{{- if .Values.storage.local.path -}}
+{{- list .Release.Namespace | toJson -}}
+{{- else -}}
+{{- include "ml-pipelines.namespaces" . -}}
+{{- end -}}
+{{- end }}
