@@ -1,6 +1,7 @@
 """What the release is told so that a fault of the cluster costs little."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -8,8 +9,13 @@ from urllib3.exceptions import ProtocolError
 from urllib3.util import Retry
 
 from mlctl.base.paths import CHART
-from tests.helpers.helm import airflow_config, rendered
+from tests.helpers.helm import airflow_config, render, rendered
 
+LOCAL_SETTINGS = re.search(
+    r'define "ml-pipelines.airflowLocalSettings" -}}\n(.*)\n{{- end }}',
+    (CHART / "templates" / "airflow" / "_local_settings.tpl").read_text(),
+    re.DOTALL,
+)[1]
 WITH_TEMPLATE = [
     "Deployment/ml-pipelines-scheduler/scheduler",
     "Deployment/ml-pipelines-webserver/webserver",
@@ -17,14 +23,38 @@ WITH_TEMPLATE = [
 ]
 
 
-def test_airflow_gets_the_local_settings_of_the_values():
+def local_settings(manifests):
+    return manifests.one("ConfigMap", "ml-pipelines-config")["data"]["airflow_local_settings.py"]
+
+
+def test_airflow_gets_the_local_settings():
     # tests/dags runs them.
-    config = rendered("local").one("ConfigMap", "ml-pipelines-config")["data"]
-    values = yaml.safe_load((CHART / "values.yaml").read_text())
-    assert (
-        config["airflow_local_settings.py"].strip()
-        == values["airflow"]["airflowLocalSettings"].strip()
-    )
+    assert local_settings(rendered("local")).strip() == LOCAL_SETTINGS.strip()
+
+
+def test_local_settings_of_ones_own_go_below():
+    """As the comment in values.yaml shows it."""
+    text = (CHART / "values.yaml").read_text()
+    example = text[text.index("  #   airflowLocalSettings: |") :].split("\n\n")[0]
+    lines = [line.removeprefix("  #   ") for line in example.splitlines() if line[2:3] == "#"]
+    found = local_settings(render({"airflow": yaml.safe_load("\n".join(lines))}))
+    assert found.startswith(LOCAL_SETTINGS)
+    assert "def pod_mutation_hook(pod):" in found
+    compile(found, "airflow_local_settings.py", "exec")
+
+
+def test_waiting_costs_a_worker_no_try():
+    config = airflow_config("kubernetes_executor")
+    # For a quota without a limit; for an image, or a Secret, that comes a little later.
+    assert config["task_publish_max_retries"] == "-1"
+    assert config["worker_pod_pending_fatal_container_state_reasons"] == "InvalidImageName"
+
+
+def test_a_database_that_is_away_ends_no_task():
+    config = airflow_config("scheduler")
+    # 0, the default, would be the scheduler's patience with workers.
+    assert int(config["local_task_job_heartbeat_sec"]) >= 600
+    assert int(config["scheduler_zombie_task_threshold"]) == 90
 
 
 @pytest.mark.parametrize("where", WITH_TEMPLATE)

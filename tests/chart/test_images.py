@@ -1,5 +1,6 @@
 """Every image can be replaced by values, and shared clusters run digests."""
 
+import json
 import re
 
 import pytest
@@ -25,6 +26,20 @@ def images(manifests):
     return {c.spec["image"] for c in manifests.containers()}
 
 
+def task_image(manifests):
+    (container,) = manifests.settings()["pod"]["spec"]["containers"]
+    return container["image"]
+
+
+def sidecar_image(manifests):
+    data = manifests.one("ConfigMap", "ml-pipelines-environment")["data"]
+    connection = json.loads(data["AIRFLOW_CONN_KUBERNETES_DEFAULT"])
+    assert connection["conn_type"] == "kubernetes"
+    # The triggerer's client does not look for it.
+    assert connection["extra"]["in_cluster"] is True
+    return connection["extra"]["xcom_sidecar_container_image"]
+
+
 def test_overrides_reach_every_container_and_the_tasks():
     manifests = render(OTHERS, environment="local")
     assert images(manifests) == {
@@ -34,7 +49,23 @@ def test_overrides_reach_every_container_and_the_tasks():
         "mirror.test/postgres:1",
         "mirror.test/classic-example:1",
     }
-    assert manifests.settings()["image"]["reference"] == "mirror.test/classic-example:1"
+    assert task_image(manifests) == "mirror.test/classic-example:1"
+    assert sidecar_image(manifests) == "mirror.test/classic-example:1"
+
+
+def test_the_sidecar_for_xcoms_may_have_an_image_of_its_own():
+    own = {"xcomSidecar": {"repository": "mirror.test/alpine", "tag": "3"}}
+    manifests = render(OTHERS, {"images": own}, environment="local")
+    assert sidecar_image(manifests) == "mirror.test/alpine:3"
+    # Every Airflow container of the release has the connection: workers and triggerer use it.
+    lacking = [
+        c.where
+        for c in manifests.containers()
+        if c.spec["image"].startswith("mirror.test/airflow")
+        and c.spec["name"] not in ("scheduler-log-groomer", "test")
+        and {"configMapRef": {"name": "ml-pipelines-environment"}} not in c.spec["envFrom"]
+    ]
+    assert lacking == []
 
 
 def test_mlflow_without_an_image_runs_the_pipelines_image():
@@ -45,7 +76,7 @@ def test_mlflow_without_an_image_runs_the_pipelines_image():
 @pytest.mark.parametrize("environment", ["staging", "production"])
 def test_shared_clusters_run_digests(environment):
     manifests = rendered(environment)
-    used = images(manifests) | {manifests.settings()["image"]["reference"]}
+    used = images(manifests) | {task_image(manifests), sidecar_image(manifests)}
     assert {image for image in used if not re.search(r"@sha256:[0-9a-f]{64}$", image)} == set()
 
 
@@ -64,6 +95,6 @@ def test_pull_secrets_reach_every_pod():
         if {"name": "registry"} not in pod["spec"].get("imagePullSecrets", [])
     ]
     assert lacking == []
-    assert manifests.settings()["image"]["pullSecrets"] == ["registry"]
+    assert manifests.settings()["pod"]["spec"]["imagePullSecrets"] == [{"name": "registry"}]
     account = manifests.one("ServiceAccount", "ml-pipelines-task")
     assert account["imagePullSecrets"] == [{"name": "registry"}]

@@ -8,24 +8,32 @@ from tests.helpers.helm import render, rendered
 AIRFLOW = {
     ("ConfigMap", "ml-pipelines-config"),
     ("Deployment", "ml-pipelines-scheduler"),
+    ("Deployment", "ml-pipelines-triggerer"),
     ("Deployment", "ml-pipelines-webserver"),
     ("Role", "ml-pipelines-pod-launcher-role"),
     ("Role", "ml-pipelines-pod-log-reader-role"),
     ("RoleBinding", "ml-pipelines-pod-launcher-rolebinding"),
     ("RoleBinding", "ml-pipelines-pod-log-reader-rolebinding"),
+    ("Service", "ml-pipelines-triggerer"),
     ("Service", "ml-pipelines-webserver"),
     ("ServiceAccount", "ml-pipelines-airflow-scheduler"),
+    ("ServiceAccount", "ml-pipelines-airflow-triggerer"),
     ("ServiceAccount", "ml-pipelines-airflow-webserver"),
     ("ServiceAccount", "ml-pipelines-airflow-worker"),
 }
 ALWAYS = AIRFLOW | {
+    ("ConfigMap", "ml-pipelines-environment"),
     ("ConfigMap", "ml-pipelines-janitor"),
     ("ConfigMap", "ml-pipelines-settings"),
     ("CronJob", "ml-pipelines-janitor"),
+    ("CronJob", "ml-pipelines-pod-janitor"),
     ("Job", "ml-pipelines-setup"),
     ("PersistentVolumeClaim", "ml-pipelines-logs"),
     ("PersistentVolumeClaim", "training-storage"),
     ("Pod", "ml-pipelines-test"),
+    ("Role", "ml-pipelines-pod-janitor"),
+    ("RoleBinding", "ml-pipelines-pod-janitor"),
+    ("ServiceAccount", "ml-pipelines-pod-janitor"),
     ("ServiceAccount", "ml-pipelines-task"),
 }
 IN_CLUSTER = {
@@ -81,6 +89,7 @@ def test_switched_off_parts_leave_nothing():
             "logs": {"create": False},
             "admin": {"enabled": False},
             "janitor": {"enabled": False},
+            "airflow": {"triggerer": {"enabled": False}},
             "wandb": {"enabled": True, "existingSecret": "key"},
             "mlflow": {"enabled": False},
             "postgres": {"enabled": False},
@@ -90,8 +99,9 @@ def test_switched_off_parts_leave_nothing():
         }
     )
     claims = {name for name in ALWAYS if name[0] == "PersistentVolumeClaim"}
-    janitor = {name for name in ALWAYS if name[1] == "ml-pipelines-janitor"}
-    assert names(off) == ALWAYS - claims - janitor
+    parts = {name for name in ALWAYS if name[1].endswith(("-janitor", "-triggerer"))}
+    assert len(parts) == 9
+    assert names(off) == ALWAYS - claims - parts
 
 
 def test_another_release_name_goes_before_every_own_object():

@@ -1,4 +1,4 @@
-"""The CronJob that keeps the volumes from filling up."""
+"""The CronJobs that keep the volumes from filling up, and delete ended pods."""
 
 import pytest
 
@@ -40,8 +40,10 @@ def test_it_runs_the_program_on_the_root_of_the_claim():
     mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
     assert mounts["storage"] == {"name": "storage", "mountPath": "/storage"}
     assert container["command"] == ["python", f"{mounts['program']['mountPath']}/janitor.py"]
-    program = rendered("local").one("ConfigMap", "ml-pipelines-janitor")["data"]["janitor.py"]
-    assert program.strip() == (CHART / "files" / "janitor.py").read_text().strip()
+    programs = rendered("local").one("ConfigMap", "ml-pipelines-janitor")["data"]
+    assert set(programs) == {"janitor.py", "ended_pods.py"}
+    for name, program in programs.items():
+        assert program.strip() == (CHART / "files" / name).read_text().strip()
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
@@ -122,3 +124,72 @@ def test_the_oldest_age_of_leftovers_is_the_longest_task():
 def test_no_age_is_judged_when_it_is_off():
     off = {"enabled": False, "leftovers": {"maxAgeHours": 1}}
     assert ("CronJob", "ml-pipelines-janitor") not in render({"janitor": off}).names()
+
+
+# The pods
+
+
+def pods_job(*values, **options):
+    return render(*values, **options).one("CronJob", "ml-pipelines-pod-janitor")["spec"]
+
+
+def test_pods_are_looked_at_every_quarter_of_an_hour():
+    found = pods_job()
+    assert (found["schedule"], found["timeZone"]) == ("*/15 * * * *", "Etc/UTC")
+    assert found["concurrencyPolicy"] == "Forbid"
+
+
+def test_the_account_is_mounted_where_the_program_looks_for_it():
+    found = pods_job()["jobTemplate"]["spec"]["template"]["spec"]
+    assert found["serviceAccountName"] == "ml-pipelines-pod-janitor"
+    (container,) = found["containers"]
+    mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+    assert container["command"] == ["python", f"{mounts['program']['mountPath']}/ended_pods.py"]
+    assert f"--account={mounts['account']['mountPath']}" in container["args"]
+    (volume,) = [volume for volume in found["volumes"] if volume["name"] == "account"]
+    paths = [
+        source.get("serviceAccountToken", {}).get("path") or source["configMap"]["items"][0]["path"]
+        for source in volume["projected"]["sources"]
+    ]
+    assert paths == ["token", "ca.crt"]
+
+
+def test_values_reach_the_program_for_pods():
+    values = {
+        "janitor": {
+            "dryRun": True,
+            "pods": {"schedule": "@hourly", "keepSeconds": 60, "unwatchedHours": 2},
+        },
+        "pipelines": {"namespaces": ["default", "team-b"]},
+    }
+    found = pods_job(values)
+    assert found["schedule"] == "@hourly"
+    (container,) = found["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == [
+        "--namespace=ml-pipelines",
+        "--namespace=default",
+        "--namespace=team-b",
+        "--keep-seconds=60",
+        "--unwatched-hours=2",
+        "--account=/account",
+        "--dry-run",
+    ]
+
+
+def test_each_claim_has_a_janitor():
+    """A CronJob mounts the claims of its own namespace only."""
+    values = {"pipelines": {"namespaces": ["team-b"]}}
+    jobs = [o for o in render(values).of("CronJob") if o["metadata"]["name"].endswith("s-janitor")]
+    arguments = {
+        o["metadata"]["namespace"]: o["spec"]["jobTemplate"]["spec"]["template"]["spec"][
+            "containers"
+        ][0]["args"]
+        for o in jobs
+    }
+    assert set(arguments) == {"ml-pipelines", "team-b"}
+    assert "--storage=/storage" in arguments["team-b"]
+    # There is one registry.
+    assert [one for one in arguments["team-b"] if "mlflow" in one or "versions" in one] == []
+    # All claims of a local volume are the same directory.
+    local = render(values, environment="local").of("CronJob")
+    assert [o["metadata"]["namespace"] for o in local] == ["ml-pipelines"] * 2

@@ -9,7 +9,6 @@ import janitor
 import pytest
 from pytest_httpserver import HTTPServer
 
-from mlctl.base.paths import ROOT
 from tests.helpers.mlflow_server import MlflowState, serve
 
 HOUR = 3600
@@ -120,17 +119,65 @@ def test_empty_directories_of_old_runs_go(storage: Path, capsys) -> None:
     assert f"removed {storage}/training_dag/old (0 bytes): empty" in capsys.readouterr().out
 
 
+def test_runs_of_any_dag_are_looked_at(storage: Path) -> None:
+    """Whatever Airflow makes labels of: nobody tells the janitor which DAGs there are."""
+    dags = ("churn", "team.dag-2", "x-28151a39f", "a" * 63, "UPPER_case")
+    runs = ("manual__2026-11-23T0900000000-2e7c2519c", "1", "x-05a949e14")
+    plant(storage, *(f"{dag}/{run}/results/w" for dag in dags for run in runs), hours=49)
+    assert run(storage) == 0
+    assert below(storage) == set(dags)
+
+
 def test_only_directories_of_runs_are_looked_at(storage: Path) -> None:
     untouched = {
         "file",
-        "other_dag/run/results/w",
-        "lost+found/x",
+        # No label begins, ends, or is spelled like these.
+        "_shared/models/w",
+        ".snapshot/daily/w",
+        "lost+found/1/w",
+        "ends-/run/w",
+        f"{'a' * 64}/run/w",
+        "churn/_cache/w",
+        "churn/.trash/w",
+        "churn/a b/w",
         "training_dag/a file beside the runs",
-        "training_dag2/run/w",
     }
     plant(storage, *untouched, hours=9000)
     assert run(storage) == 0
     assert below(storage) == untouched
+
+
+def test_what_is_marked_stays(storage: Path) -> None:
+    kept = {
+        "datasets/.keep",
+        "datasets/sst2/train.csv",
+        "churn/run/.keep",
+        "churn/run/results/w",
+        # The mark itself may be anything.
+        "linked/run/w",
+    }
+    plant(storage, *kept, "churn/other/results/.keep", "churn/other/w", hours=9000)
+    (storage / "linked" / ".keep").symlink_to("nowhere")
+    assert run(storage, "--predictions-max-age-days=1") == 0
+    assert below(storage) == kept | {"linked/.keep"}
+
+
+def test_a_directory_that_cannot_be_read_stops_nothing_else(
+    storage: Path, monkeypatch, capsys
+) -> None:
+    plant(storage, "a/run/w", "b/run/w", hours=99)
+    scandir = os.scandir
+
+    def refused(path: Path) -> object:
+        if Path(path) == storage / "a":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(janitor.os, "scandir", refused)
+        assert run(storage) == 1
+    assert below(storage) == {"a/run/w", "b"}
+    assert f"ERROR: {storage}/a: " in capsys.readouterr().out
 
 
 def test_links_are_removed_and_never_followed(storage: Path, tmp_path: Path) -> None:
@@ -285,10 +332,6 @@ def test_wrong_options_are_refused(storage: Path, capsys, words: list[str], told
     with pytest.raises(SystemExit):
         run(storage, *words)
     assert told in capsys.readouterr().err
-
-
-def test_it_knows_the_dags() -> None:
-    assert set(janitor.DAGS) == {file.stem for file in (ROOT / "dags").glob("*.py")}
 
 
 # The model registry

@@ -133,6 +133,7 @@ def test_logs_outlive_their_pods(environment):
     }
     assert users == {
         "Deployment/ml-pipelines-scheduler",
+        "Deployment/ml-pipelines-triggerer",
         "Deployment/ml-pipelines-webserver",
         "Pod/worker",
     }

@@ -42,7 +42,9 @@ UNKNOWN = {
     "wandb": {"apikey": "x"},
     "pipelines": {
         "defaults": {"tolerations": [{"keys": "a"}], "affinity": {"podAntiAfinity": {}}},
-        "tasks": {"train_modell": {}, "load_data": {"retrys": 1}},
+        "tasks": {"any_id": {"ressources": {}}, "any_dag.load_data": {"retrys": 1}},
+        "presets": {"gpu": {"nodeselector": {}}},
+        "namespace": [],
     },
     "postgres": {"resources": {"request": {}}},
     "images": {"mlflow": {"name": "x"}},
@@ -76,8 +78,8 @@ def test_unknown_keys_are_refused_by_name(major):
     # As Helm 3 says it, and as Helm 4 does.
     named = re.findall(r"property (\w+) is not|properties '(\w+)' not", str(error.value))
     assert {three or four for three, four in named} == {
-        *("storrage", "sise", "apikey", "train_modell", "retrys", "request", "name"),
-        *("maxAgeHours", "keys", "podAntiAfinity"),
+        *("storrage", "sise", "apikey", "ressources", "retrys", "request", "name", "namespace"),
+        *("maxAgeHours", "keys", "podAntiAfinity", "nodeselector"),
     }
 
 
@@ -145,6 +147,11 @@ VARIANTS = {
         ("mlflow", "enabled"): False,
         ("secrets", "metadata", "create"): False,
     },
+    "models elsewhere": {
+        **{("wandb", key): "" for key in ("apiKey", "existingSecret")},
+        ("mlflow", "enabled"): False,
+        ("postgres", "existingSecret"): "",
+    },
     "key in values": {
         ("wandb", "enabled"): True,
         ("wandb", "existingSecret"): "",
@@ -165,13 +172,17 @@ def marked(value, token):
     return token
 
 
+EMPTY = [("presets",), ("tasks",)]
+
+
 def test_every_own_value_reaches_an_object():
     """A value that no template reads would be set in vain."""
     # Anything may stand anywhere: the schema is left out.
     tokens = {
         path: f"token{number:03}"
         for number, (path, value) in enumerate(leaves(OWN))
-        if not isinstance(value, bool)
+        # What stands in an empty preset or task is one of the keys that the defaults have.
+        if not isinstance(value, bool) and not (path[1:2] in EMPTY and value == {})
     }
     text = ""
     for overrides in VARIANTS.values():
@@ -193,8 +204,8 @@ def test_every_value_that_a_template_reads_exists():
     used = {
         match
         for file in (CHART / "templates").rglob("*.*")
-        # The official chart reads it, with its own values.
-        if file.name != "_wait.tpl"
+        # The official chart reads them, with its own values.
+        if file.name not in ("_wait.tpl", "_environment.tpl")
         for match in re.findall(r"(?:\$v|\$?\.Values)\.([A-Za-z][\w.]*\w)", file.read_text())
     }
 

@@ -51,6 +51,7 @@ def test_only_airflow_talks_to_the_kubernetes_api(environment):
     }
     assert tokens == {
         "Deployment/ml-pipelines-scheduler",
+        "Deployment/ml-pipelines-triggerer",
         "Deployment/ml-pipelines-webserver",
         "Pod/worker",
     }

@@ -1,106 +1,211 @@
-"""The settings file that the chart writes is the one that the DAGs read."""
+"""The settings file that the chart writes is the one that the DAGs read, and its Pods are Pods."""
 
+import copy
+import json
+
+import kubernetes_validate
 import pytest
 import yaml
 
 from ml_pipelines import settings as reader
-from mlctl.base.paths import CHART
+from mlctl.base.paths import CHART, VALUES
 from tests.helpers.helm import ENVIRONMENTS, render, rendered
 
-DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
-WANDB = {
-    "wandb": {
+NEWEST_KUBERNETES = ".".join(kubernetes_validate.latest_version().split(".")[:2])
+LABELS = {"app.kubernetes.io/name": "ml-pipelines", "app.kubernetes.io/component": "task"}
+
+
+def registry(manifests):
+    """What the preset adds to the environment, by name: a text, or where it comes from."""
+    (container,) = manifests.settings()["presets"]["registry"]["pod"]["spec"]["containers"]
+    assert container["name"] == "base"
+    return {one["name"]: one.get("value", one.get("valueFrom")) for one in container["env"]}
+
+
+@pytest.fixture
+def of_task(tmp_path, monkeypatch):
+    """What the DAGs make of a render: arguments and Pod of a task."""
+
+    def read(manifests, *task, presets=()):
+        path = tmp_path / "settings.json"
+        path.write_text(json.dumps(manifests.settings()))
+        monkeypatch.setenv(reader.PATH_VARIABLE, str(path))
+        return reader.of_task(*(task or ("any_dag", "any_task")), presets)
+
+    return read
+
+
+def base(pod):
+    (container,) = [one for one in pod["spec"]["containers"] if one["name"] == "base"]
+    return container
+
+
+def test_every_task_starts_from_this():
+    found = rendered("local").settings()
+    assert found["operator"] == {
+        "retries": 2,
+        "retry_delay": 10,
+        "execution_timeout": 3600,
+        "startup_timeout_seconds": 600,
+        "stuck_timeout_seconds": 120,
+    }
+    assert found["pod"] == {
+        "metadata": {"labels": LABELS},
+        "spec": {
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "serviceAccountName": "ml-pipelines-task",
+            "terminationGracePeriodSeconds": 5,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 10001,
+                "runAsGroup": 10001,
+                "fsGroup": 10001,
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [
+                {
+                    "name": "base",
+                    "image": "ghcr.io/kyryl-opens-ml/classic-example:main",
+                    "imagePullPolicy": "IfNotPresent",
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
+                    "resources": {
+                        "requests": {"cpu": "50m", "memory": "256Mi"},
+                        "limits": {"memory": "2Gi"},
+                    },
+                    # In this order: the last one is made of the others.
+                    "env": [
+                        label("ML_PIPELINES_DAG", "dag_id"),
+                        label("ML_PIPELINES_RUN", "run_id"),
+                        {
+                            "name": "ML_PIPELINES_RUN_DIRECTORY",
+                            "value": "$(ML_PIPELINES_DAG)/$(ML_PIPELINES_RUN)",
+                        },
+                    ],
+                    "volumeMounts": [
+                        {
+                            "name": "training-storage",
+                            "mountPath": "/tmp",
+                            "subPathExpr": "$(ML_PIPELINES_RUN_DIRECTORY)",
+                        }
+                    ],
+                }
+            ],
+            "volumes": [
+                {
+                    "name": "training-storage",
+                    "persistentVolumeClaim": {"claimName": "training-storage"},
+                }
+            ],
+        },
+    }
+
+
+def label(name, key):
+    field = {"fieldPath": f"metadata.labels['{key}']"}
+    return {"name": name, "valueFrom": {"fieldRef": field}}
+
+
+def test_what_else_the_dags_are_told():
+    found = rendered("local").settings()
+    assert found["schedule"] == {"training_dag": None, "inference_dag": "0 9 * * *"}
+    assert (found["modelName"], found["inferenceOnNewModel"]) == ("airflow-pipeline", False)
+    # A task that nothing is said about has no entry.
+    assert set(found["tasks"]) == {"clean_storage_before_start", "train_model", "clean_up"}
+    assert set(found["presets"]) == {"registry"}
+    other = {"schedule": {"churn": "@daily"}, "modelName": "my-model", "inferenceOnNewModel": True}
+    found = render({"pipelines": other}).settings()
+    assert found["schedule"]["churn"] == "@daily"
+    assert (found["modelName"], found["inferenceOnNewModel"]) == ("my-model", True)
+
+
+def test_the_training_tasks_get_what_they_need(of_task):
+    arguments, pod = of_task(rendered("production"), "training_dag", "train_model")
+    assert arguments["execution_timeout"].total_seconds() == 7200
+    assert arguments["retries"] == 2
+    assert base(pod)["resources"] == {
+        "requests": {"cpu": "200m", "memory": "1Gi"},
+        "limits": {"memory": "4Gi"},
+    }
+    # The cleaning says nothing of the CPU.
+    _, pod = of_task(rendered("production"), "training_dag", "clean_up")
+    assert base(pod)["resources"]["requests"] == {"cpu": "50m", "memory": "32Mi"}
+
+
+def test_mlflow_is_the_registry():
+    assert registry(rendered("local")) == {
+        "REGISTRY": "mlflow",
+        "MLFLOW_TRACKING_URI": "http://ml-pipelines-mlflow:5000",
+        "MLFLOW_EXPERIMENT_NAME": "ml-pipelines",
+    }
+    elsewhere = {"enabled": False, "trackingUri": "https://mlflow.example.com"}
+    found = registry(render({"mlflow": elsewhere}))
+    assert found["MLFLOW_TRACKING_URI"] == "https://mlflow.example.com"
+
+
+def test_wandb_is_the_registry_when_enabled():
+    wandb = {
         "enabled": True,
         "existingSecret": "my-key",
         "secretKey": "k",
         "project": "p",
         "baseUrl": "https://wandb.example.com",
-    },
-    "pipelines": {"modelName": "my-model"},
-    "mlflow": {"enabled": False},
-}
-
-
-def test_settings_are_the_values():
-    assert rendered("local").settings() == {
-        "namespace": "ml-pipelines",
-        "image": {
-            "reference": "ghcr.io/kyryl-opens-ml/classic-example:main",
-            "pullPolicy": "IfNotPresent",
-            "pullSecrets": [],
-        },
-        "storage": {"claimName": "training-storage"},
-        "serviceAccountName": "ml-pipelines-task",
-        "registry": {
-            "type": "mlflow",
-            "modelName": "airflow-pipeline",
-            "mlflow": {
-                "trackingUri": "http://ml-pipelines-mlflow:5000",
-                "experiment": "ml-pipelines",
-            },
-            "wandb": {
-                "project": "",
-                "entity": "",
-                "baseUrl": "",
-                "secretName": "ml-pipelines-wandb",
-                "secretKey": "api-key",
-            },
-        },
-        "schedule": {"training_dag": None, "inference_dag": "0 9 * * *"},
-        "inferenceOnNewModel": False,
-        "defaults": DEFAULTS["pipelines"]["defaults"],
-        "tasks": DEFAULTS["pipelines"]["tasks"],
+    }
+    assert registry(render({"wandb": wandb})) == {
+        "REGISTRY": "wandb",
+        "WANDB_PROJECT": "p",
+        # An empty entity is left out: the SDK would take it for a name.
+        "WANDB_BASE_URL": "https://wandb.example.com",
+        # The pod starts without it too, and says what is missing.
+        "WANDB_API_KEY": {"secretKeyRef": {"name": "my-key", "key": "k", "optional": True}},
     }
 
 
-def test_without_a_chart_the_defaults_are_the_same():
-    pipelines = DEFAULTS["pipelines"]
-    assert pipelines["defaults"] == reader.DEFAULTS
-    assert {name: own for name, own in pipelines["tasks"].items() if own} == reader.TASK_DEFAULTS
-
-
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_the_dags_accept_each_environment(environment):
-    found = reader.parse_settings(rendered(environment).settings(), environment, {})
-    assert found.registry.type == ("mlflow" if environment == "local" else "wandb")
-    assert found.task("train_model").resources["limits"]["memory"] == "4Gi"
-    assert found.task("load_data").resources["requests"] == {"cpu": "50m", "memory": "256Mi"}
-
-
-def test_wandb_is_the_registry_when_enabled():
-    found = render(WANDB).settings()
-    assert (found["registry"]["type"], found["registry"]["modelName"]) == ("wandb", "my-model")
-    assert found["registry"]["wandb"] == {
-        "project": "p",
-        "entity": "",
-        "baseUrl": "https://wandb.example.com",
-        "secretName": "my-key",
-        "secretKey": "k",
+def test_the_registry_preset_can_be_added_to(of_task):
+    own = {
+        "env": {"MLFLOW_EXPERIMENT_NAME": "mine", "MORE": "1"},
+        "operator": {"pool": "registry"},
+        "pod": {"metadata": {"labels": {"egress": "registry"}}},
     }
-    assert reader.parse_settings(found, "wandb", {}).registry.wandb.secret_name == "my-key"
+    manifests = render({"pipelines": {"presets": {"registry": own}}})
+    arguments, pod = of_task(manifests, presets=["registry"])
+    assert arguments["pool"] == "registry"
+    assert pod["metadata"]["labels"] == {**LABELS, "egress": "registry"}
+    env = {one["name"]: one.get("value") for one in base(pod)["env"]}
+    assert env["MLFLOW_EXPERIMENT_NAME"] == "mine"
+    assert (env["MORE"], env["REGISTRY"]) == ("1", "mlflow")
+    # Nobody else gets any of it.
+    arguments, pod = of_task(manifests)
+    assert "pool" not in arguments
+    assert "REGISTRY" not in {one["name"] for one in base(pod)["env"]}
 
 
-def test_mlflow_elsewhere():
-    values = {"mlflow": {"enabled": False, "trackingUri": "https://mlflow.example.com"}}
-    registry = render(values).settings()["registry"]
-    assert registry["type"] == "mlflow"
-    assert registry["mlflow"]["trackingUri"] == "https://mlflow.example.com"
-
-
-@pytest.mark.parametrize("wanted", [True, False])
-def test_inference_on_new_models_is_a_switch(wanted):
-    found = render({"pipelines": {"inferenceOnNewModel": wanted}}).settings()
-    assert reader.parse_settings(found, "test", {}).inference_on_new_model is wanted
+def test_without_a_janitor_no_pod_stays():
+    found = render({"janitor": {"enabled": False}}).settings()
+    assert found["operator"]["on_finish_action"] == "delete_pod"
+    own = {"defaults": {"operator": {"on_finish_action": "keep_pod"}}}
+    found = render({"janitor": {"enabled": False}, "pipelines": own}).settings()
+    assert found["operator"]["on_finish_action"] == "keep_pod"
+    assert "on_finish_action" not in rendered("local").settings()["operator"]
 
 
 TASK = {
     "resources": {
-        "requests": {"cpu": 0.5},
+        "requests": {"cpu": 0.5, "ephemeral-storage": 10000000000},
         "limits": {"memory": "16Gi", "nvidia.com/gpu": 1, "hugepages-2Mi": "512Mi"},
     },
     "nodeSelector": {"pool": "gpu"},
     "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    "affinity": {"nodeAffinity": {}},
     "runtimeClassName": "nvidia",
+    "priorityClassName": "high",
+    "serviceAccountName": "reader",
+    "labels": {"team": "a"},
+    "annotations": {"note": "b"},
     "image": "registry.example.com/classic-example-gpu@sha256:abc",
     "retries": 0,
     "env": {
@@ -114,42 +219,238 @@ TASK = {
         {"secretRef": {"name": "hub"}, "prefix": "HUB_"},
         {"configMapRef": {"name": "more", "optional": True}},
     ],
+    "operator": {"pool": "gpu", "retries": 1, "node_selector": None},
 }
 
 
-def test_one_task_can_differ():
-    found = render({"pipelines": {"tasks": {"train_model": TASK}}}).settings()
-    train = reader.parse_settings(found, "test", {}).task("train_model")
-    assert train.resources["requests"]["cpu"] == "0.5"
-    assert train.resources["limits"] == {
+@pytest.mark.parametrize("key", ["train_model", "training_dag.train_model"])
+def test_one_task_can_differ(of_task, key):
+    manifests = render({"pipelines": {"tasks": {key: TASK}}})
+    arguments, pod = of_task(manifests, "training_dag", "train_model")
+    # `operator` is nearer to the operator than the friendly keys.
+    assert (arguments["pool"], arguments["retries"]) == ("gpu", 1)
+    container, spec = base(pod), pod["spec"]
+    assert container["resources"]["requests"] == {
+        "cpu": "0.5",
+        "ephemeral-storage": "10000000000",
+        "memory": "1Gi",
+    }
+    assert container["resources"]["limits"] == {
         "memory": "16Gi",
         "nvidia.com/gpu": "1",
         "hugepages-2Mi": "512Mi",
     }
-    assert (train.node_selector, train.retries) == ({"pool": "gpu"}, 0)
-    assert (train.tolerations, train.runtime_class_name) == (TASK["tolerations"], "nvidia")
-    assert train.image == "registry.example.com/classic-example-gpu@sha256:abc"
-    assert (train.env, train.env_from) == (TASK["env"], TASK["envFrom"])
+    for field in ("nodeSelector", "tolerations", "affinity", "runtimeClassName"):
+        assert spec[field] == TASK[field]
+    assert (spec["priorityClassName"], spec["serviceAccountName"]) == ("high", "reader")
+    assert pod["metadata"]["labels"] == {**LABELS, "team": "a"}
+    assert pod["metadata"]["annotations"] == {"note": "b"}
+    assert (container["image"], container["envFrom"]) == (TASK["image"], TASK["envFrom"])
+    env = {one.pop("name"): one for one in copy.deepcopy(container["env"])}
+    assert env["PLAIN"] == {"value": "text"}
+    assert {name: env[name] for name in TASK["env"] if name != "PLAIN"} == {
+        name: value for name, value in TASK["env"].items() if name != "PLAIN"
+    }
 
 
-def test_the_example_in_the_values_is_one():
-    """Whoever takes the comment marks away gets what it says."""
-    text = (CHART / "values.yaml").read_text()
-    start = text.index("  #   train_model:\n")
-    example = text[start : text.index("  tasks:\n", start)].replace("  #   ", "")
-    found = render({"pipelines": {"tasks": yaml.safe_load(example)}}).settings()
-    train = reader.parse_settings(found, "test", {}).task("train_model")
-    assert train.resources["limits"] == {"memory": "16Gi", "nvidia.com/gpu": "1"}
-    assert (train.node_selector, train.execution_timeout_seconds) == ({"pool": "gpu"}, 14400)
+EXTRA = {
+    "retries": 1,
+    "env": {"A": "defaults", "B": "defaults"},
+    "pod": {
+        "metadata": {"annotations": {"sidecar.istio.io/inject": "false"}},
+        "spec": {
+            # OpenShift: a uid of the namespace, or none at all.
+            "securityContext": {"runAsUser": 1000680000, "runAsGroup": None, "fsGroup": None},
+            "terminationGracePeriodSeconds": 60,
+            "containers": [
+                {
+                    "name": "base",
+                    "env": [{"name": "B", "value": "pod"}, {"name": "C", "value": "pod"}],
+                    "resources": {"limits": {"memory": None, "cpu": "2"}},
+                    "volumeMounts": [
+                        {"name": "shm", "mountPath": "/dev/shm"},
+                        {"name": "scratch", "mountPath": "/tmp"},
+                    ],
+                },
+                {"name": "helper", "image": "busybox:1", "command": ["sleep", "1"]},
+            ],
+            "initContainers": [{"name": "fetch", "image": "busybox:1", "restartPolicy": "Always"}],
+            "volumes": [
+                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
+                {"name": "scratch", "emptyDir": {}},
+            ],
+        },
+    },
+}
+GPU = {
+    "resources": {"limits": {"nvidia.com/gpu": 1}},
+    "nodeSelector": {"pool": "gpu"},
+    "operator": {"pool": "gpu", "retries": None},
+}
+SHARED = {
+    "pod": {
+        "spec": {
+            "nodeSelector": None,
+            "containers": [{"name": "helper", "image": "busybox:2"}],
+            "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["db"]}],
+        }
+    }
+}
+ODD = {
+    "nothing": {},
+    "extra": {"defaults": EXTRA},
+    "by name": {
+        "defaults": EXTRA,
+        "presets": {"gpu": GPU, "shared": SHARED, "registry": {"env": {"A": "preset"}}},
+        "tasks": {"fetch": TASK, "churn.fetch": SHARED, "поезд": {"labels": {"a": "b"}}},
+    },
+    "account": {
+        "defaults": {"serviceAccountName": "mine", "tolerations": [{"operator": "Exists"}]}
+    },
+}
+
+
+def pods(settings):
+    """Each Pod that tasks may get, by where it comes from."""
+    layers = {**settings["presets"], **settings["tasks"]}
+    yield "every task", settings["pod"]
+    for name, layer in layers.items():
+        yield name, reader.merge(settings["pod"], layer.get("pod", {}))
+
+
+def is_pod(pod):
+    frame = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": {}}
+    whole = reader.merge(frame, pod)
+    kubernetes_validate.validate(whole, NEWEST_KUBERNETES, strict=True)
+    names = [one["name"] for one in whole["spec"]["containers"]]
+    assert names[0] == "base"
+    volumes = [one["name"] for one in whole["spec"]["volumes"]]
+    for names in (names, volumes, [m["mountPath"] for m in base(whole)["volumeMounts"]]):
+        assert len(names) == len(set(names))
+    assert {m["name"] for m in base(whole)["volumeMounts"]} <= set(volumes)
+
+
+def settings_of(environment, odd, major):
+    return render({"pipelines": ODD[odd]}, environment=environment, major=major)
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_pods_are_pods(environment, odd):
+    settings = settings_of(environment, odd, 4).settings()
+    for _, pod in pods(settings):
+        is_pod(pod)
+    # Nothing that other tasks may want to take away is left in what holds for all.
+    assert reader.merge({}, settings["pod"]) == settings["pod"]
+
+
+def test_no_pod_would_be_noticed():
+    pod = copy.deepcopy(rendered("local").settings()["pod"])
+    pod["spec"]["containers"][0]["volumeMount"] = []
+    with pytest.raises(kubernetes_validate.ValidationError):
+        is_pod(pod)
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_the_whole_pod_is_there_for_a_stock_operator(odd):
+    manifests = settings_of("local", odd, 4)
+    data = manifests.one("ConfigMap", "ml-pipelines-settings")["data"]
+    whole = yaml.safe_load(data["pod.yaml"])
+    kubernetes_validate.validate(whole, NEWEST_KUBERNETES, strict=True)
+    frame = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "task"},
+        "spec": {"restartPolicy": "Never"},
+    }
+    assert whole == reader.merge(frame, manifests.settings()["pod"])
+
+
+@pytest.mark.parametrize("major", [3, 4])
+def test_layers_are_merged_as_the_dags_do_it(major):
+    """A friendly key, then `pod`; Helm and the DAGs know one way to lay things over each other."""
+    found = settings_of("local", "by name", major).settings()
+    plain = settings_of("local", "nothing", major).settings()
+    friendly = {"pod": {"spec": {"containers": [{"name": "base", "env": variables(EXTRA)}]}}}
+    expected = reader.merge(plain["pod"], friendly["pod"])
+    assert found["pod"] == reader.merge(expected, EXTRA["pod"])
+    # The ones that were there keep their place; a new one comes last.
+    assert [one["name"] for one in base(found["pod"])["env"]][-3:] == ["A", "B", "C"]
+    assert {m["mountPath"]: m["name"] for m in base(found["pod"])["volumeMounts"]} == {
+        "/tmp": "scratch",
+        "/dev/shm": "shm",
+    }
+    assert found["pod"]["spec"]["securityContext"]["runAsUser"] == 1000680000
+    assert "fsGroup" not in found["pod"]["spec"]["securityContext"]
+    assert base(found["pod"])["resources"]["limits"] == {"cpu": "2"}
+
+
+def variables(layer):
+    return [{"name": name, "value": value} for name, value in layer["env"].items()]
+
+
+@pytest.mark.parametrize("major", [3, 4])
+def test_a_null_takes_away_what_a_layer_below_has_set(of_task, major):
+    manifests = settings_of("local", "by name", major)
+    arguments, pod = of_task(manifests, "churn", "fetch", presets=["gpu"])
+    assert arguments["pool"] == "gpu"
+    assert "nodeSelector" not in pod["spec"]
+    assert [one["image"] for one in pod["spec"]["containers"][1:]] == ["busybox:2"]
+    arguments, pod = of_task(manifests, "churn", "score", presets=["gpu"])
+    assert pod["spec"]["nodeSelector"] == {"pool": "gpu"}
+    # Without a number of its own a task takes its DAG's.
+    assert "retries" not in arguments
+
+
+def test_task_ids_may_be_of_any_script(of_task):
+    _, pod = of_task(settings_of("local", "by name", 4), "любой", "поезд")
+    assert pod["metadata"]["labels"]["a"] == "b"
+
+
+def examples():
+    """The examples in the comments of values.yaml, by the key that they stand above."""
+    lines = (CHART / "values.yaml").read_text().splitlines()
+    for number, line in enumerate(lines):
+        if not line.strip().startswith("#") and number and "#" in lines[number - 1]:
+            block, above = [], number - 1
+            while above >= 0 and lines[above].strip().startswith("#   "):
+                block.insert(0, lines[above].strip().removeprefix("#   "))
+                above -= 1
+            if block:
+                yield line.strip().split(":")[0], "\n".join(block)
+
+
+def test_the_examples_in_the_values_are_some(of_task):
+    """Whoever takes the comment marks away gets what they say."""
+    found = dict(examples())
+    assert set(found) == {"pod", "presets", "tasks", "airflowLocalSettings"}
+    example = {key: yaml.safe_load(found[key]) for key in ("pod", "presets", "tasks")}
+    pipelines = {
+        "defaults": {"pod": example["pod"]},
+        "presets": example["presets"],
+        "tasks": example["tasks"],
+    }
+    manifests = render({"pipelines": pipelines})
+    arguments, pod = of_task(manifests, "training_dag", "train_model", presets=["gpu"])
+    is_pod(pod)
+    assert base(pod)["resources"]["limits"] == {"memory": "16Gi", "nvidia.com/gpu": "1"}
+    assert pod["spec"]["nodeSelector"] == {"pool": "gpu"}
+    assert arguments["execution_timeout"].total_seconds() == 14400
+    assert arguments["pool"] == "gpu"
+    mounts = {one["mountPath"] for one in base(pod)["volumeMounts"]}
+    assert mounts == {"/tmp", "/dev/shm", "/models"}
 
 
 @pytest.mark.parametrize("release", ["ml-pipelines", "team-a"])
 def test_settings_are_mounted_where_the_dags_look(release):
     manifests = render(environment="local", release=release)
     prefix = release if release == "ml-pipelines" else f"{release}-ml-pipelines"
-    assert manifests.settings(prefix)["serviceAccountName"] == f"{prefix}-task"
-    scheduler = manifests.one("Deployment", f"{release}-scheduler")["spec"]["template"]
-    for pod, name in ((scheduler, "scheduler"), (manifests.worker(), "base")):
+    assert manifests.settings(prefix)["pod"]["spec"]["serviceAccountName"] == f"{prefix}-task"
+    containers = [
+        (manifests.one("Deployment", f"{release}-{name}")["spec"]["template"], name)
+        for name in ("scheduler", "triggerer")
+    ]
+    for pod, name in (*containers, (manifests.worker(), "base")):
         (volume,) = [v for v in pod["spec"]["volumes"] if v["name"] == "ml-pipelines-settings"]
         assert volume["configMap"]["name"] == f"{prefix}-settings"
         (container,) = [c for c in pod["spec"]["containers"] if c["name"] == name]
@@ -157,3 +458,9 @@ def test_settings_are_mounted_where_the_dags_look(release):
         # A whole directory: the kubelet never updates a file mounted by subPath.
         assert f"{mount['mountPath']}/settings.json" == reader.DEFAULT_PATH
         assert "subPath" not in mount
+
+
+def test_environments_say_nothing_of_single_tasks():
+    """The tests above hold for them too."""
+    files = [yaml.safe_load((VALUES / f"{name}.yaml").read_text()) for name in ENVIRONMENTS]
+    assert {key for values in files for key in values.get("pipelines", {})} <= {"schedule"}

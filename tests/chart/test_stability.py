@@ -45,7 +45,7 @@ def test_new_passwords_restart_no_pod():
         {"pipelines": {"tasks": {"train_model": {"retries": 5}}}},
         {"pipelines": {"schedule": {"inference_dag": ""}}},
         {"images": {"classicExample": {"tag": "next"}, "mlflow": {"repository": "x"}}},
-        {"wandb": {"project": "another"}},
+        {"wandb": {"enabled": True, "existingSecret": "key"}},
     ],
     ids=["task", "schedule", "image", "wandb"],
 )

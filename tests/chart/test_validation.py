@@ -129,6 +129,26 @@ REFUSED = {
         },
         "janitor.models.keepVersions: Weights & Biases keeps the models",
     ),
+    "the old life of failed pods": (
+        {"pipelines": {"defaults": {"failedPodTtlSeconds": 60}}},
+        "pipelines.defaults.failedPodTtlSeconds: the janitor deletes failed pods",
+    ),
+    "the old life of a task's failed pods": (
+        {"pipelines": {"tasks": {"load_data": {"failedPodTtlSeconds": 60}}}},
+        "pipelines.tasks.load_data.failedPodTtlSeconds: the janitor deletes failed pods",
+    ),
+    "the release's namespace among the others": (
+        {"pipelines": {"namespaces": ["team-a", "ml-pipelines"]}},
+        "pipelines.namespaces: tasks may always run in ml-pipelines",
+    ),
+    "pods of the whole cluster": (
+        {"airflow": {"multiNamespaceMode": True}},
+        "name the namespaces in pipelines.namespaces",
+    ),
+    "triggerer without settings": (
+        {"airflow": {"triggerer": {"extraVolumeMounts": []}}},
+        "airflow.triggerer.extraVolumes",
+    ),
     "no registry": ({"mlflow": {"enabled": False}}, "no model registry"),
 }
 
@@ -159,3 +179,11 @@ def test_all_messages_come_at_once():
 )
 def test_tags_that_fit_are_accepted(tag):
     assert render({"airflow": {"defaultAirflowTag": tag}}).of("Deployment")
+
+
+@pytest.mark.parametrize("major", [3, 4])
+def test_a_key_that_is_gone_is_named_with_what_took_its_place(major):
+    """Not by the schema, which comes first and knows no reasons."""
+    with pytest.raises(HelmError) as error:
+        render({"pipelines": {"defaults": {"failedPodTtlSeconds": 60}}}, major=major)
+    assert "set janitor.pods.keepSeconds" in str(error.value)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from airflow import settings
 from sqlalchemy import create_engine
 from sqlalchemy.pool import QueuePool
 
-VALUES = Path(__file__).parents[2] / "charts" / "ml-pipelines" / "values.yaml"
+TEMPLATES = Path(__file__).parents[2] / "charts" / "ml-pipelines" / "templates"
+# What Kubernetes takes as the value of a label, and as the name of a pod.
+LABEL = r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?"
+NAME = r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?"
+# Ids that Airflow takes, and one of which no script is transliterated.
+IDS = ["training_dag", "поезд", "モデル", "_", "..", "a.b-c_d", "ꯃꯅꯤꯄꯨꯔ", "x" * 250, "ж" * 120]
+PROVIDER = "airflow.providers.cncf.kubernetes"
 
 
 @pytest.fixture
 def local_settings() -> str:
-    return yaml.safe_load(VALUES.read_text(encoding="utf-8"))["airflow"]["airflowLocalSettings"]
+    """The code between `define` and `end`."""
+    text = (TEMPLATES / "airflow" / "_local_settings.tpl").read_text(encoding="utf-8")
+    return re.search(r"airflowLocalSettings\" -}}\n(.*)\n{{- end }}", text, re.DOTALL)[1]
 
 
 def test_a_forked_process_leaves_its_parents_connections_alone(
@@ -26,6 +37,8 @@ def test_a_forked_process_leaves_its_parents_connections_alone(
     engine.connect().close()
     assert engine.pool.checkedin() == 1
     monkeypatch.setattr(settings, "engine", engine, raising=False)
+    # Restored at the end: what is mended on import stays in this process else.
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
     exec(compile(local_settings, "airflow_local_settings.py", "exec"), {})
 
     child = os.fork()
@@ -37,8 +50,105 @@ def test_a_forked_process_leaves_its_parents_connections_alone(
     assert engine.pool.checkedin() == 1
 
 
-def test_nothing_is_added_to_airflows_own_settings(local_settings: str) -> None:
-    # Airflow copies the public names of the module into its own.
+def test_nothing_is_added_to_airflows_own_settings(
+    local_settings: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Airflow copies the names of the module into its own, and takes hooks for a team's.
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
     names: dict[str, object] = {}
     exec(compile(local_settings, "airflow_local_settings.py", "exec"), names)
-    assert names["__all__"] == []
+    assert set(names) == {"__builtins__"}
+
+
+def run(local_settings: str, directory: Path, code: str) -> dict[str, object]:
+    """Start an Airflow with these settings, run code in it, and return what it prints last."""
+    (directory / "airflow_local_settings.py").write_text(local_settings, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(directory)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+START = "import json, sys\nfrom airflow import settings"
+
+
+def test_they_import_nothing_that_takes_time(local_settings: str, tmp_path: Path) -> None:
+    code = f"{START}\nprint(json.dumps(sorted(sys.modules)))"
+    assert run(local_settings, tmp_path, code) == run("", tmp_path, code)
+
+
+def test_labels_and_names_of_pods_are_valid(local_settings: str, tmp_path: Path) -> None:
+    code = f"""{START}
+from {PROVIDER} import pod_generator
+from {PROVIDER}.executors import kubernetes_executor_utils as executor
+from {PROVIDER}.operators import pod
+ids = {IDS!r}
+labels = [pod_generator.make_safe_label_value(one) for one in ids]
+workers = pod_generator.PodGenerator.build_labels_for_k8s_executor_pod(
+    dag_id="поезд", task_id="задача", try_number=1, run_id="ручной"
+)
+names = [executor.create_unique_id(one, one) for one in ids]
+tasks = [pod.create_unique_id(task_id=one) for one in ids]
+print(json.dumps([labels, workers, names, tasks]))
+"""
+    labels, workers, names, tasks = run(local_settings, tmp_path, code)
+    assert [one for one in labels if not re.fullmatch(LABEL, one)] == []
+    assert [one for one in names if not re.fullmatch(NAME, one)] == []
+    assert [one for one in tasks if not re.fullmatch(NAME, one)] == []
+    # The others are Airflow's own.
+    assert labels[IDS.index("training_dag")] == "training_dag"
+    assert labels[IDS.index("a.b-c_d")] == "a.b-c_d"
+    assert re.fullmatch(r"x{53}-[0-9a-f]{9}", labels[IDS.index("x" * 250)])
+    # What only a hash is left of is told apart by it.
+    assert re.fullmatch(r"x-[0-9a-f]{9}", labels[IDS.index("поезд")])
+    assert labels[IDS.index("モデル")] != labels[IDS.index("поезд")]
+    assert workers["dag_id"] == labels[IDS.index("поезд")]
+    assert {workers[key][:2] for key in ("dag_id", "task_id", "run_id")} == {"x-"}
+
+
+def test_a_worker_is_found_again_by_its_pod(local_settings: str, tmp_path: Path) -> None:
+    """The executor maps a pod to its task by annotations, which hold the ids as they are."""
+    code = f"""{START}
+from {PROVIDER}.kubernetes_helper_functions import annotations_to_key
+key = annotations_to_key(
+    {{"dag_id": "поезд", "task_id": "задача", "run_id": "ручной", "try_number": "1"}}
+)
+print(json.dumps([key.dag_id, key.task_id, key.run_id]))
+"""
+    assert run(local_settings, tmp_path, code) == ["поезд", "задача", "ручной"]
+
+
+def test_the_sidecar_of_xcoms_is_admitted_by_the_profile_restricted(
+    local_settings: str, tmp_path: Path
+) -> None:
+    code = f"""{START}
+from kubernetes.client import ApiClient, V1Container, V1Pod, V1PodSpec
+from {PROVIDER}.utils.xcom_sidecar import add_xcom_sidecar
+pod = V1Pod(spec=V1PodSpec(containers=[V1Container(name="base")]))
+pod = add_xcom_sidecar(pod, sidecar_container_image="image")
+print(json.dumps(ApiClient().sanitize_for_serialization(pod.spec.containers[1])))
+"""
+    sidecar = run(local_settings, tmp_path, code)
+    assert sidecar["image"] == "image"
+    assert sidecar["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert sidecar["resources"] == {
+        "requests": {"cpu": "1m", "memory": "10Mi"},
+        "limits": {"memory": "64Mi"},
+    }
+
+
+def test_a_hook_below_them_has_the_last_word(local_settings: str, tmp_path: Path) -> None:
+    own = "def pod_mutation_hook(pod):\n    pod.metadata.labels = {'team': 'a'}\n"
+    code = f"""{START}
+from kubernetes.client import V1ObjectMeta, V1Pod
+pod = V1Pod(metadata=V1ObjectMeta())
+settings.pod_mutation_hook(pod)
+print(json.dumps(pod.metadata.labels))
+"""
+    assert run(f"{local_settings}\n\n{own}", tmp_path, code) == {"team": "a"}

@@ -49,10 +49,7 @@ template:
               # The Secret decides, also after it was changed.
               password | airflow users reset-password --username "$ADMIN_USERNAME"
             fi
-        {{- with include "custom_airflow_environment_from" $airflow | trim }}
-        envFrom:
-          {{- . | nindent 10 }}
-        {{- end }}
+        envFrom: {{- include "custom_airflow_environment_from" $airflow | indent 8 }}
         env:
           {{- include "standard_airflow_environment" $airflow | indent 8 }}
           {{- include "custom_airflow_environment" $airflow | indent 8 }}
@@ -98,10 +95,7 @@ template:
     - |
       airflow db check --retry 60 --retry-delay 2
       exec airflow db migrate
-  {{- with include "custom_airflow_environment_from" $airflow | trim }}
-  envFrom:
-    {{- . | nindent 4 }}
-  {{- end }}
+  envFrom: {{- include "custom_airflow_environment_from" $airflow | indent 2 }}
   env:
     {{- include "standard_airflow_environment" $airflow | indent 2 }}
     {{- include "custom_airflow_environment" $airflow | indent 2 }}

@@ -1,0 +1,128 @@
+"""Namespaces besides the release's in which tasks may run: what is there, and who may do what."""
+
+import pytest
+
+from tests.helpers.helm import render
+
+NAMESPACES = {"pipelines": {"namespaces": ["default", "team-b"]}}
+
+
+@pytest.fixture(scope="module")
+def manifests():
+    return render(NAMESPACES)
+
+
+def there(manifests, namespace):
+    return {
+        (o["kind"], o["metadata"]["name"])
+        for o in manifests.objects
+        if o["metadata"].get("namespace") == namespace
+    }
+
+
+def rights(manifests, namespace):
+    """By account of the release: what it may do in a namespace."""
+    found = {}
+    roles = {
+        o["metadata"]["name"]: o["rules"]
+        for o in manifests.of("Role")
+        if o["metadata"].get("namespace") == namespace
+    }
+    for binding in manifests.of("RoleBinding"):
+        if binding["metadata"].get("namespace") == namespace:
+            assert binding["roleRef"]["kind"] == "Role"
+            (subject,) = binding["subjects"]
+            assert (subject["kind"], subject["namespace"]) == ("ServiceAccount", "ml-pipelines")
+            found[subject["name"]] = {
+                resource: set(rule["verbs"])
+                for rule in roles.pop(binding["roleRef"]["name"])
+                for resource in rule["resources"]
+            }
+    assert roles == {}, "bound to nobody"
+    return found
+
+
+@pytest.mark.parametrize("namespace", ["default", "team-b"])
+def test_each_has_exactly_what_tasks_need(manifests, namespace):
+    assert there(manifests, namespace) == {
+        ("ConfigMap", "ml-pipelines-janitor"),
+        ("CronJob", "ml-pipelines-janitor"),
+        ("PersistentVolumeClaim", "training-storage"),
+        ("Role", "ml-pipelines-pod-janitor"),
+        ("Role", "ml-pipelines-pod-launcher"),
+        ("Role", "ml-pipelines-pod-watcher"),
+        ("RoleBinding", "ml-pipelines-pod-janitor"),
+        ("RoleBinding", "ml-pipelines-pod-launcher"),
+        ("RoleBinding", "ml-pipelines-pod-watcher"),
+        ("ServiceAccount", "ml-pipelines-task"),
+    }
+    claims = [
+        o["spec"]
+        for o in manifests.of("PersistentVolumeClaim")
+        if o["metadata"]["name"] == "training-storage"
+    ]
+    assert claims == [claims[0]] * 3
+
+
+@pytest.mark.parametrize("namespace", ["default", "team-b"])
+def test_each_account_may_do_what_it_does_there(manifests, namespace):
+    assert rights(manifests, namespace) == {
+        "ml-pipelines-airflow-worker": {
+            "pods": {"create", "delete", "get", "list", "patch", "watch"},
+            "pods/log": {"get"},
+            "pods/exec": {"create", "get"},
+            "events": {"list"},
+        },
+        "ml-pipelines-airflow-triggerer": {
+            "pods": {"get", "list", "watch"},
+            "pods/log": {"get"},
+        },
+        "ml-pipelines-pod-janitor": {"pods": {"delete", "list"}},
+    }
+
+
+def test_nobody_has_rights_in_the_whole_cluster(manifests):
+    assert manifests.of("ClusterRole", "ClusterRoleBinding") == []
+
+
+def test_the_triggerer_may_watch_pods_of_the_release_too(manifests):
+    binding = manifests.one("RoleBinding", "ml-pipelines-pod-log-reader-rolebinding")
+    assert "ml-pipelines-airflow-triggerer" in {s["name"] for s in binding["subjects"]}
+
+
+def test_task_accounts_have_no_token_anywhere(manifests):
+    accounts = [
+        o for o in manifests.of("ServiceAccount") if o["metadata"]["name"].endswith("-task")
+    ]
+    assert len(accounts) == 3
+    assert {o["automountServiceAccountToken"] for o in accounts} == {False}
+
+
+def test_claims_of_a_local_directory_have_a_volume_each():
+    manifests = render(NAMESPACES, environment="local")
+    volumes = {o["metadata"]["name"]: o["spec"] for o in manifests.of("PersistentVolume")}
+    bound = {
+        o["metadata"]["namespace"]: o["spec"]["volumeName"]
+        for o in manifests.of("PersistentVolumeClaim")
+        if o["metadata"]["name"] == "training-storage"
+    }
+    assert bound == {
+        "ml-pipelines": "training-storage",
+        "default": "training-storage-default",
+        "team-b": "training-storage-team-b",
+    }
+    assert set(volumes) == set(bound.values())
+    assert {spec["local"]["path"] for spec in volumes.values()} == {"/var/lib/training"}
+
+
+def test_parts_that_are_off_leave_nothing():
+    off = {
+        "storage": {"create": False},
+        "janitor": {"enabled": False},
+        "airflow": {"triggerer": {"enabled": False}},
+    }
+    assert there(render(NAMESPACES, off), "team-b") == {
+        ("Role", "ml-pipelines-pod-launcher"),
+        ("RoleBinding", "ml-pipelines-pod-launcher"),
+        ("ServiceAccount", "ml-pipelines-task"),
+    }
