@@ -10,6 +10,7 @@ Reads the same environment variables (https://github.com/kubernetes/git-sync, v4
     GITSYNC_PERIOD    time between tries, default 10s
     GITSYNC_DEPTH     commits of history to fetch, 0 for all, default 1
     GITSYNC_ONE_TIME  exit after the first checkout (also the flag --one-time)
+    GITSYNC_SUBMODULES  recursive (the default), shallow: without those of submodules, or off
     GITSYNC_USERNAME, GITSYNC_PASSWORD      for http(s)
     GITSYNC_SYNC_TIMEOUT                    for one git command, default 120s
     GITSYNC_STALE_WORKTREE_TIMEOUT          how long an old checkout stays for its readers,
@@ -36,6 +37,9 @@ ONE_TIME_PATIENCE = 60.0
 """Seconds of tries before --one-time fails: a worker whose init container fails, fails its task."""
 REPEAT_SECONDS = 60.0
 """The same failure is said again after this time."""
+
+SUBMODULES = {"recursive": ["--recursive"], "shallow": [], "off": None}
+"""Options of `git submodule update`, by the value of GITSYNC_SUBMODULES."""
 
 CREDENTIALS = '!f() { echo "username=$GITSYNC_USERNAME"; echo "password=$GITSYNC_PASSWORD"; }; f'
 """A git credential helper: the password never stands on a command line."""
@@ -72,6 +76,7 @@ class Settings:
     link: str
     period: float
     depth: int
+    submodules: str
     one_time: bool
     timeout: float
     keep_old: float
@@ -100,6 +105,9 @@ def settings(env: Mapping[str, str], arguments: list[str]) -> Settings:
         except ValueError as error:
             raise ConfigError(f"{name}: {error}") from error
 
+    submodules = env.get("GITSYNC_SUBMODULES") or "recursive"
+    if submodules not in SUBMODULES:
+        raise ConfigError(f"GITSYNC_SUBMODULES={submodules} must be one of {', '.join(SUBMODULES)}")
     # The chart passes its older setting `wait`, in seconds, under the old name only.
     period = "GIT_SYNC_WAIT" if env.get("GIT_SYNC_WAIT") else "GITSYNC_PERIOD"
     return Settings(
@@ -109,6 +117,7 @@ def settings(env: Mapping[str, str], arguments: list[str]) -> Settings:
         link=link,
         period=max(0.1, value(period, "10s", seconds)),
         depth=int(value("GITSYNC_DEPTH", "1", int)),
+        submodules=submodules,
         one_time="--one-time" in arguments or env.get("GITSYNC_ONE_TIME", "").lower() == "true",
         timeout=value("GITSYNC_SYNC_TIMEOUT", "120s", seconds),
         keep_old=value("GITSYNC_STALE_WORKTREE_TIMEOUT", "5m", seconds),
@@ -142,15 +151,17 @@ class Checkout:
         Raises SyncError when git fails; the link then still names what it named before.
         """
         self._prepare()
-        depth = [f"--depth={self.settings.depth}"] if self.settings.depth > 0 else []
         quiet = ["--quiet", "--no-tags", "--no-auto-gc", "--force"]
-        self._git("fetch", *quiet, *depth, "--", self.settings.repo, self.settings.ref)
+        self._git("fetch", *quiet, *self._depth(), "--", self.settings.repo, self.settings.ref)
         commit = self._git("rev-parse", "--verify", "FETCH_HEAD^{commit}")
         if commit != self.current():
             self._check_out(commit)
             self._swap(commit)
         self._remove_old(commit)
         return commit
+
+    def _depth(self) -> list[str]:
+        return [f"--depth={self.settings.depth}"] if self.settings.depth > 0 else []
 
     def _prepare(self) -> None:
         self.trees.mkdir(parents=True, exist_ok=True)
@@ -177,6 +188,12 @@ class Checkout:
         try:
             self._git("read-tree", commit, index=index)
             self._git("checkout-index", "--all", "--force", index=index, work_tree=half)
+            options = SUBMODULES[self.settings.submodules]
+            if options is not None and (half / ".gitmodules").exists():
+                # What `../lib.git` in there is relative to.
+                self._git("config", "remote.origin.url", self.settings.repo)
+                words = ["submodule", "--quiet", "update", "--init", *options, *self._depth()]
+                self._git(*words, index=index, work_tree=half, bare=False)
         finally:
             index.unlink(missing_ok=True)
         half.rename(final)
@@ -198,8 +215,15 @@ class Checkout:
                 shutil.rmtree(tree, ignore_errors=True)
                 self._git("gc", "--auto", "--quiet")
 
-    def _git(self, *words: str, index: Path | None = None, work_tree: Path | None = None) -> str:
-        options = ["-c", "safe.directory=*", "-c", "core.bare=true"]
+    def _git(
+        self,
+        *words: str,
+        index: Path | None = None,
+        work_tree: Path | None = None,
+        bare: bool = True,
+    ) -> str:
+        # Submodules inherit it, and are none.
+        options = ["-c", "safe.directory=*", "-c", f"core.bare={str(bare).lower()}"]
         if self.settings.has_password:
             options += ["-c", f"credential.helper={CREDENTIALS}"]
         env = os.environ | {"GIT_DIR": str(self.repository)}

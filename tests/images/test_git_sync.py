@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from images.git_sync.git_sync import ConfigError, seconds, settings
+from images.git_sync.git_sync import Checkout, ConfigError, seconds, settings
 from mlctl.base.errors import output
 from tools.in_image.container import Command, Container, Image, run
 
@@ -41,6 +41,10 @@ class Repository:
         if self.bare.exists():
             self.git(*here, "push", "--quiet", "--force", str(self.bare), "HEAD:refs/heads/live")
         return self.git(*here, "rev-parse", "HEAD")
+
+    def submodule(self, address: str, path: str) -> None:
+        origin = ["-c", f"remote.origin.url={self.bare}"]
+        self.git("-C", str(self.work), *origin, "submodule", "--quiet", "add", address, path)
 
     def git(self, *words: str) -> str:
         return output(["git", *words]).strip()
@@ -229,6 +233,53 @@ def test_link_of_another_name_and_read_only_image(
     assert (root / "dags" / "a.py").read_text() == "first"
 
 
+@pytest.fixture
+def nested(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    """The repository, with a submodule that has one itself; both by relative addresses."""
+    directory = repository.bare.parent
+    config = directory / "gitconfig"
+    # git refuses submodules on the same machine; the tests have no other.
+    config.write_text(config.read_text() + "[protocol \"file\"]\n\tallow = always\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    (directory / "in").mkdir()
+    (directory / "out").mkdir()
+    inner, outer = Repository(directory / "in"), Repository(directory / "out")
+    outer.submodule("../../in/dags.git", "inner")
+    outer.commit("with inner")
+    repository.submodule("../out/dags.git", "libs/outer")
+    repository.commit("with outer")
+    inner.commit("nobody asks for this yet")
+    return repository
+
+
+@pytest.mark.parametrize(
+    ("value", "files"),
+    [
+        ("", {"libs/outer/a.py": "with inner", "libs/outer/inner/a.py": "first"}),
+        ("shallow", {"libs/outer/a.py": "with inner"}),
+        ("off", {}),
+    ],
+)
+def test_submodules_are_checked_out(nested: Repository, tmp_path: Path, value: str, files: dict):
+    env = {
+        "GITSYNC_REPO": f"file://{nested.bare}",
+        "GITSYNC_REF": "live",
+        "GITSYNC_ROOT": str(tmp_path / "git"),
+        "GITSYNC_SUBMODULES": value,
+    }
+    checkout = Checkout(settings(env, []))
+    checkout.sync()
+    # A commit that moves nothing but a submodule, in a repository that is there already.
+    moved = nested.commit("moved on")
+    assert checkout.sync() == moved
+    tree = checkout.link.resolve()
+    found = {
+        str(path.relative_to(tree)): path.read_text() for path in (tree / "libs").rglob("a.py")
+    }
+    assert found == files
+    assert (tree / "a.py").read_text() == "moved on"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("5s", 5), ("100ms", 0.1), ("1m30s", 90), ("0.5h", 1800), ("7", 7), ("0", 0)],
@@ -253,6 +304,7 @@ def test_wrong_duration_is_refused(text: str):
         ({"GITSYNC_REPO": "git://x/y", "GITSYNC_PERIOD": "soon"}, [], "GITSYNC_PERIOD"),
         ({"GITSYNC_REPO": "git://x/y", "GITSYNC_DEPTH": "all"}, [], "GITSYNC_DEPTH"),
         ({"GITSYNC_REPO": "git://x/y", "GITSYNC_LINK": "../x"}, [], "GITSYNC_LINK"),
+        ({"GITSYNC_REPO": "git://x/y", "GITSYNC_SUBMODULES": "yes"}, [], "GITSYNC_SUBMODULES"),
         ({"GITSYNC_REPO": "git://x/y"}, ["--once"], "--once"),
     ],
 )
