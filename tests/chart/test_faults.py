@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -82,3 +84,50 @@ def test_the_scheduler_is_patient_with_the_api_server():
         if retry.total == 0:
             break
     assert 30 < waits < 90
+
+
+PROBED = """
+import datetime, os
+class exc:
+    class OperationalError(Exception): pass
+class Connection:
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+    def execute(self, query, values):
+        assert values == {"host": os.uname().nodename + "%"}
+        return self
+    def connect(self):
+        if os.environ["AGE"] == "away":
+            raise exc.OperationalError
+        return self
+    def scalar(self):
+        age = os.environ["AGE"]
+        now = datetime.datetime.now(datetime.timezone.utc)
+        return now - datetime.timedelta(seconds=int(age)) if age else None
+def text(query): return query
+def create_engine(url):
+    assert url == "postgresql://database"
+    return Connection()
+"""
+
+
+@pytest.mark.parametrize(
+    ("age", "alive"), [("1", True), ("110", True), ("130", False), ("", False), ("away", True)]
+)
+def test_the_triggerer_lives_while_it_says_so(tmp_path, age, alive):
+    """With a stand-in for SQLAlchemy: only Airflow's image has it."""
+    (tmp_path / "sqlalchemy.py").write_text(PROBED)
+    (container,) = (
+        c for c in rendered("local").containers() if c.where.endswith("-triggerer/triggerer")
+    )
+    program, *words = container.spec["livenessProbe"]["exec"]["command"]
+    assert program == "python"
+    environment = {
+        "PYTHONPATH": str(tmp_path),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "postgresql://database",
+        "AGE": age,
+    }
+    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
+    assert (done.returncode == 0) is alive, done.stderr
+    # A probe that breaks is no answer.
+    assert done.stderr == ""

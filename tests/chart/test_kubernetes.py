@@ -162,6 +162,15 @@ def test_storage_class(given, expected):
     assert {claim["spec"].get("storageClassName") for claim in claims} == {expected}
 
 
+@pytest.mark.parametrize("major", [3, 4])
+def test_no_part_is_there_twice_on_two_cores(major):
+    manifests = rendered("local", major)
+    strategies = {o["metadata"]["name"]: o["spec"]["strategy"] for o in manifests.of("Deployment")}
+    assert len(strategies) == 4
+    # Kubernetes refuses a leftover of the other kind beside it.
+    assert [name for name, one in strategies.items() if one != {"type": "Recreate"}] == []
+
+
 def cores(quantity):
     text = str(quantity)
     return float(text[:-1]) / 1000 if text.endswith("m") else float(text)

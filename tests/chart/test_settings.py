@@ -325,8 +325,8 @@ def is_pod(pod):
     names = [one["name"] for one in whole["spec"]["containers"]]
     assert names[0] == "base"
     volumes = [one["name"] for one in whole["spec"]["volumes"]]
-    for names in (names, volumes, [m["mountPath"] for m in base(whole)["volumeMounts"]]):
-        assert len(names) == len(set(names))
+    for once in (names, volumes, [m["mountPath"] for m in base(whole)["volumeMounts"]]):
+        assert len(once) == len(set(once))
     assert {m["name"] for m in base(whole)["volumeMounts"]} <= set(volumes)
 
 

@@ -239,7 +239,7 @@ def nested(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> Repositor
     directory = repository.bare.parent
     config = directory / "gitconfig"
     # git refuses submodules on the same machine; the tests have no other.
-    config.write_text(config.read_text() + "[protocol \"file\"]\n\tallow = always\n")
+    config.write_text(config.read_text() + '[protocol "file"]\n\tallow = always\n')
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
     (directory / "in").mkdir()
     (directory / "out").mkdir()

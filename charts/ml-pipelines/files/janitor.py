@@ -241,9 +241,7 @@ def ask(
     what = f"{who}, {request.method} {request.full_url}"
     for left in reversed(range(TRIES)):
         try:
-            with urllib.request.urlopen(
-                request, timeout=ANSWER_SECONDS, context=context
-            ) as answer:
+            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS, context=context) as answer:
                 return json.loads(answer.read() or b"{}")
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace")

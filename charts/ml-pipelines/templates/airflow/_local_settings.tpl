@@ -24,8 +24,8 @@ def _ml_pipelines():
 
     os.register_at_fork(after_in_child=forget_inherited_connections)
 
-    # Of an id without a Latin letter or digit only a hash is left, behind a dash; Kubernetes refuses
-    # a label or name that begins with one.
+    # Of an id without a Latin letter or digit only a hash is left, behind a dash; Kubernetes
+    # refuses a label or name that begins with one.
     def begun(text):
         return f"x{text}" if text.startswith("-") else text
 

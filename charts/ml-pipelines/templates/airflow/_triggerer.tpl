@@ -1,6 +1,6 @@
 {{/*
-The triggerer's liveness probe, in place of the official chart's, which starts a whole Airflow (2.5 s
-of CPU) for it. This asks the database alone for the triggerer's last sign of life. A database that
+The triggerer's liveness probe, in place of the official chart's, which starts a whole Airflow (2.5
+s of CPU) for it. This asks the database alone for the triggerer's last sign of life. A database that
 is away is no fault of the triggerer's, and a restart mends nothing.
 */}}
 {{- define "triggerer_liveness_check_command" }}

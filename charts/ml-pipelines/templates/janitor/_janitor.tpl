@@ -1,6 +1,7 @@
 {{/*
 What both CronJobs have in common: (dict "root" . "namespace" "..." "name" "..." "component" "..."
-"schedule" "..." "program" "file" "arguments" list "volume" dict "readOnly" bool "serviceAccount" "...").
+"schedule" "..." "program" "file" "arguments" list "volume" dict), and if wanted "readOnly" of the
+volume's mount and "serviceAccount".
 */}}
 {{- define "ml-pipelines.janitor.cronjob" -}}
 {{- $root := .root -}}
