@@ -212,10 +212,29 @@ def test_mlflow_answers_the_names_it_is_called_by():
     }
 
 
-def test_notes_say_how_to_go_on_and_print_no_password():
+def install(*sets):
+    """What `helm install` would print: manifest and notes."""
     arguments = ["ml-pipelines", CHART, "--namespace", "ml-pipelines", "--dry-run=client"]
-    arguments += ["--set", "airflow.dags.gitSync.repo=git://example/dags.git"]
-    printed = run("install", *arguments, "--values", VALUES / "local.yaml")
+    for value in ("airflow.dags.gitSync.repo=git://example/dags.git", *sets):
+        arguments += ["--set", value]
+    return run("install", *arguments, "--values", VALUES / "local.yaml")
+
+
+def test_notes_name_what_is_unusual():
+    usual = install().split("\nNOTES:\n")[1]
+    sets = ("pipelines.namespaces={default,team-b}", "airflow.triggerer.enabled=false")
+    unusual = install(*sets).split("\nNOTES:\n")[1]
+    added = [line.strip() for line in unusual.splitlines() if line not in usual.splitlines()]
+    assert added == [
+        "tasks may run in ml-pipelines, default, team-b",
+        "The triggerer is off (airflow.triggerer.enabled): a task with deferrable=True would wait"
+        " for ever.",
+    ]
+    assert "\n\n\n" not in unusual
+
+
+def test_notes_say_how_to_go_on_and_print_no_password():
+    printed = install()
     notes = printed.split("\nNOTES:\n")[1]
     for expected in (
         "port-forward service/ml-pipelines-webserver 8080:8080",

@@ -2,13 +2,14 @@
 
 import copy
 import json
+import re
 
 import kubernetes_validate
 import pytest
 import yaml
 
 from ml_pipelines import settings as reader
-from mlctl.base.paths import CHART, VALUES
+from mlctl.base.paths import CHART, ROOT, VALUES
 from tests.helpers.helm import ENVIRONMENTS, render, rendered
 
 NEWEST_KUBERNETES = ".".join(kubernetes_validate.latest_version().split(".")[:2])
@@ -439,6 +440,19 @@ def test_the_examples_in_the_values_are_some(of_task):
     assert arguments["pool"] == "gpu"
     mounts = {one["mountPath"] for one in base(pod)["volumeMounts"]}
     assert mounts == {"/tmp", "/dev/shm", "/models"}
+
+
+def documented():
+    """The values in the pages for people."""
+    for page in (ROOT / "docs" / "operations.md", CHART / "README.md"):
+        for text in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
+            yield yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("values", documented(), ids=lambda values: next(iter(values)))
+def test_documented_values_are_taken(values):
+    for _, pod in pods(render(values).settings()):
+        is_pod(pod)
 
 
 @pytest.mark.parametrize("release", ["ml-pipelines", "team-a"])
