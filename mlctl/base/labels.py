@@ -13,14 +13,13 @@ def label(text: str) -> str:
     """Return the label that a pod carries for the id of a DAG, a task or a run.
 
     It is Airflow's `make_safe_label_value`. Of an id without a safe character that leaves `-` and a
-    hash, which Kubernetes refuses: the chart puts an `x` in front.
+    hash, which Kubernetes refuses: the chart takes the `-` away.
     """
     safe = _UNSAFE.sub("", text)
     if safe == text and len(safe) <= LABEL_CHARACTERS:
         return safe
     digest = hashlib.md5(text.encode()).hexdigest()[:HASH_CHARACTERS]
-    made = f"{safe[: LABEL_CHARACTERS - len(digest) - 1]}-{digest}"
-    return f"x{made}" if made.startswith("-") else made
+    return f"{safe[: LABEL_CHARACTERS - len(digest) - 1]}-{digest}".lstrip("-")
 
 
 def run_directory(dag_id: str, run_id: str) -> str:

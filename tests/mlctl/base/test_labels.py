@@ -1,7 +1,5 @@
 """The labels of pods: tests/dags compares those that the operator writes with the same list."""
 
-import re
-
 import pytest
 
 from mlctl.base.labels import label, run_directory
@@ -10,9 +8,7 @@ from tests.helpers.labels import LABELS
 
 @pytest.mark.parametrize(("identity", "expected"), LABELS)
 def test_a_label_is_the_one_that_the_pod_carries(identity: str, expected: str) -> None:
-    # Of what is only a hash the operator takes the dash in front, where the chart has added no `x`.
-    bare = not re.search("[a-zA-Z0-9]", identity)
-    assert label(identity) == (f"x-{expected}" if bare else expected)
+    assert label(identity) == expected
 
 
 def test_the_directory_of_a_run_is_made_of_both_labels() -> None:

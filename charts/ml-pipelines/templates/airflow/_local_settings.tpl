@@ -26,16 +26,13 @@ def _ml_pipelines():
 
     # Of an id without a Latin letter or digit only a hash is left, behind a dash; Kubernetes
     # refuses a label or name that begins with one.
-    def begun(text):
-        return f"x{text}" if text.startswith("-") else text
-
     def mend_labels(module):
         make = module.make_safe_label_value
-        module.make_safe_label_value = lambda string: begun(make(string))
+        module.make_safe_label_value = lambda string: make(string).lstrip("-")
 
     def mend_names(module):
         add = module.add_unique_suffix
-        module.add_unique_suffix = lambda **arguments: begun(add(**arguments))
+        module.add_unique_suffix = lambda **arguments: add(**arguments).lstrip("-")
 
     # The profile "restricted" admits the sidecar that hands XComs over; its user is the pod's.
     def mend_sidecar(module):
@@ -49,8 +46,36 @@ def _ml_pipelines():
         )
         sidecar.resources.limits = {"memory": "64Mi"}
 
+    # For the page Airflow 2.9 reads a whole log, and holds it several times: one of 300 MB ends the
+    # webserver. Of a long one it gets beginning and end. (Airflow 3 reads it line by line.)
+    def mend_logs(module):
+        part = 4 << 20
+        handler = module.FileTaskHandler
+        if not isinstance(vars(handler)["_read_from_local"], staticmethod):
+            return
+
+        def read(worker_log_path):
+            messages, logs = [], []
+            for path in sorted(worker_log_path.parent.glob(f"{worker_log_path.name}*")):
+                messages.append(f"  * {path}")
+                size = path.stat().st_size
+                with path.open("rb") as file:
+                    text = file.read(2 * part)
+                    if size > 2 * part:
+                        file.seek(-part, os.SEEK_END)
+                        begin = text[:part].rpartition(b"\n")[0]
+                        end = file.read().partition(b"\n")[2]
+                        out = (size - len(begin) - len(end)) / 1e6
+                        note = f"... {out:.0f} MB are left out here; they are in {path} ..."
+                        text = b"\n".join([begin, note.encode(), end])
+                logs.append(text.decode(errors="replace"))
+            return ["Found local files:", *messages] if messages else [], logs
+
+        handler._read_from_local = staticmethod(read)
+
     provider = "airflow.providers.cncf.kubernetes"
     mends = {
+        "airflow.utils.log.file_task_handler": mend_logs,
         f"{provider}.pod_generator": mend_labels,
         f"{provider}.kubernetes_helper_functions": mend_names,
         f"{provider}.utils.xcom_sidecar": mend_sidecar,
