@@ -3,7 +3,7 @@
     PodOperator(task_id="fetch", image="python:3.12-slim", cmds=["python", "fetch.py"])
 
 Every argument is KubernetesPodOperator's and means what it means there. What a task does not say
-comes from the `default_args` of its DAG, then from the chart's values (settings.py), then from HOUSE.
+comes from its DAG's `default_args`, then from the chart's values (settings.py), then from HOUSE.
 What it does more:
 
 * The container's termination message, as JSON, is the task's result, with the image that it ran.
@@ -12,7 +12,8 @@ What it does more:
 * It notices the end of a container within 0.2 s; the provider sleeps 1 s and 2 s.
 * An API server that is away for a short time costs no try.
 * A pod of an earlier try is followed while it runs, its success is taken over, its failure is not.
-* A failed pod stays for a look at it, until the chart's janitor deletes it.
+* A failed pod stays for a look at it, until the chart's janitor deletes it; one that still runs when
+  its try ends is deleted (but with `on_finish_action="keep_pod"`).
 * A sidecar that the cluster injects does not hold the task up when its own container has ended.
 
 Written against cncf-kubernetes 8.3.3 (Airflow 2.9.3) and 10.25.0 (Airflow 3.3.2).
@@ -24,39 +25,27 @@ import json
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
 import yaml
-from airflow.exceptions import AirflowException, AirflowSkipException
+from airflow.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
-from airflow.providers.cncf.kubernetes.utils.pod_manager import PodPhase
+from airflow.providers.cncf.kubernetes.utils.pod_manager import (
+    PodLaunchFailedException,
+    PodPhase,
+    get_container_status,
+)
 from airflow.providers.cncf.kubernetes.utils.xcom_sidecar import PodDefaults
 from kubernetes.client import CoreV1Api
 from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from ml_pipelines import settings
-from ml_pipelines.failures import (
-    HOPELESS_WAITS,
-    STUCK_WAITS,
-    container_state,
-    explain_absence,
-    explain_failure,
-    explain_refusal,
-    explain_wait,
-    quota_in_the_way,
-    waiting_for,
-)
+from ml_pipelines import failures, settings
 from ml_pipelines.lineage import dags_commit, image_of
-from ml_pipelines.pod_manager import (
-    POLL_SECONDS,
-    PatientPodManager,
-    in_short,
-    limit_requests,
-)
+from ml_pipelines.pod_manager import POLL_SECONDS, PatientPodManager, in_short, limit_requests
 
 try:
     from airflow.sdk.bases.operator import get_merged_defaults
@@ -68,38 +57,36 @@ except ImportError:  # Airflow 2
     from airflow.models.dag import DagContext
     from airflow.utils.task_group import TaskGroupContext
 
-    current_dag, current_group = (
-        DagContext.get_current_dag,
-        TaskGroupContext.get_current_task_group,
-    )
+    current_dag = DagContext.get_current_dag
+    current_group = TaskGroupContext.get_current_task_group
 
 # What holds where neither the task, nor its DAG, nor the values say anything.
 HOUSE: dict[str, Any] = {
     "startup_timeout_seconds": 600,
     "stuck_timeout_seconds": 120,
     "startup_check_interval_seconds": 0.5,
+    "base_container_status_polling_interval": POLL_SECONDS,
     # The last lines of a container that has failed and left no message.
     "termination_message_policy": "FallbackToLogsOnError",
+    "log_events_on_startup": False,  # what a pod waits for is told in one line
     "log_events_on_failure": True,
     "log_pod_spec_on_failure": False,  # it is long, and may hold what is nobody's business
     "on_finish_action": "delete_succeeded_pod",
 }
-
 # Annotation that is another one after the task or its run was cleared: the files of before are gone.
 GENERATION = "ml-pipelines/generation"
 # Airflow ends a task at its execution timeout and deletes the pod. The deadline in the pod itself
 # comes a little later: it is for a pod whose worker died, and ends it with nobody watching.
 DEADLINE_MARGIN_SECONDS = 60
-# A deleted pod is gone after its grace period; the kubelet needs a moment more.
-DELETION_MARGIN_SECONDS = 25
 # How often the pod is asked for again while a ResourceQuota is used up.
 QUOTA_RETRY_SECONDS = 5
 # The kubelet cuts a termination message off here.
 MESSAGE_BYTES = 4096
+REQUEST_ERRORS = (ApiException, HTTPError)
 
 
-class ResultError(AirflowException):
-    """The container has left a result that cannot be read."""
+class ResultError(AirflowFailException):
+    """The container has left a result that cannot be read; to run it again changes nothing."""
 
 
 class PodOperator(KubernetesPodOperator):
@@ -119,13 +106,13 @@ class PodOperator(KubernetesPodOperator):
         do_xcom_push: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        given = kwargs.pop("default_args", None) or {}
-        below = _defaults(kwargs, given, presets)
-        super().__init__(do_xcom_push=do_xcom_push in (None, True), default_args=below, **kwargs)
+        below = _defaults(kwargs, kwargs.pop("default_args", None) or {}, presets)
+        # Airflow has given this class its own arguments before it knew the values.
+        wanted = below.get("do_xcom_push") if do_xcom_push is None else do_xcom_push
+        super().__init__(do_xcom_push=wanted is not False, default_args=below, **kwargs)
         self.presets = tuple(presets)
-        # Airflow has given this class its own arguments before it knows the values.
         self.stuck_timeout_seconds = stuck_timeout_seconds or below["stuck_timeout_seconds"]
-        self.xcom_sidecar = do_xcom_push is True
+        self.xcom_sidecar = wanted is True
         self._context: Any = None
         self._handled: BaseException | None = None
         self._resumed = False
@@ -156,11 +143,18 @@ class PodOperator(KubernetesPodOperator):
 
     # The pod
 
+    @staticmethod
+    def _get_ti_pod_labels(context: Any = None, include_try_number: bool = True) -> dict[str, str]:
+        """The parent's, valid also for an id without a safe character: its label is `-` and a hash."""
+        labels = KubernetesPodOperator._get_ti_pod_labels(context, include_try_number)
+        return {key: value.lstrip("-") for key, value in labels.items()}
+
     def build_pod_request_obj(self, context: Any = None, **kwargs: Any) -> k8s.V1Pod:
         """The pod as the parent makes it, over the template of the values."""
-        template = self._template(context)
         with self._having(
-            pod_template_dict=template, pod_template_file=None, do_xcom_push=self.xcom_sidecar
+            pod_template_dict=self._template(context),
+            pod_template_file=None,
+            do_xcom_push=self.xcom_sidecar,
         ):
             pod = super().build_pod_request_obj(context, **kwargs)
         spec = pod.spec
@@ -177,26 +171,30 @@ class PodOperator(KubernetesPodOperator):
             container.volume_mounts = mounts
         return pod
 
-    def _template(self, context: Any) -> dict[str, Any]:
-        """The values' Pod, what the operator itself adds, and over them the task's own template."""
+    def _template(self, context: Any = None) -> dict[str, Any]:
+        """What the operator itself adds, over it the values' Pod, then the task's own template."""
         _, pod = settings.of_task(self.dag_id, self.task_id, self.presets)
-        layers: list[Any] = [{"metadata": {}, "spec": {"containers": [{}]}}, pod]
+        template = self._base_first(pod)
         if self.pod_template_file:
             with open(self.pod_template_file, encoding="utf-8") as file:
-                layers.append(yaml.safe_load(file))
+                template = settings.merge(template, self._base_first(yaml.safe_load(file)))
         elif self.pod_template_dict:
-            layers.append(self.pod_template_dict)
-        template: dict[str, Any] = {}
-        for layer in layers:
-            template = settings.merge(template, self._base_first(layer))
-        if context:
-            self._add_lineage(template, context)
-        if self.active_deadline_seconds is None and self.execution_timeout is not None:
+            template = settings.merge(template, self._base_first(self.pod_template_dict))
+        house: dict[str, Any] = {"spec": {"containers": [{"name": self.base_container_name}]}}
+        if self.execution_timeout is not None:
             seconds = int(self.execution_timeout.total_seconds()) + DEADLINE_MARGIN_SECONDS
-            template["spec"].setdefault("activeDeadlineSeconds", seconds)
-        if self.termination_grace_period is not None:  # 8.3.3 does not write it into the pod
-            template["spec"]["terminationGracePeriodSeconds"] = self.termination_grace_period
-        return template
+            house["spec"]["activeDeadlineSeconds"] = seconds
+        if context:
+            # What a model or a prediction file should carry about the run that made it.
+            image = self.image or template["spec"]["containers"][0].get("image", "")
+            house["metadata"] = {"annotations": {GENERATION: _generation(context)}}
+            house["spec"]["containers"][0]["env"] = [
+                {"name": "ML_PIPELINES_DAG_ID", "value": self.dag_id},
+                {"name": "ML_PIPELINES_RUN_ID", "value": context["run_id"]},
+                {"name": "ML_PIPELINES_DAGS_COMMIT", "value": dags_commit()},
+                {"name": "ML_PIPELINES_IMAGE", "value": image},
+            ]
+        return settings.merge(house, template)
 
     def _base_first(self, pod: dict[str, Any]) -> dict[str, Any]:
         """The pod with its first container called as the operator's: the provider takes that one."""
@@ -204,19 +202,6 @@ class PodOperator(KubernetesPodOperator):
         first, *others = spec.get("containers") or [{}]
         named = [{**first, "name": self.base_container_name}, *others]
         return {**pod, "spec": {**spec, "containers": named}}
-
-    def _add_lineage(self, template: dict[str, Any], context: Any) -> None:
-        """What a model or a prediction file should carry about the run that made it."""
-        base = template["spec"]["containers"][0]
-        variables = {
-            "ML_PIPELINES_DAG_ID": self.dag_id,
-            "ML_PIPELINES_RUN_ID": context["run_id"],
-            "ML_PIPELINES_DAGS_COMMIT": dags_commit(),
-            "ML_PIPELINES_IMAGE": self.image or base.get("image", ""),
-        }
-        env = [{"name": name, "value": value} for name, value in variables.items()]
-        base["env"] = [*base.get("env", []), *env]
-        template["metadata"].setdefault("annotations", {})[GENERATION] = _generation(context)
 
     @contextmanager
     def _having(self, **attributes: Any) -> Any:
@@ -238,129 +223,125 @@ class PodOperator(KubernetesPodOperator):
         pod = self.find_pod(namespace, context=context)
         if pod is not None:
             return pod
+        if not self.random_name_suffix and self.on_finish_action != "keep_pod":
+            self._clear_name(pod_request_obj)
         # Known before it exists: on_kill finds it whatever happens in between.
         self.pod = pod_request_obj
-        give_up = time.monotonic() + self.startup_timeout_seconds
-        logged = False
+        body = self.client.api_client.sanitize_for_serialization(pod_request_obj)
+        give_up, logged = time.monotonic() + self.startup_timeout_seconds, False
         while True:
             try:
-                self._create(pod_request_obj)
+                self.pod_manager.request("create_namespaced_pod", body=body, namespace=namespace)
+                return pod_request_obj
             except ApiException as error:
-                said, quota = explain_refusal(error), quota_in_the_way(error)
-                if quota is None or quota.hopeless or time.monotonic() >= give_up:
-                    self.pod = None
+                if error.status == 409 and self._is_made(pod_request_obj):
+                    return pod_request_obj
+                said = failures.explain_refusal(error)
+                if not failures.exceeds_quota(error) or time.monotonic() >= give_up:
+                    self.pod = None  # a pod of this name is another task's: not for on_kill
                     raise AirflowException(f"Pod {name} was refused: {said}") from error
                 if not logged:
                     self.log.info("Pod %s waits: %s", name, said)
                     logged = True
-                time.sleep(QUOTA_RETRY_SECONDS)
-            else:
-                return pod_request_obj
+            time.sleep(QUOTA_RETRY_SECONDS)
 
-    def _create(self, pod: k8s.V1Pod) -> None:
-        body = self.client.api_client.sanitize_for_serialization(pod)
+    def _is_made(self, pod: k8s.V1Pod) -> bool:
+        """Whether the pod of this name is this try's: the answer may have got lost on the way."""
+        there = self.pod_manager.read_pod(pod).metadata.labels or {}
+        return all(there.get(key) == said for key, said in pod.metadata.labels.items())
 
-        def create() -> None:
-            try:
-                self.client.create_namespaced_pod(body=body, namespace=pod.metadata.namespace)
-            except ApiException as error:
-                if error.status != 409 or "AlreadyExists" not in str(error.body):
-                    raise
-                # Ours, if the answer got lost on the way; a name without a suffix may be taken.
-                there = self.pod_manager.read_pod(pod).metadata.labels or {}
-                if any(there.get(key) != said for key, said in body["metadata"]["labels"].items()):
-                    self.pod = None
-                    raise AirflowException(
-                        f"Pod {pod.metadata.name} exists already, and is another task's"
-                    ) from error
-
-        self.pod_manager.patiently(create, final=quota_in_the_way)
+    def _clear_name(self, pod: k8s.V1Pod) -> None:
+        """Delete the pod that this task has left for a look, under the name that it needs again."""
+        labels = {key: pod.metadata.labels[key] for key in ("dag_id", "task_id")}
+        labels[self.POD_CHECKED_KEY] = "True"
+        selector = ",".join(f"{key}={value}" for key, value in labels.items())
+        for left in self.pod_manager.list_pods(pod.metadata.namespace, selector):
+            if left.metadata.name == pod.metadata.name:
+                self._delete_and_wait(left)
 
     def find_pod(
         self, namespace: str, context: Any, *, exclude_checked: bool = True
     ) -> k8s.V1Pod | None:
         """This try's pod once it has one, before that the one of an earlier try to go on with.
 
-        That is a pod which runs, or has succeeded while nobody looked. One that has failed is put
-        aside, one that is being deleted is waited for: it must not write beside its successor.
+        That is a pod which runs, or has succeeded while nobody looked. Others are put aside; one
+        that may still write is waited for, so that it does not write beside its successor.
         """
         if self.pod is not None:
             return self.pod_manager.read_pod(self.pod)
         selector = self._build_find_pod_label_selector(context, exclude_checked=exclude_checked)
         found = None
         for pod in self.pod_manager.list_pods(namespace, selector):
+            made_for = (pod.metadata.annotations or {}).get(GENERATION)
+            same_run = self.reattach_on_restart and made_for in (None, _generation(context))
             if pod.metadata.deletion_timestamp is not None:
                 self._await_deletion(pod)
-            elif pod.status.phase == PodPhase.FAILED:
-                reason = explain_failure(pod, self.base_container_name)
-                self.log.warning("Pod %s of an earlier try failed: %s", pod.metadata.name, reason)
-                self.patch_already_checked(pod, reraise=False)
-                self.process_pod_deletion(pod, reraise=False)
-            elif found is not None or not self._is_to_follow(pod, context):
-                self.log.warning("Pod %s is not this run's any more", pod.metadata.name)
-                self._delete_and_wait(pod)
-            else:
+            elif found is None and same_run and pod.status.phase != PodPhase.FAILED:
                 self.log_matching_pod(pod=pod, context=context)
                 found = pod
+            else:
+                reason = failures.explain_failure(pod, self.base_container_name)
+                self.log.warning("Pod %s is not followed: %s", pod.metadata.name, reason)
+                self.patch_already_checked(pod, reraise=False)
+                if pod.status.phase in PodPhase.terminal_states:
+                    self.process_pod_deletion(pod, reraise=False)
+                else:
+                    self._delete_and_wait(pod)
         return found
-
-    def _is_to_follow(self, pod: k8s.V1Pod, context: Any) -> bool:
-        """Whether the task goes on with a pod of an earlier try: not after it was cleared."""
-        made_for = (pod.metadata.annotations or {}).get(GENERATION)
-        return self.reattach_on_restart and made_for in (None, _generation(context))
 
     def await_pod_start(self, pod: k8s.V1Pod) -> None:
         """Return when the pod has left Pending; log each new reason for waiting once.
 
-        Raises AirflowException when it cannot start, has waited `stuck_timeout_seconds` for what
-        only a person can provide, or has not started after `startup_timeout_seconds`; on providers
-        that tell the two apart, of which `schedule_timeout_seconds` are for finding a node.
+        Raises PodLaunchFailedException when it cannot start, waits `stuck_timeout_seconds` for what
+        only a person can provide, or does not start within `startup_timeout_seconds`; with a newer
+        provider, of which `schedule_timeout_seconds` are for finding a node.
         """
-        name, began, placed = pod.metadata.name, time.monotonic(), False
-        logged, stuck_since = None, None
+        name, told = pod.metadata.name, set[str]()
+        limit, began, stuck_since = "", 0.0, None
         while (seen := self.pod_manager.read_pod(pod)).status.phase == PodPhase.PENDING:
             now = time.monotonic()
-            reason, message = waiting_for(seen, self.base_container_name) or ("", "")
-            if reason and reason != logged:
-                self.log.info("Pod %s waits: %s", name, explain_wait(reason, message))
-                logged = reason
-            if reason in HOPELESS_WAITS:
-                raise AirflowException(f"Pod {name} cannot start")
-            stuck_since = (stuck_since or now) if reason in STUCK_WAITS else None
-            if stuck_since is not None and now - stuck_since >= self.stuck_timeout_seconds:
-                raise AirflowException(
-                    f"Pod {name} cannot start: {reason} for {self.stuck_timeout_seconds} s "
-                    "(stuckTimeoutSeconds)"
+            reason, message = failures.waiting_for(seen, self.base_container_name) or ("", "")
+            if reason and reason not in told:
+                self.log.info("Pod %s waits: %s", name, failures.explain_wait(reason, message))
+            told.add(reason)
+            if getattr(self, "log_events_on_startup", False):
+                self._tell_events(pod, told)
+            stuck_since = (stuck_since or now) if reason in failures.STUCK_WAITS else None
+            if reason in failures.HOPELESS_WAITS:
+                raise PodLaunchFailedException(f"Pod {name} cannot start: {reason}")
+            if stuck_since and now - stuck_since >= (seconds := self.stuck_timeout_seconds):
+                raise PodLaunchFailedException(
+                    f"Pod {name} cannot start: {reason} for {seconds} s (stuck_timeout_seconds)"
                 )
-            limit = self.startup_timeout_seconds
-            if hasattr(self, "schedule_timeout_seconds"):
-                if seen.spec.node_name is None:
-                    limit = self.schedule_timeout_seconds
-                elif not placed:
-                    placed, began = True, now
-            if now - began >= limit:
-                raise AirflowException(
-                    f"Pod {name} did not start within {limit} s (startupTimeoutSeconds)"
+            before, limit = limit, "startup_timeout_seconds"
+            if seen.spec.node_name is None and hasattr(self, "schedule_timeout_seconds"):
+                limit = "schedule_timeout_seconds"
+            if limit != before:
+                began = now
+            if now - began >= (seconds := getattr(self, limit)):
+                raise PodLaunchFailedException(
+                    f"Pod {name} did not start within {seconds} s ({limit})"
                 )
             time.sleep(self.startup_check_interval_seconds)
-        if seen.status.phase == PodPhase.FAILED and not seen.status.container_statuses:
-            raise AirflowException(f"Pod {name} failed before it started")
+
+    def _tell_events(self, pod: k8s.V1Pod, told: set[str]) -> None:
+        with suppress(*REQUEST_ERRORS):
+            for event in self.pod_manager.read_pod_events(pod).items:
+                if event.metadata.uid not in told:
+                    self.log.info("Pod Event: %s - %s", event.reason, event.message)
+                told.add(event.metadata.uid)
 
     def is_istio_enabled(self, pod: k8s.V1Pod) -> bool:
-        """Whether the pod has a container that nobody declared: it ends with the task's own."""
-        seen = self.pod_manager.last_seen
-        if seen is None:
-            return False
-        declared = self._declared()
-        return any(one.name not in declared for one in seen.spec.containers)
+        """Whether the pod has a container that neither values nor task declare.
 
-    def _declared(self) -> set[str]:
-        """The names of the containers that values and task ask for, whose end is waited for."""
-        containers = self._template(None)["spec"]["containers"]
-        names = {one["name"] for one in containers} | {PodDefaults.SIDECAR_CONTAINER_NAME}
+        It was injected and ends with the task's own, while the end of declared ones is waited for.
+        """
+        declared = {one["name"] for one in self._template()["spec"]["containers"]}
         if self.full_pod_spec is not None and self.full_pod_spec.spec is not None:
-            names |= {one.name for one in self.full_pod_spec.spec.containers}
-        return names
+            declared |= {one.name for one in self.full_pod_spec.spec.containers}
+        declared.add(PodDefaults.SIDECAR_CONTAINER_NAME)
+        seen = self.pod_manager.last_seen or pod
+        return bool(seen) and any(one.name not in declared for one in seen.spec.containers)
 
     # Its result
 
@@ -391,22 +372,22 @@ class PodOperator(KubernetesPodOperator):
         try fails and the pod stays, for the next one to take over its success.
         Raises ResultError for a message that the kubelet has cut off.
         """
-        if self.xcom_sidecar:
-            result = super().extract_xcom(pod, **kwargs)
-        else:
-            result = self._message()
+        result = super().extract_xcom(pod, **kwargs) if self.xcom_sidecar else self._message()
         if result is not None:
             self._context["ti"].xcom_push(key="return_value", value=result)
         return result
 
     def _message(self) -> Any:
-        pod = self.pod_manager.await_pod_completion(
-            self.pod, self.is_istio_enabled(self.pod), self.base_container_name
-        )
-        state = container_state(pod, self.base_container_name)
-        if state is None or state.terminated is None or state.terminated.exit_code != 0:
+        name, manager = self.base_container_name, self.pod_manager
+        if self._resumed:  # the triggerer has waited, perhaps for a pod that never started
+            pod = manager.read_pod(self.pod)
+        else:
+            pod = manager.await_pod_completion(self.pod, self.is_istio_enabled(self.pod), name)
+        status = get_container_status(pod, name)
+        ended = status.state.terminated if status else None
+        if ended is None or ended.exit_code != 0:
             return None
-        result, said = None, state.terminated.message
+        result, said = None, ended.message
         if said:
             try:
                 result = json.loads(said)
@@ -418,7 +399,7 @@ class PodOperator(KubernetesPodOperator):
                     ) from error
                 self.log.warning("Not a result: the termination message %r", said)
         if result is None or isinstance(result, dict):
-            return {**(result or {}), **image_of(pod, self.base_container_name)}
+            return {**(result or {}), **image_of(pod, name)}
         return result
 
     # Its end
@@ -435,75 +416,70 @@ class PodOperator(KubernetesPodOperator):
         raising = sys.exc_info()[1]
         if raising is self._handled:
             raising = None
-        name = pod.metadata.name
         try:
-            remote_pod = self.pod_manager.read_pod(remote_pod)
-        except (ApiException, HTTPError) as error:
+            self.remote_pod = remote_pod = self.pod_manager.read_pod(remote_pod)
+        except REQUEST_ERRORS as error:
             if getattr(error, "status", None) == 404:
-                self._tell_absence(name, raising)
-            elif raising is not None:
-                # It may be working well: the next try follows it.
-                self.log.warning("Pod %s stays as it is: %s", name, in_short(error))
-            else:
+                reason = failures.explain_absence(self.pod_manager.last_seen)
+                self._tell_end(pod, f"is gone: {reason}", raising)
+            elif raising is None:
                 raise
+            else:  # it may be working well: the next try follows it
+                self.log.warning("Pod %s stays as it is: %s", pod.metadata.name, in_short(error))
             return
-        self.remote_pod = remote_pod
-        ended = remote_pod.status.phase in PodPhase.terminal_states
-        lost = isinstance(raising, Exception) and not isinstance(raising, ResultError)
-        if lost and self.reattach_on_restart and remote_pod.status.phase == PodPhase.SUCCEEDED:
-            self.log.warning("Pod %s succeeded and stays, for the next try to take over", name)
+        phase = remote_pod.status.phase
+        if phase == PodPhase.SUCCEEDED:
+            unfinished = isinstance(raising, Exception) and not isinstance(raising, ResultError)
+        else:
+            unfinished = isinstance(raising, REQUEST_ERRORS) and phase != PodPhase.FAILED
+        if unfinished and self.reattach_on_restart:
+            self.log.warning("Pod %s (%s) stays, for the next try", pod.metadata.name, phase)
             return
         try:
             super().cleanup(pod, remote_pod, *args, **kwargs)
         except AirflowSkipException:
             raise
-        except AirflowException as error:
-            reason = explain_failure(remote_pod, self.base_container_name)
-            if not ended and self.on_finish_action != "keep_pod":
-                self._delete_and_wait(remote_pod)  # else it would write beside the next try
-            self.pod = None  # nothing is left for on_kill
-            # What the triggerer has seen is the end of this pod, told in fewer words.
-            if raising is None or (self._resumed and isinstance(raising, AirflowException)):
-                spec = f"\nremote_pod: {remote_pod}" if self.log_pod_spec_on_failure else ""
-                raise AirflowException(f"Pod {name} failed: {reason}{spec}") from error
-            self.log.error("Pod %s was stopped: %s", name, reason)
+        except AirflowException:
+            reason = failures.explain_failure(remote_pod, self.base_container_name)
+            if phase not in PodPhase.terminal_states and self.on_finish_action != "keep_pod":
+                with suppress(*REQUEST_ERRORS):
+                    self._delete_and_wait(remote_pod)  # else it would write beside the next try
+            spec = f"\nremote_pod: {remote_pod}" if self.log_pod_spec_on_failure else ""
+            self._tell_end(pod, f"failed: {reason}{spec}", raising)
 
-    def _tell_absence(self, name: str, raising: BaseException | None) -> None:
-        self.pod = None
-        reason = explain_absence(self.pod_manager.last_seen)
-        if raising is None or isinstance(raising, Exception):
-            raise AirflowException(f"Pod {name} is gone: {reason}") from raising
-        self.log.error("Pod %s is gone: %s", name, reason)
+    def _tell_end(self, pod: k8s.V1Pod, said: str, raising: BaseException | None) -> None:
+        """Raise how the pod has ended; only log it if the exception that ends the try says more."""
+        self.pod = None  # nothing is left for on_kill
+        # What the triggerer has seen, or a request has met, is this end of the pod.
+        less = isinstance(raising, AirflowException) if self._resumed else False
+        if raising is None or less or isinstance(raising, REQUEST_ERRORS):
+            raise AirflowException(f"Pod {pod.metadata.name} {said}") from raising
+        self.log.error("Pod %s %s", pod.metadata.name, said)
 
     def on_kill(self) -> None:
         """Delete the pod and see it gone: `clean_up`, or the next try, may start right after."""
         self._killed = True
-        if self.pod is not None and getattr(self, "on_kill_action", "delete_pod") == "delete_pod":
-            try:
-                self._delete_and_wait(self.pod)
-            except (ApiException, HTTPError) as error:
-                self.log.error("Pod %s: %s", self.pod.metadata.name, in_short(error))
+        if self.pod is None or getattr(self, "on_kill_action", "delete_pod") == "keep_pod":
+            return
+        grace = self.termination_grace_period
+        options = {} if grace is None else {"grace_period_seconds": grace}
+        try:
+            self._delete_and_wait(self.pod, **options)
+        except REQUEST_ERRORS as error:
+            self.log.error("Pod %s: %s", self.pod.metadata.name, in_short(error))
 
-    def _delete_and_wait(self, pod: k8s.V1Pod) -> None:
-        self.pod_manager.delete_pod(pod)
+    def _delete_and_wait(self, pod: k8s.V1Pod, **options: Any) -> None:
+        self.pod_manager.delete_pod(pod, **options)
         self._await_deletion(pod)
 
     def _await_deletion(self, pod: k8s.V1Pod) -> None:
-        """Return when the pod is gone, or its grace period is over by a good margin."""
-        grace = pod.spec.termination_grace_period_seconds if pod.spec else None
-        give_up = time.monotonic() + (30 if grace is None else grace) + DELETION_MARGIN_SECONDS
-        while time.monotonic() < give_up:
-            try:
-                latest = self.pod_manager.read_pod(pod)
-            except (ApiException, HTTPError) as error:
-                if getattr(error, "status", None) == 404:
-                    return
-                self.log.warning("Kubernetes API: %s", in_short(error))
-            else:
-                if latest.status.phase in PodPhase.terminal_states:
-                    return
-            time.sleep(POLL_SECONDS)
-        self.log.warning("Pod %s is still being deleted", pod.metadata.name)
+        """Return when a pod that is being deleted writes no more: it has ended, or is lost."""
+        try:
+            while self.pod_manager.read_pod(pod).status.phase not in PodPhase.terminal_states:
+                time.sleep(POLL_SECONDS)
+        except ApiException as error:
+            if error.status != 404:
+                raise
 
 
 def _defaults(
@@ -513,7 +489,7 @@ def _defaults(
     dag = known.get("dag") or current_dag()
     group = known.get("task_group") or (current_group(dag) if dag else None)
     task_id = known["task_id"]
-    if group is not None and not str(task_id).startswith(f"{group.group_id}."):
+    if group is not None and not task_id.startswith(f"{group.group_id}."):
         task_id = group.child_id(task_id)  # not yet, unless a mapped task is being made
     arguments, _ = settings.of_task(dag.dag_id if dag else "", task_id, presets)
     return HOUSE | arguments | given

@@ -1,26 +1,25 @@
 """Asks the API server about a pod with patience and a time limit, without the provider's sleeps.
 
-Written against cncf-kubernetes 8.3.3 (Airflow 2.9.3) and 10.25.0 (Airflow 3.3.2): it overrides only
-methods that exist with the same meaning in the two.
+It overrides only methods that cncf-kubernetes 8.3.3 and 10.25.0 have with the same meaning.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
-from airflow.providers.cncf.kubernetes.utils.pod_manager import PodManager, PodPhase
+from airflow.providers.cncf.kubernetes.utils.pod_manager import (
+    PodManager,
+    PodPhase,
+    container_is_completed,
+)
 from airflow.providers.cncf.kubernetes.utils.xcom_sidecar import PodDefaults
 from kubernetes.client import CoreV1Api
 from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from ml_pipelines.failures import container_state
-
-T = TypeVar("T")
+from ml_pipelines.failures import exceeds_quota
 
 # Long enough for a restart of the API server, short enough that a cluster which is gone is noticed.
 OUTAGE_SECONDS = 120
@@ -30,8 +29,7 @@ POLL_SECONDS = 0.2
 REQUEST_SECONDS = (5, 30)
 # The log stream ends up to this long before the API server reports the container as ended.
 LOG_END_SECONDS = 1.6
-# A pod that is to be gone, and whose container "runs" this long after its grace period, is on a node
-# that does not answer any more.
+# A pod that should have been gone for so long is on a node that does not answer any more.
 LOST_SECONDS = 60
 
 
@@ -40,92 +38,83 @@ class PatientPodManager(PodManager):
 
     last_seen: k8s.V1Pod | None = None
     """The pod as it was read last; it tells why a pod is gone."""
+    log_pause = RETRY_SECONDS
 
-    def patiently(
-        self, call: Callable[[], T], *, final: Callable[[ApiException], Any] = lambda _: False
-    ) -> T:
-        """Return `call()`, repeated while the API server is away, overloaded or restarting.
+    def request(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """The answer of a method of CoreV1Api, also if it comes after a few tries.
 
-        Raises ApiException when it refuses, at once when that is `final`, and that or urllib3's
-        HTTPError when it has not recovered after OUTAGE_SECONDS.
+        Raises ApiException when the API server refuses, and that or urllib3's HTTPError when it is
+        away, overloaded or restarting for OUTAGE_SECONDS.
         """
         give_up, outage = time.monotonic() + OUTAGE_SECONDS, False
         while True:
             try:
-                return call()
+                return getattr(self._client, method)(*args, **kwargs)
             except (ApiException, HTTPError) as error:
-                refused = isinstance(error, ApiException)
-                # One that has just started refuses everybody until it has read the roles.
-                starting = outage and refused and error.status in (401, 403)
-                if (refused and final(error)) or not (is_transient(error) or starting):
-                    raise
-                if time.monotonic() >= give_up:
+                if not is_transient(error, outage=outage) or time.monotonic() >= give_up:
                     raise
                 if not outage:
                     self.log.warning("Kubernetes API: %s; trying again", in_short(error))
                     outage = True
             time.sleep(RETRY_SECONDS)
 
-    def request(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method of CoreV1Api, patiently. Raises ApiException or HTTPError."""
-        return self.patiently(lambda: getattr(self._client, method)(*args, **kwargs))
-
     def read_pod(self, pod: k8s.V1Pod) -> k8s.V1Pod:
         """The pod as the API server knows it now.
 
-        Raises ApiException (404 when the pod is gone) or HTTPError.
+        Raises ApiException (404 when the pod is gone, or its node lost) or HTTPError.
         """
-        meta = pod.metadata
-        self.last_seen = self.request("read_namespaced_pod", meta.name, meta.namespace)
-        return self.last_seen
+        seen = self.request("read_namespaced_pod", pod.metadata.name, pod.metadata.namespace)
+        self.last_seen = seen
+        gone_at = seen.metadata.deletion_timestamp  # the grace period is in it
+        lost = gone_at is not None and gone_at.timestamp() + LOST_SECONDS < time.time()
+        if lost and seen.status.phase not in PodPhase.terminal_states:
+            raise ApiException(status=404, reason="Its node does not answer")
+        return seen
 
-    def delete_pod(self, pod: k8s.V1Pod) -> None:
+    def delete_pod(self, pod: k8s.V1Pod, **options: Any) -> None:
         """Delete the pod, which may be gone already. Raises ApiException or HTTPError."""
+        name, namespace = pod.metadata.name, pod.metadata.namespace
         try:
-            self.request("delete_namespaced_pod", pod.metadata.name, pod.metadata.namespace)
+            self.request("delete_namespaced_pod", name, namespace, **options)
         except ApiException as error:
             if error.status != 404:
                 raise
 
     def list_pods(self, namespace: str, selector: str) -> list[k8s.V1Pod]:
         """The pods with these labels, the youngest first. Raises ApiException or HTTPError."""
-        found = self.request(
-            "list_namespaced_pod", namespace=namespace, label_selector=selector
-        ).items
-        return sorted(found, key=lambda pod: str(pod.metadata.creation_timestamp), reverse=True)
-
-    def label_pod(self, pod: k8s.V1Pod, labels: dict[str, str]) -> None:
-        """Add labels to the pod. Raises ApiException or HTTPError."""
-        name, namespace = pod.metadata.name, pod.metadata.namespace
-        self.request("patch_namespaced_pod", name, namespace, {"metadata": {"labels": labels}})
+        answer = self.request("list_namespaced_pod", namespace=namespace, label_selector=selector)
+        return sorted(answer.items, key=lambda pod: pod.metadata.creation_timestamp, reverse=True)
 
     def get_container_names(self, pod: k8s.V1Pod) -> list[str]:
         """As the provider, without its own repetitions: they would multiply the patience."""
-        return _once(PodManager.get_container_names)(self, pod)
+        names = [container.name for container in self.read_pod(pod).spec.containers]
+        return [name for name in names if name != PodDefaults.SIDECAR_CONTAINER_NAME]
 
-    def read_pod_logs(self, pod: k8s.V1Pod, *args: Any, **kwargs: Any) -> Any:
-        """The lines of a container's log, none while it cannot be read.
+    def read_pod_logs(self, pod: k8s.V1Pod, container_name: str, *args: Any, **kwargs: Any) -> Any:
+        """The lines of a container's log; none, after a pause, while it cannot be read.
 
         The provider asks again as long as the container runs: training goes on without a reader.
         """
         try:
-            return self.patiently(
-                lambda: _once(PodManager.read_pod_logs)(self, pod, *args, **kwargs)
-            )
+            # Without the provider's repetitions.
+            read = PodManager.read_pod_logs.__wrapped__
+            lines = read(self, pod, container_name, *args, **kwargs)
         except (ApiException, HTTPError) as error:
             self.log.warning("The log cannot be read: %s", in_short(error))
-            time.sleep(RETRY_SECONDS)
+            again = time.monotonic() + self.log_pause
+            self.log_pause = min(2 * self.log_pause, OUTAGE_SECONDS)
+            while super().container_is_running(pod, container_name) and time.monotonic() < again:
+                time.sleep(RETRY_SECONDS)
             return iter(())
+        self.log_pause = RETRY_SECONDS
+        return lines
 
     def container_is_running(self, pod: k8s.V1Pod, container_name: str) -> bool:
-        """Whether the container still runs: the provider asks when its log stream has ended.
-
-        Raises ApiException (404) when the pod's node is lost.
-        """
+        """Whether the container still runs: the provider asks when its log stream has ended."""
         believe = time.monotonic() + LOG_END_SECONDS
         while super().container_is_running(pod, container_name):
-            self._not_lost(self.last_seen)
-            if time.monotonic() >= believe:
+            sidecar = container_name == PodDefaults.SIDECAR_CONTAINER_NAME  # has no log to end
+            if sidecar or time.monotonic() >= believe:
                 return True
             time.sleep(POLL_SECONDS)
         return False
@@ -136,33 +125,32 @@ class PatientPodManager(PodManager):
         istio_enabled: bool = False,
         container_name: str = "base",
         do_xcom_push: bool = False,
+        polling_time: float = POLL_SECONDS,
     ) -> k8s.V1Pod:
         """The pod once its phase is final, or, beside a sidecar, its container has ended.
 
         Raises ApiException (404 when the pod is gone, or its node lost) or HTTPError.
         """
         while True:
-            remote_pod = self.read_pod(pod)
-            if remote_pod.status.phase in PodPhase.terminal_states:
-                return remote_pod
-            state = container_state(remote_pod, container_name)
-            if (istio_enabled or do_xcom_push) and state is not None and state.terminated:
-                return remote_pod
-            self._not_lost(remote_pod)
-            time.sleep(POLL_SECONDS)
+            seen = self.read_pod(pod)
+            beside = istio_enabled or do_xcom_push
+            if seen.status.phase in PodPhase.terminal_states or (
+                beside and container_is_completed(seen, container_name)
+            ):
+                return seen
+            time.sleep(polling_time)
+
+    def await_container_completion(
+        self, pod: k8s.V1Pod, container_name: str, polling_time: float = POLL_SECONDS
+    ) -> None:
+        """Return when the container has ended, or its pod without it."""
+        self.await_pod_completion(pod, True, container_name, polling_time=polling_time)
 
     def await_xcom_sidecar_container_start(self, pod: k8s.V1Pod, *args: Any, **kwargs: Any) -> None:
         """As the provider, if the pod has that sidecar."""
         seen = self.last_seen or self.read_pod(pod)
         if any(one.name == PodDefaults.SIDECAR_CONTAINER_NAME for one in seen.spec.containers):
             super().await_xcom_sidecar_container_start(pod, *args, **kwargs)
-
-    @staticmethod
-    def _not_lost(pod: k8s.V1Pod | None) -> None:
-        """Raise ApiException(404) for a pod that should be gone but whose node is not heard of."""
-        gone_at = pod.metadata.deletion_timestamp if pod else None  # includes the grace period
-        if gone_at and datetime.now(UTC) > gone_at + timedelta(seconds=LOST_SECONDS):
-            raise ApiException(status=404, reason="its node does not answer")
 
 
 def limit_requests(client: CoreV1Api) -> None:
@@ -177,12 +165,17 @@ def limit_requests(client: CoreV1Api) -> None:
     rest.request = request
 
 
-def is_transient(error: Exception) -> bool:
-    """Whether the same request may succeed in a moment."""
-    if isinstance(error, ApiException):
-        # A conflict: another pod was counted against the ResourceQuota at the same moment.
-        return error.status in (0, None, 409, 429) or error.status >= 500
-    return True  # no answer at all: refused, reset, timed out
+def is_transient(error: Exception, *, outage: bool = False) -> bool:
+    """Whether the same request may succeed in a moment; `outage`: it is not the first to fail."""
+    if not isinstance(error, ApiException):
+        return True  # no answer at all: refused, reset, timed out
+    if error.status in (401, 403):
+        # One that has just started refuses everybody until it has read the roles.
+        return outage and not exceeds_quota(error)
+    if error.status == 409:
+        # Another pod was counted against the ResourceQuota at the same moment.
+        return "AlreadyExists" not in str(error.body)
+    return error.status in (0, None, 429) or error.status >= 500
 
 
 def in_short(error: Exception) -> str:
@@ -190,8 +183,3 @@ def in_short(error: Exception) -> str:
     if isinstance(error, ApiException):
         return f"{error.status} {error.reason}"
     return f"{type(error).__name__}: {error}"
-
-
-def _once(method: Callable[..., T]) -> Callable[..., T]:
-    """A method of the provider without the repetitions that it is decorated with."""
-    return getattr(method, "__wrapped__", method)
