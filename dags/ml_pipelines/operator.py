@@ -30,7 +30,6 @@ from functools import cached_property
 from typing import Any
 
 import yaml
-from airflow.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.providers.cncf.kubernetes.utils.pod_manager import (
     PodLaunchFailedException,
@@ -50,9 +49,11 @@ from ml_pipelines.pod_manager import POLL_SECONDS, PatientPodManager, in_short, 
 try:
     from airflow.sdk.bases.operator import get_merged_defaults
     from airflow.sdk.definitions._internal.contextmanager import DagContext, TaskGroupContext
+    from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
     current_dag, current_group = DagContext.get_current, TaskGroupContext.get_current
 except ImportError:  # Airflow 2
+    from airflow.exceptions import AirflowException, AirflowFailException, AirflowSkipException
     from airflow.models.baseoperator import get_merged_defaults
     from airflow.models.dag import DagContext
     from airflow.utils.task_group import TaskGroupContext
@@ -385,7 +386,7 @@ class PodOperator(KubernetesPodOperator):
             pod = manager.await_pod_completion(self.pod, self.is_istio_enabled(self.pod), name)
         status = get_container_status(pod, name)
         ended = status.state.terminated if status else None
-        if ended is None or ended.exit_code != 0:
+        if ended is None or ended.exit_code != 0 or pod.status.phase == PodPhase.FAILED:
             return None
         result, said = None, ended.message
         if said:
@@ -436,7 +437,9 @@ class PodOperator(KubernetesPodOperator):
             self.log.warning("Pod %s (%s) stays, for the next try", pod.metadata.name, phase)
             return
         try:
-            super().cleanup(pod, remote_pod, *args, **kwargs)
+            # Without the sidecar the whole pod has to succeed, not only its first container.
+            with self._having(do_xcom_push=self.xcom_sidecar):
+                super().cleanup(pod, remote_pod, *args, **kwargs)
         except AirflowSkipException:
             raise
         except AirflowException:

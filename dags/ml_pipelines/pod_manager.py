@@ -133,7 +133,7 @@ class PatientPodManager(PodManager):
         """
         while True:
             seen = self.read_pod(pod)
-            beside = istio_enabled or do_xcom_push
+            beside = istio_enabled or (do_xcom_push and _has_xcom_sidecar(seen))
             if seen.status.phase in PodPhase.terminal_states or (
                 beside and container_is_completed(seen, container_name)
             ):
@@ -148,9 +148,12 @@ class PatientPodManager(PodManager):
 
     def await_xcom_sidecar_container_start(self, pod: k8s.V1Pod, *args: Any, **kwargs: Any) -> None:
         """As the provider, if the pod has that sidecar."""
-        seen = self.last_seen or self.read_pod(pod)
-        if any(one.name == PodDefaults.SIDECAR_CONTAINER_NAME for one in seen.spec.containers):
+        if _has_xcom_sidecar(self.last_seen or self.read_pod(pod)):
             super().await_xcom_sidecar_container_start(pod, *args, **kwargs)
+
+
+def _has_xcom_sidecar(pod: k8s.V1Pod) -> bool:
+    return any(one.name == PodDefaults.SIDECAR_CONTAINER_NAME for one in pod.spec.containers)
 
 
 def limit_requests(client: CoreV1Api) -> None:

@@ -11,11 +11,15 @@ import runpy
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from tests.dags.cluster import Clock, Cluster, Log
 
 DAGS = Path(__file__).parents[2] / "dags"
 
@@ -34,6 +38,9 @@ os.environ.update(
 )
 os.environ.pop("ML_PIPELINES_SETTINGS", None)
 sys.path.insert(0, str(DAGS))
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+RUN_ID = "manual__1"
 
 
 @pytest.fixture
@@ -86,6 +93,8 @@ class FakeTaskInstance:
         self.dag_id = task.dag_id
         self.map_index = -1
         self.try_number = try_number
+        self.max_tries = 2
+        self.start_date = datetime.now(UTC)
         self.xcoms: dict[str, Any] = {}
         self.results = results
 
@@ -101,10 +110,17 @@ def context_of() -> Callable[..., dict[str, Any]]:
     """The part of a task's context that templates and the operator read."""
 
     def context(
-        task: Any, run_id: str, results: dict[str, dict[str, Any]] | None = None
+        task: Any,
+        run_id: str,
+        results: dict[str, dict[str, Any]] | None = None,
+        started: datetime = datetime(2026, 11, 23, 9, tzinfo=UTC),
+        **of_instance: Any,
     ) -> dict[str, Any]:
         ti = FakeTaskInstance(task, results or {})
-        return {"dag": task.dag, "task": task, "ti": ti, "task_instance": ti, "run_id": run_id}
+        vars(ti).update(of_instance)
+        run = SimpleNamespace(start_date=started)
+        of_ti = {"ti": ti, "task_instance": ti}
+        return {"dag": task.dag, "task": task, "run_id": run_id, "dag_run": run, **of_ti}
 
     return context
 
@@ -128,3 +144,98 @@ def render_pod(context_of: Callable[..., dict[str, Any]]) -> Callable[..., dict[
         return ApiClient().sanitize_for_serialization(pod)
 
     return render
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+def make_task() -> Callable[..., Any]:
+    """Make a task of a DAG of its own."""
+    from airflow import DAG
+
+    from ml_pipelines import PodOperator
+
+    def make(operator: Any = PodOperator, dag_id: str = "a_dag", **arguments: Any) -> Any:
+        default_args = arguments.pop("default_args", {})
+        dag = DAG(dag_id, schedule=None, start_date=START, default_args=default_args)
+        with dag:
+            return operator(**{"task_id": "a_task", "namespace": "default"} | arguments)
+
+    return make
+
+
+@pytest.fixture
+def run_task(context_of, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Run a task on a played cluster.
+
+    `event` is what the triggerer says, of a task that was deferred. Other arguments are the task
+    instance's, and `run_id` and `started` of its run.
+    """
+
+    def run(
+        task: Any, cluster: Cluster, event: Any = None, run_id: str = RUN_ID, **of_run: Any
+    ) -> Outcome:
+        from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+        from airflow.providers.cncf.kubernetes.utils.pod_manager import PodManager
+
+        log = Log()
+        monkeypatch.setattr(KubernetesPodOperator, "log", log)
+        monkeypatch.setattr(PodManager, "log", log)
+        vars(task)["hook"] = hook_of(cluster)
+        context = context_of(task, run_id, **of_run)
+        task.render_template_fields(context)
+        result = error = None
+        try:
+            if event is None:
+                result = task.execute(context)
+            else:
+                result = task.trigger_reentry(context, event)
+        except (Exception, *interruptions()) as raised:
+            error = raised
+        return Outcome(result, error, context["ti"].xcoms, log, task, cluster)
+
+    return run
+
+
+def hook_of(cluster: Cluster) -> SimpleNamespace:
+    """The provider's hook, of a played cluster."""
+    nothing = lambda: None  # noqa: E731
+    return SimpleNamespace(
+        core_v1_client=cluster,
+        is_in_cluster=True,
+        get_namespace=nothing,
+        get_pod=cluster.read_namespaced_pod,
+        get_xcom_sidecar_container_image=nothing,
+        get_xcom_sidecar_container_resources=nothing,
+        get_xcom_sidecar_container_security_context=nothing,
+    )
+
+
+def interruptions() -> tuple[type[BaseException], ...]:
+    """What ends a task and is no Exception."""
+    try:
+        from airflow.sdk.exceptions import AirflowTaskTimeout, TaskDeferred
+    except ImportError:  # Airflow 2
+        from airflow.exceptions import AirflowTaskTerminated, AirflowTaskTimeout, TaskDeferred
+
+        return AirflowTaskTimeout, AirflowTaskTerminated, TaskDeferred
+    return AirflowTaskTimeout, TaskDeferred
+
+
+@dataclass
+class Outcome:
+    """How a try has ended."""
+
+    result: Any
+    error: BaseException | None
+    xcoms: dict[str, Any]
+    log: Log
+    task: Any
+    cluster: Cluster
+
+    @property
+    def message(self) -> str:
+        return str(self.error)
