@@ -106,9 +106,10 @@ class Log:
 
 State = k8s.V1ContainerState
 RUNNING_STATE = State(running=k8s.V1ContainerStateRunning())
+ENDED_STATE = State(terminated=k8s.V1ContainerStateTerminated(exit_code=0))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Status:
     """What is so with a pod: the state of its container, and what goes beside it."""
 
@@ -124,17 +125,22 @@ class Status:
     more: dict[str, Any] = field(default_factory=dict)
     """Of the pod's status: reason, message, conditions."""
 
-    def of(self, pod: k8s.V1Pod, ended: set[str]) -> k8s.V1PodStatus:
+    def states(self, pod: k8s.V1Pod, ended: set[str]) -> dict[str, State]:
+        """Of the containers that the kubelet has reported, by name."""
         started = self.base is not None and self.base.waiting is None
         states = {}
         for number, container in enumerate(pod.spec.containers):
             state = self.base if number == 0 else None
             if number and container.name in ended:
-                state = State(terminated=k8s.V1ContainerStateTerminated(exit_code=0))
+                state = ENDED_STATE
             elif number:
                 state = self.others.get(container.name, RUNNING_STATE if started else self.base)
             if state is not None:
                 states[container.name] = state
+        return states
+
+    def of(self, pod: k8s.V1Pod, ended: set[str]) -> k8s.V1PodStatus:
+        states = self.states(pod, ended)
         return k8s.V1PodStatus(
             phase=self.phase or self._phase(states),
             container_statuses=[self._status(*one) for one in states.items()] or None,
@@ -183,6 +189,7 @@ def ended(exit_code: int, reason: str = "", message: str = "", **more: Any) -> S
     return Status(terminated(exit_code, reason, message), **more)
 
 
+KILLED_STATE = terminated(137)
 PENDING = Status()
 STARTING = waits("ContainerCreating")
 RUNNING = Status(RUNNING_STATE)
@@ -227,6 +234,9 @@ class Made:
     grace: float = 0
     ended: set[str] = field(default_factory=set)
     """Sidecars that were told to end."""
+    killed: Status | None = None
+    read: tuple[Any, k8s.V1Pod] | None = None
+    """What the last request has seen."""
 
 
 class Cluster:
@@ -452,7 +462,8 @@ class Cluster:
         status = [one for second, one in made.timeline if second <= moment - made.created][-1]
         stopped = made.deleted is not None and moment >= made.deleted + made.grace
         if stopped and not self.lost_node and status.base and status.base.running:
-            return replace(status, base=terminated(137))
+            made.killed = made.killed or replace(status, base=KILLED_STATE)
+            return made.killed
         return status
 
     def _read(self, name: str) -> k8s.V1Pod:
@@ -460,7 +471,12 @@ class Cluster:
             raise NOT_FOUND
         made = self.made[name]
         status = self._status_at(made, self.clock.now)
+        # The client's models are slow to make.
+        seen = (status, made.deleted, frozenset(made.ended), id(made.pod.metadata.labels))
+        if made.read and made.read[0] == seen:
+            return made.read[1]
         pod = copy.deepcopy(made.pod)
+        made.read = (seen, pod)
         pod.status = status.of(pod, made.ended)
         pod.spec.node_name = "node-1" if status.placed else None
         if made.deleted is not None:
@@ -473,9 +489,7 @@ class Cluster:
             raise NOT_FOUND
         made = self.made[name]
         status = self._status_at(made, self.clock.now + self.log_lead)
-        found = status.of(made.pod, made.ended).container_statuses or []
-        states = {one.name: one.state for one in found}
-        state = states.get(container)
+        state = status.states(made.pod, made.ended).get(container)
         return None if state is None or state.waiting else state
 
 
