@@ -478,6 +478,7 @@ class Cluster:
         pod = copy.deepcopy(made.pod)
         made.read = (seen, pod)
         pod.status = status.of(pod, made.ended)
+        pod.status.start_time = pod.metadata.creation_timestamp
         pod.spec.node_name = "node-1" if status.placed else None
         if made.deleted is not None:
             pod.metadata.deletion_timestamp = self._stamp(made.deleted + made.grace)
