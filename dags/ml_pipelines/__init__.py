@@ -1,13 +1,9 @@
 """What a DAG file needs: `from ml_pipelines import PodOperator`."""
 
-from __future__ import annotations
-
-from typing import Any
-
 __all__ = ["PodOperator"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import the operator when it is asked for: other modules here are used without Airflow."""
     if name == "PodOperator":
         from ml_pipelines.operator import PodOperator

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from kubernetes.client import models as k8s
 
-# The folder of the DAGs. Resolved while this file is imported: git-sync may move its link on to
-# another commit, but this process goes on with what it has read.
+# The folder of the DAGs, resolved at import: git-sync may move its link on to another commit.
 DIRECTORY = Path(__file__).resolve().parents[1]
 GIT_SECONDS = 5
 
@@ -30,14 +29,9 @@ def dags_commit(directory: Path = DIRECTORY) -> str:
             return part
     status = ["status", "--porcelain=v2", "--branch", "--untracked-files=no", "--", "."]
     try:
-        done = subprocess.run(
-            # Without locks: nothing is written to the checkout.
-            ["git", "--no-optional-locks", "-C", str(directory), *status],
-            capture_output=True,
-            text=True,
-            timeout=GIT_SECONDS,
-            check=False,
-        )
+        # Without locks: nothing is written to the checkout.
+        git = ["git", "--no-optional-locks", "-C", str(directory), *status]
+        done = subprocess.run(git, capture_output=True, text=True, timeout=GIT_SECONDS, check=False)
     except (OSError, subprocess.SubprocessError):
         return ""
     found = re.search(rf"^# branch\.oid ({_COMMIT.pattern})$", done.stdout, re.MULTILINE)
@@ -48,8 +42,8 @@ def dags_commit(directory: Path = DIRECTORY) -> str:
 def image_of(pod: k8s.V1Pod, container: str) -> dict[str, str]:
     """`image`, which the pod asked for, and `image_digest` of the one that its node ran.
 
-    The digest is the one that the registry knows when the node has pulled the image from one, else
-    the id of the image (the digest of its configuration); it is left out when there is none.
+    The digest is the registry's if the node has pulled the image from one, else that of the image's
+    configuration; without one it is left out.
     """
     found = {one.name: {"image": one.image} for one in pod.spec.containers}.get(container, {})
     for status in pod.status.container_statuses or []:
@@ -59,10 +53,7 @@ def image_of(pod: k8s.V1Pod, container: str) -> dict[str, str]:
 
 
 def image_digest_of(task_id: str) -> str:
-    """Template for the digest of the image that a task of the same run ran; '' if it did not.
-
-    Of a mapped task that of its first pod: all of them are made from one template.
-    """
+    """Template for the digest of the image that a task of the run (mapped: its first pod) ran, or ''."""
     return (
         f"{{% set result = ti.xcom_pull(task_ids='{task_id}') %}}"
         "{% set one = result if result is mapping else (result or [])|first %}"

@@ -21,6 +21,8 @@ from urllib3.exceptions import HTTPError
 
 from ml_pipelines.failures import exceeds_quota
 
+XCOM_SIDECAR = PodDefaults.SIDECAR_CONTAINER_NAME
+
 # Long enough for a restart of the API server, short enough that a cluster which is gone is noticed.
 OUTAGE_SECONDS = 120
 RETRY_SECONDS = 2
@@ -85,19 +87,13 @@ class PatientPodManager(PodManager):
         answer = self.request("list_namespaced_pod", namespace=namespace, label_selector=selector)
         return sorted(answer.items, key=lambda pod: pod.metadata.creation_timestamp, reverse=True)
 
-    def get_container_names(self, pod: k8s.V1Pod) -> list[str]:
-        """As the provider, without its own repetitions: they would multiply the patience."""
-        names = [container.name for container in self.read_pod(pod).spec.containers]
-        return [name for name in names if name != PodDefaults.SIDECAR_CONTAINER_NAME]
-
     def read_pod_logs(self, pod: k8s.V1Pod, container_name: str, *args: Any, **kwargs: Any) -> Any:
         """The lines of a container's log; none, after a pause, while it cannot be read.
 
         The provider asks again as long as the container runs: training goes on without a reader.
         """
         try:
-            # Without the provider's repetitions.
-            read = PodManager.read_pod_logs.__wrapped__
+            read = PodManager.read_pod_logs.__wrapped__  # without the provider's repetitions
             lines = read(self, pod, container_name, *args, **kwargs)
         except (ApiException, HTTPError) as error:
             self.log.warning("The log cannot be read: %s", in_short(error))
@@ -113,8 +109,7 @@ class PatientPodManager(PodManager):
         """Whether the container still runs: the provider asks when its log stream has ended."""
         believe = time.monotonic() + LOG_END_SECONDS
         while super().container_is_running(pod, container_name):
-            sidecar = container_name == PodDefaults.SIDECAR_CONTAINER_NAME  # has no log to end
-            if sidecar or time.monotonic() >= believe:
+            if container_name == XCOM_SIDECAR or time.monotonic() >= believe:
                 return True
             time.sleep(POLL_SECONDS)
         return False
@@ -134,9 +129,8 @@ class PatientPodManager(PodManager):
         while True:
             seen = self.read_pod(pod)
             beside = istio_enabled or (do_xcom_push and _has_xcom_sidecar(seen))
-            if seen.status.phase in PodPhase.terminal_states or (
-                beside and container_is_completed(seen, container_name)
-            ):
+            done = beside and container_is_completed(seen, container_name)
+            if done or seen.status.phase in PodPhase.terminal_states:
                 return seen
             time.sleep(polling_time)
 
@@ -153,7 +147,7 @@ class PatientPodManager(PodManager):
 
 
 def _has_xcom_sidecar(pod: k8s.V1Pod) -> bool:
-    return any(one.name == PodDefaults.SIDECAR_CONTAINER_NAME for one in pod.spec.containers)
+    return any(one.name == XCOM_SIDECAR for one in pod.spec.containers)
 
 
 def limit_requests(client: CoreV1Api) -> None:

@@ -30,9 +30,7 @@ def model_name() -> str:
 def model_dataset() -> Asset:
     """The dataset (Airflow 3: asset) that a new version of the model is an event of.
 
-    upload_model names it as its outlet whether inference waits for it or not: so the page shows
-    when models were registered, and other DAGs can be scheduled on it. Airflow 2 loads every
-    provider, and Flask, for a scheme that it does not know, unless it begins with `x-`.
+    Airflow 2 loads every provider, and Flask, for an unknown scheme that does not begin with `x-`.
     """
     return Asset(uri=f"x-ml-pipelines://models/{quote(model_name())}")
 
@@ -43,15 +41,10 @@ def schedule_of(dag_id: str, otherwise: str | None) -> str | None:
 
 
 def inference_schedule() -> Any:
-    """What the `schedule` of inference_dag is: a cron expression, None, or what a new model adds.
-
-    The expression means the same with and without models: it becomes the timetable that Airflow
-    itself makes of it (a data interval on Airflow 2, a trigger on Airflow 3).
-    """
-    cron = schedule_of("inference_dag", "0 9 * * *")
+    """The `schedule` of inference_dag: its clock, as Airflow makes one of it, or with models too."""
+    cron, models = schedule_of("inference_dag", "0 9 * * *"), [model_dataset()]
     if not load().get("inferenceOnNewModel"):
         return cron
-    models = [model_dataset()]
     if cron is None:
         return models
     clock = OnceTimetable() if cron == "@once" else CronTimetable(cron, timezone="UTC")

@@ -8,10 +8,9 @@ The chart writes one JSON file and mounts it, so that a change reaches the DAGs 
                "training_dag.train_model": {...}}, a task of one DAG
      "schedule": {"training_dag": "..."}, "modelName": "...", ...}
 
-`operator` holds arguments of PodOperator (times in seconds), `pod` a Pod as in Kubernetes. Both
-were checked when the values were: there is no second schema here, and a key that is not known is
-left alone, as chart and DAGs are rolled out apart. A file that cannot be read is an import error of
-the DAGs: a pipeline must not run with half of its settings.
+`operator` holds arguments of PodOperator (times in seconds), `pod` a Pod as in Kubernetes. The chart
+has checked both; a key that is not known is left alone, as chart and DAGs are rolled out apart. A
+file that cannot be read is an import error of the DAGs: none runs with half of its settings.
 """
 
 from __future__ import annotations
@@ -43,8 +42,7 @@ class SettingsError(ValueError):
 
 
 def load() -> dict[str, Any]:
-    """The file that ML_PIPELINES_SETTINGS names, else the chart's; without either, what the source
-    document has: its image, its claim, Weights & Biases.
+    """The file that ML_PIPELINES_SETTINGS names, else the chart's, else DOCUMENT.
 
     Raises SettingsError.
     """
@@ -72,31 +70,28 @@ def of_task(
     """
     settings = load()
     known, tasks = settings.get("presets") or {}, settings.get("tasks") or {}
-    for name in presets:
-        if name not in known:
-            there = ", ".join(sorted(known)) or "none"
-            raise SettingsError(f"preset {name!r} is not in pipelines.presets; there: {there}")
+    if missing := set(presets) - set(known):
+        there = ", ".join(sorted(known)) or "none"
+        raise SettingsError(f"no preset {', '.join(sorted(missing))} in the values; there: {there}")
     layers = [settings, *(known[name] for name in presets)]
     layers += [tasks.get(key) or {} for key in (task_id, f"{dag_id}.{task_id}")]
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = merge(merged, {key: layer.get(key) or {} for key in ("operator", "pod")})
-    arguments = {
-        # Helm reads a large number as 1e+06.
-        key: int(value) if isinstance(value, float) and value.is_integer() else value
-        for key, value in merged["operator"].items()
-    }
-    for key in DURATIONS:
-        if arguments.get(key) is not None:
-            arguments[key] = timedelta(seconds=arguments[key])
+    arguments = merged["operator"]
+    for key, value in arguments.items():
+        if isinstance(value, float) and value.is_integer():  # Helm reads a large number as 1e+06
+            arguments[key] = int(value)
+        if key in DURATIONS:
+            arguments[key] = timedelta(seconds=value)
     return arguments, merged["pod"]
 
 
 def merge(below: Any, above: Any, field: str = "") -> Any:
-    """`above` over `below`, as a strategic merge patch of Kubernetes.
+    """`above` over `below` (which `field` holds), as a strategic merge patch of Kubernetes.
 
-    Objects are merged by key, null takes a key away; lists of named things by their key (`field` is
-    the name of the list); all else is replaced.
+    Objects are merged by key, null takes a key away; lists of named things by their key; all else is
+    replaced.
     """
     if isinstance(below, dict) and isinstance(above, dict):
         merged = below | {
