@@ -56,6 +56,6 @@ def image_digest_of(task_id: str) -> str:
     """Template for the digest of the image that a task of the run (mapped: its first pod) ran, or ''."""
     return (
         f"{{% set result = ti.xcom_pull(task_ids='{task_id}') %}}"
-        "{% set one = result if result is mapping else (result or [])|first %}"
-        "{{ (one or {}).get('image_digest', '') }}"
+        "{% set one = result if result is mapping else (result or [{}])|first %}"
+        "{{ one.get('image_digest', '') }}"
     )

@@ -43,6 +43,109 @@ START = datetime(2024, 1, 1, tzinfo=UTC)
 RUN_ID = "manual__1"
 
 
+LABEL_OF = "metadata.labels['{}']"
+# Like what the chart writes: tests/chart has what it really writes.
+CHART_SETTINGS = {
+    "operator": {
+        "retries": 2,
+        "retry_delay": 10,
+        "execution_timeout": 3600,
+        "startup_timeout_seconds": 600,
+        "stuck_timeout_seconds": 120,
+        "namespace": "ml-pipelines",
+    },
+    "pod": {
+        "metadata": {"labels": {"app.kubernetes.io/component": "task"}},
+        "spec": {
+            "serviceAccountName": "ml-pipelines-task",
+            "imagePullSecrets": [{"name": "registry-login"}],
+            "terminationGracePeriodSeconds": 5,
+            "securityContext": {"runAsNonRoot": True, "runAsUser": 10001, "fsGroup": 10001},
+            "containers": [
+                {
+                    "name": "base",
+                    "image": "registry.example/classic-example:1",
+                    "imagePullPolicy": "IfNotPresent",
+                    "env": [
+                        {
+                            "name": "ML_PIPELINES_DAG",
+                            "valueFrom": {"fieldRef": {"fieldPath": LABEL_OF.format("dag_id")}},
+                        },
+                        {
+                            "name": "ML_PIPELINES_RUN",
+                            "valueFrom": {"fieldRef": {"fieldPath": LABEL_OF.format("run_id")}},
+                        },
+                        {
+                            "name": "ML_PIPELINES_RUN_DIRECTORY",
+                            "value": "$(ML_PIPELINES_DAG)/$(ML_PIPELINES_RUN)",
+                        },
+                    ],
+                    "resources": {
+                        "requests": {"cpu": "50m", "memory": "256Mi"},
+                        "limits": {"memory": "2Gi"},
+                    },
+                    "securityContext": {"allowPrivilegeEscalation": False},
+                    "volumeMounts": [
+                        {
+                            "name": "training-storage",
+                            "mountPath": "/tmp",
+                            "subPathExpr": "$(ML_PIPELINES_RUN_DIRECTORY)",
+                        }
+                    ],
+                }
+            ],
+            "volumes": [
+                {
+                    "name": "training-storage",
+                    "persistentVolumeClaim": {"claimName": "training-storage"},
+                }
+            ],
+        },
+    },
+    "presets": {
+        "registry": {
+            "pod": {
+                "spec": {
+                    "containers": [
+                        {
+                            "name": "base",
+                            "env": [
+                                {"name": "REGISTRY", "value": "wandb"},
+                                {"name": "WANDB_PROJECT", "value": "visible-project"},
+                                {
+                                    "name": "WANDB_API_KEY",
+                                    "valueFrom": {
+                                        "secretKeyRef": {
+                                            "name": "ml-pipelines-wandb",
+                                            "key": "api-key",
+                                            "optional": True,
+                                        }
+                                    },
+                                },
+                            ],
+                        }
+                    ]
+                }
+            }
+        }
+    },
+    "tasks": {
+        "train_model": {
+            "operator": {"execution_timeout": 7200},
+            "pod": {
+                "spec": {
+                    "containers": [{"name": "base", "resources": {"limits": {"memory": "4Gi"}}}]
+                }
+            },
+        },
+        "inference_dag.load_data": {"pod": {"spec": {"nodeSelector": {"pool": "inference"}}}},
+    },
+    "modelName": "airflow-pipeline",
+    "schedule": {"training_dag": None, "inference_dag": "0 9 * * *"},
+    "inferenceOnNewModel": False,
+}
+
+
 @pytest.fixture
 def settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Path]:
     """Write a settings file and make it the one that the DAGs read."""
@@ -54,6 +157,13 @@ def settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
         return path
 
     return write
+
+
+@pytest.fixture
+def chart_settings(settings_file: Callable[[Any], Path]) -> dict[str, Any]:
+    """Have the DAGs read a file like the chart's; what it says."""
+    settings_file(CHART_SETTINGS)
+    return CHART_SETTINGS
 
 
 @pytest.fixture(scope="session")
@@ -139,7 +249,7 @@ def render_pod(context_of: Callable[..., dict[str, Any]]) -> Callable[..., dict[
         context = context_of(task, run_id, results)
         task.render_template_fields(context)
         # The hook would look for a kubeconfig; the pod only says whether it ran in the cluster.
-        task.__dict__["hook"] = SimpleNamespace(is_in_cluster=True)
+        vars(task)["hook"] = SimpleNamespace(is_in_cluster=True, get_namespace=lambda: None)
         pod = task.build_pod_request_obj(context)
         return ApiClient().sanitize_for_serialization(pod)
 

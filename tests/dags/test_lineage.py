@@ -12,6 +12,7 @@ import pytest
 
 from ml_pipelines import lineage
 from ml_pipelines.lineage import dags_commit
+from tests.helpers.pipelines import stored
 
 OLD, NEW = "0a" * 20, "1b" * 20
 DIGEST = f"sha256:{'1a' * 32}"
@@ -113,11 +114,11 @@ def variables(pod: dict) -> dict[str, str]:
 
 
 def test_the_commit_is_filled_in_by_the_worker(load_dag, render_pod) -> None:
-    task = load_dag("training_dag").get_task("train_model")
-    (template,) = [one.value for one in task.env_vars if one.name == "ML_PIPELINES_DAGS_COMMIT"]
-    # So a DAG is stored alike from every commit, and a worker says which one it runs from.
-    assert template == "{{ dags_commit() }}"
-    assert variables(render_pod(task, "run"))["ML_PIPELINES_DAGS_COMMIT"] == dags_commit()
+    dag = load_dag("training_dag")
+    # A DAG is stored alike from every commit, and a worker says which one it runs from.
+    assert dags_commit() not in stored(dag)
+    pod = render_pod(dag.get_task("train_model"), "run")
+    assert variables(pod)["ML_PIPELINES_DAGS_COMMIT"] == dags_commit()
 
 
 @pytest.mark.parametrize(
@@ -129,8 +130,14 @@ def test_the_commit_is_filled_in_by_the_worker(load_dag, render_pod) -> None:
 )
 @pytest.mark.parametrize(
     ("results", "digest"),
-    [({"image_digest": DIGEST, "image": "i"}, DIGEST), ({"image": "i"}, ""), (None, "")],
-    ids=["known", "unknown", "did not run"],
+    [
+        ({"image_digest": DIGEST, "image": "i"}, DIGEST),
+        ([{"image_digest": DIGEST}, {"image_digest": "another"}], DIGEST),
+        ({"image": "i"}, ""),
+        ([], ""),
+        (None, ""),
+    ],
+    ids=["known", "mapped", "unknown", "mapped over nothing", "did not run"],
 )
 def test_the_digest_of_an_earlier_task_is_handed_on(
     load_dag,

@@ -1,55 +1,23 @@
-"""The pods that the tasks ask for: whole specifications, for a fixed run id."""
+"""The pods that the tasks of the two pipelines ask for: whole specifications, for a fixed run."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 
+from ml_pipelines import settings
 from ml_pipelines.lineage import dags_commit
 from tests.helpers.pipelines import EVERY_TASK
 
 RUN_ID = "manual__2026-11-23T09:00:00+00:00"
-RUN_DIRECTORY = "manual__2026-11-23T09-00-00-00-00-476cf0ba3706"
-
-SETTINGS = {
-    "namespace": "ml-pipelines",
-    "image": {
-        "reference": "registry.example/classic-example:1",
-        "pullPolicy": "IfNotPresent",
-        "pullSecrets": ["registry-login"],
-    },
-    "storage": {"claimName": "training-storage"},
-    "serviceAccountName": "ml-pipelines-task",
-    "registry": {"type": "mlflow", "mlflow": {"trackingUri": "http://ml-pipelines-mlflow:5000"}},
+REGISTRY_TASKS = {"upload_model", "load_model"}
+# What a task is told of one before it; nothing here, as nothing has run.
+OF_BEFORE = {
+    ("training_dag", "upload_model"): "ML_PIPELINES_TRAINING_IMAGE_DIGEST",
+    ("inference_dag", "clean_up"): "ML_PIPELINES_INFERENCE_IMAGE_DIGEST",
 }
-
-WANDB_SETTINGS = {
-    **SETTINGS,
-    "registry": {
-        "type": "wandb",
-        "wandb": {"project": "sentiment", "entity": "team", "secretName": "ml-pipelines-wandb"},
-    },
-}
-
-MLFLOW_ENV = [
-    {"name": "REGISTRY", "value": "mlflow"},
-    {"name": "MLFLOW_TRACKING_URI", "value": "http://ml-pipelines-mlflow:5000"},
-    {"name": "MLFLOW_EXPERIMENT_NAME", "value": "ml-pipelines"},
-]
-
-WANDB_ENV = [
-    {"name": "REGISTRY", "value": "wandb"},
-    {"name": "WANDB_PROJECT", "value": "sentiment"},
-    {"name": "WANDB_ENTITY", "value": "team"},
-    {
-        "name": "WANDB_API_KEY",
-        "valueFrom": {
-            "secretKeyRef": {"name": "ml-pipelines-wandb", "key": "api-key", "optional": True}
-        },
-    },
-]
-
 EMPTY = ["sh", "-ceu", "find /tmp -mindepth 1 -print -delete"]
 CLI = ["python", "classic_example/cli.py"]
 
@@ -81,78 +49,40 @@ COMMANDS = {
     ],
 }
 
-CLEANING = {"requests": {"cpu": "50m", "memory": "32Mi"}, "limits": {"memory": "128Mi"}}
-WORK = {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}}
-TRAINING = {"requests": {"cpu": "200m", "memory": "1Gi"}, "limits": {"memory": "4Gi"}}
-RESOURCES = {
-    "clean_storage_before_start": CLEANING,
-    "load_data": WORK,
-    "train_model": TRAINING,
-    "upload_model": WORK,
-    "load_model": WORK,
-    "run_inference": WORK,
-    "clean_up": CLEANING,
-}
-DEADLINES = {"clean_storage_before_start": 960, "train_model": 7260, "clean_up": 960}
-REGISTRY_TASKS = {"upload_model", "load_model"}
-# What a task is told of one before it; nothing here, as nothing has run.
-OF_BEFORE = {
-    ("training_dag", "upload_model"): "ML_PIPELINES_TRAINING_IMAGE_DIGEST",
-    ("inference_dag", "clean_up"): "ML_PIPELINES_INFERENCE_IMAGE_DIGEST",
-}
 
 
-def expected_spec(dag_id: str, task_id: str, registry_env: list[dict]) -> dict:
-    of_before = OF_BEFORE.get((dag_id, task_id))
-    directory = f"{dag_id}/{RUN_DIRECTORY}"
-    return {
-        "activeDeadlineSeconds": DEADLINES.get(task_id, 3660),
+def expected_spec(
+    chart: dict[str, Any], dag_id: str, task_id: str, cmds: list[str]
+) -> dict[str, Any]:
+    """The Pod of the values, and what operator and task add to it."""
+    spec = copy.deepcopy(chart["pod"]["spec"])
+    (container,) = spec["containers"]
+    container["env"][:0] = [
+        {"name": "ML_PIPELINES_DAG_ID", "value": dag_id},
+        {"name": "ML_PIPELINES_RUN_ID", "value": RUN_ID},
+        {"name": "ML_PIPELINES_DAGS_COMMIT", "value": dags_commit()},
+        {"name": "ML_PIPELINES_IMAGE", "value": "registry.example/classic-example:1"},
+    ]
+    if task_id in REGISTRY_TASKS:
+        preset = chart["presets"]["registry"]["pod"]["spec"]
+        container["env"] += preset["containers"][0]["env"]
+    if of_before := OF_BEFORE.get((dag_id, task_id)):
+        container["env"].append({"name": of_before, "value": ""})
+    container |= {
+        "command": COMMANDS.get((dag_id, task_id), cmds),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+    seconds = 3600
+    if task_id == "train_model":
+        container["resources"]["limits"]["memory"] = "4Gi"
+        seconds = 7200
+    if (dag_id, task_id) == ("inference_dag", "load_data"):
+        spec["nodeSelector"] = {"pool": "inference"}
+    return spec | {
+        "activeDeadlineSeconds": seconds + 60,
         "automountServiceAccountToken": False,
-        "containers": [
-            {
-                "name": "base",
-                "image": "registry.example/classic-example:1",
-                "imagePullPolicy": "IfNotPresent",
-                "command": COMMANDS.get((dag_id, task_id)),
-                "env": [
-                    {"name": "ML_PIPELINES_DAG_ID", "value": dag_id},
-                    {"name": "ML_PIPELINES_RUN_ID", "value": RUN_ID},
-                    {"name": "ML_PIPELINES_RUN_DIRECTORY", "value": directory},
-                    {"name": "ML_PIPELINES_IMAGE", "value": "registry.example/classic-example:1"},
-                    {"name": "ML_PIPELINES_DAGS_COMMIT", "value": dags_commit()},
-                    *(registry_env if task_id in REGISTRY_TASKS else []),
-                    *([{"name": of_before, "value": ""}] if of_before else []),
-                ],
-                "resources": RESOURCES[task_id],
-                "securityContext": {
-                    "allowPrivilegeEscalation": False,
-                    "capabilities": {"drop": ["ALL"]},
-                },
-                "terminationMessagePolicy": "FallbackToLogsOnError",
-                "volumeMounts": [
-                    {"name": "training-storage", "mountPath": "/tmp", "subPath": directory}
-                ],
-            }
-        ],
         "enableServiceLinks": False,
-        "imagePullSecrets": [{"name": "registry-login"}],
         "restartPolicy": "Never",
-        "securityContext": {
-            "fsGroup": 10001,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "runAsGroup": 10001,
-            "runAsNonRoot": True,
-            "runAsUser": 10001,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "serviceAccountName": "ml-pipelines-task",
-        "terminationGracePeriodSeconds": 5,
-        "volumes": [
-            {
-                "name": "training-storage",
-                "persistentVolumeClaim": {"claimName": "training-storage"},
-            }
-        ],
     }
 
 
@@ -165,19 +95,15 @@ def without_empty(value: object) -> object:
     return value
 
 
-@pytest.mark.parametrize("registry", ["mlflow", "wandb"])
 @pytest.mark.parametrize(("dag_id", "task_id"), EVERY_TASK)
-def test_pod(load_dag, settings_file, render_pod, dag_id: str, task_id: str, registry: str) -> None:
-    settings_file(SETTINGS if registry == "mlflow" else WANDB_SETTINGS)
-    pod = render_pod(load_dag(dag_id).get_task(task_id), RUN_ID)
+def test_pod(load_dag, chart_settings, render_pod, dag_id: str, task_id: str) -> None:
+    task = load_dag(dag_id).get_task(task_id)
+    pod = render_pod(task, RUN_ID)
 
     spec = without_empty(pod["spec"])
     spec.pop("hostNetwork", None)
-    expected = expected_spec(dag_id, task_id, MLFLOW_ENV if registry == "mlflow" else WANDB_ENV)
-    if (dag_id, task_id) == ("inference_dag", "clean_up"):  # see test_cleaning.py
-        script = spec["containers"][0]["command"][-1]
-        expected["containers"][0]["command"] = ["sh", "-ceu", script]
-    assert spec == expected
+    # The script that is not in COMMANDS is run in test_cleaning.py.
+    assert spec == without_empty(expected_spec(chart_settings, dag_id, task_id, task.cmds))
 
     name, _, suffix = pod["metadata"]["name"].rpartition("-")
     assert (name, len(suffix)) == (task_id.replace("_", "-"), 8)
@@ -185,15 +111,16 @@ def test_pod(load_dag, settings_file, render_pod, dag_id: str, task_id: str, reg
     labels = pod["metadata"]["labels"]
     assert labels["dag_id"] == dag_id
     assert labels["task_id"] == task_id
-    assert labels["app.kubernetes.io/name"] == "ml-pipelines"
     assert labels["app.kubernetes.io/component"] == "task"
+    assert labels["kubernetes_pod_operator"] == "True"  # the janitor looks for it
 
 
 @pytest.mark.parametrize(("dag_id", "task_id"), EVERY_TASK)
 def test_pod_holds_for_the_documents_settings(
-    load_dag, render_pod, dag_id: str, task_id: str
+    load_dag, render_pod, monkeypatch, dag_id: str, task_id: str
 ) -> None:
     """Without a settings file, as under `airflow standalone`."""
+    monkeypatch.setattr(settings, "DEFAULT_PATH", "/nowhere/settings.json")
     pod = render_pod(load_dag(dag_id).get_task(task_id), RUN_ID)
     container = pod["spec"]["containers"][0]
 
@@ -204,23 +131,73 @@ def test_pod_holds_for_the_documents_settings(
     env = {variable["name"]: variable.get("value") for variable in container["env"]}
     if task_id in REGISTRY_TASKS:
         assert env["REGISTRY"] == "wandb"
-        assert env["WANDB_PROJECT"] == "planted-project"
         assert env["WANDB_API_KEY"] is None
     else:
         assert {name for name in env if not name.startswith("ML_PIPELINES_")} == set()
 
 
-@pytest.mark.parametrize(("dag_id", "task_id"), EVERY_TASK)
-def test_two_runs_in_one_process_get_directories_of_their_own(
-    load_dag, render_pod, dag_id: str, task_id: str
+def test_the_values_win_over_what_the_operator_adds_and_the_task_over_both(
+    make_task, settings_file, render_pod
 ) -> None:
-    def sub_path(pod: dict) -> str:
-        return pod["spec"]["containers"][0]["volumeMounts"][0]["subPath"]
+    values = {"name": "base", "env": [{"name": "ML_PIPELINES_RUN_ID", "value": "values"}]}
+    settings_file({"pod": {"spec": {"containers": [values], "activeDeadlineSeconds": 7}}})
+    task = make_task(image="i:1", env_vars={"ML_PIPELINES_IMAGE": "task"})
+    spec = render_pod(task, RUN_ID)["spec"]
+    env = {one["name"]: one["value"] for one in spec["containers"][0]["env"]}
+    assert env["ML_PIPELINES_RUN_ID"] == "values"
+    assert env["ML_PIPELINES_IMAGE"] == "task"
+    assert spec["activeDeadlineSeconds"] == 7
 
-    task = load_dag(dag_id).get_task(task_id)
-    # The worker renders a copy of the task, the copies share nothing that rendering writes to.
-    first = render_pod(copy.deepcopy(task), "a:b")
-    second = render_pod(copy.deepcopy(task), "a+b")
-    assert sub_path(first) != sub_path(second)
-    assert sub_path(first).startswith(f"{dag_id}/a-b-")
-    assert sub_path(second).startswith(f"{dag_id}/a-b-")
+
+def test_a_pod_says_which_image_it_was_asked_to_run(make_task, settings_file, render_pod) -> None:
+    settings_file({"pod": {"spec": {"containers": [{"name": "base", "image": "values:1"}]}}})
+    for arguments, image in (({}, "values:1"), ({"image": "task:1"}, "task:1")):
+        spec = render_pod(make_task(**arguments), RUN_ID)["spec"]
+        env = {one["name"]: one["value"] for one in spec["containers"][0]["env"]}
+        assert env["ML_PIPELINES_IMAGE"] == spec["containers"][0]["image"] == image
+
+
+def test_text_of_the_values_is_no_template(make_task, settings_file, render_pod) -> None:
+    env = [{"name": "PROMPT", "value": "Answer: {{ question }}"}]
+    settings_file({"pod": {"spec": {"containers": [{"name": "base", "env": env}]}}})
+    spec = render_pod(make_task(image="i"), RUN_ID)["spec"]
+    assert spec["containers"][0]["env"][-1]["value"] == "Answer: {{ question }}"
+
+
+def test_a_volume_of_the_task_takes_the_place_of_the_values(
+    make_task, settings_file, render_pod
+) -> None:
+    mount = {"name": "storage", "mountPath": "/tmp/"}
+    settings_file(
+        {
+            "pod": {
+                "spec": {
+                    "containers": [{"name": "base", "volumeMounts": [mount]}],
+                    "volumes": [{"name": "storage", "emptyDir": {}}],
+                }
+            }
+        }
+    )
+    from kubernetes.client import models as k8s
+
+    memory = k8s.V1EmptyDirVolumeSource(medium="Memory")
+    task = make_task(
+        image="i",
+        volumes=[k8s.V1Volume(name="storage", empty_dir=memory)],
+        volume_mounts=[k8s.V1VolumeMount(name="storage", mount_path="/tmp", read_only=True)],
+    )
+    spec = render_pod(task, RUN_ID)["spec"]
+    assert spec["volumes"] == [{"name": "storage", "emptyDir": {"medium": "Memory"}}]
+    (mount,) = spec["containers"][0]["volumeMounts"]
+    assert mount == {"name": "storage", "mountPath": "/tmp", "readOnly": True}
+
+
+def test_a_container_of_another_name_is_the_base_of_the_values(
+    make_task, settings_file, render_pod
+) -> None:
+    base = {"name": "base", "image": "values:1", "resources": {"limits": {"nvidia.com/gpu": "1"}}}
+    settings_file({"pod": {"spec": {"containers": [base, {"name": "beside", "image": "b"}]}}})
+    spec = render_pod(make_task(base_container_name="main"), RUN_ID)["spec"]
+    assert [one["name"] for one in spec["containers"]] == ["main", "beside"]
+    assert spec["containers"][0]["image"] == "values:1"
+    assert spec["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "1"}

@@ -1,38 +1,15 @@
-"""What holds for every task, and that overrides reach the task they name and no other."""
+"""What a task gets from the values, its DAG and itself, and in which order."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
 import pytest
+from airflow import DAG
 
-from tests.helpers.pipelines import EVERY_TASK
-
-
-@pytest.mark.parametrize(("dag_id", "task_id"), EVERY_TASK)
-def test_task_follows_the_rules(load_dag, settings_file, dag_id: str, task_id: str) -> None:
-    settings_file({"image": {"reference": "r.example/i@sha256:abc", "pullPolicy": "IfNotPresent"}})
-    task = load_dag(dag_id).get_task(task_id)
-
-    assert task.image == "r.example/i@sha256:abc"
-    assert task.retries == 2
-    assert task.retry_delay == timedelta(seconds=10)
-    assert task.execution_timeout > timedelta(seconds=task.startup_timeout_seconds)
-    assert task.stuck_timeout_seconds < task.startup_timeout_seconds
-    assert task.failed_pod_ttl_seconds == 900
-    # Airflow's limit comes first: it deletes the pod, the deadline only ends it.
-    assert task.active_deadline_seconds > task.execution_timeout.total_seconds()
-    assert task.container_resources.requests
-    assert task.container_resources.limits
-    assert task.on_finish_action == "delete_pod"
-    assert task.reattach_on_restart is True
-    assert task.log_pod_spec_on_failure is False
-    assert task.log_events_on_failure is True
-    assert task.deferrable is False
-    assert task.startup_check_interval_seconds == 0.5
-    assert task.random_name_suffix is True
-    assert not task.hostnetwork
-    assert task.in_cluster is None  # in the cluster its service account, outside a kubeconfig
+from ml_pipelines import PodOperator
+from tests.dags.conftest import START
+from tests.helpers.pipelines import EVERY_TASK, stored
 
 
 def test_every_task_is_listed_here(load_dag) -> None:
@@ -44,6 +21,22 @@ def test_every_task_is_listed_here(load_dag) -> None:
     assert tasks == set(EVERY_TASK)
 
 
+@pytest.mark.parametrize(("dag_id", "task_id"), EVERY_TASK)
+def test_a_failed_pod_stays_and_nothing_secret_is_logged(
+    load_dag, chart_settings, dag_id: str, task_id: str
+) -> None:
+    task = load_dag(dag_id).get_task(task_id)
+    assert task.retries == 2
+    assert task.retry_delay == timedelta(seconds=10)
+    assert task.on_finish_action == "delete_succeeded_pod"
+    assert task.reattach_on_restart is True
+    assert task.log_pod_spec_on_failure is False
+    assert task.log_events_on_failure is True
+    assert task.deferrable is False
+    assert task.stuck_timeout_seconds < task.startup_timeout_seconds
+    assert task.startup_timeout_seconds < task.execution_timeout.total_seconds()
+
+
 @pytest.mark.parametrize("dag_id", ["training_dag", "inference_dag"])
 def test_clean_up_is_a_teardown_without_setups(load_dag, dag_id: str) -> None:
     dag = load_dag(dag_id)
@@ -52,112 +45,105 @@ def test_clean_up_is_a_teardown_without_setups(load_dag, dag_id: str) -> None:
     assert dag.get_task("clean_up").on_failure_fail_dagrun is False
 
 
-OVERRIDES = {
-    "retries": 7,
-    "retryDelaySeconds": 77,
-    "startupTimeoutSeconds": 777,
-    "stuckTimeoutSeconds": 77,
-    "executionTimeoutSeconds": 7777,
-    "failedPodTtlSeconds": 7,
-    "resources": {"requests": {"cpu": "7"}, "limits": {"nvidia.com/gpu": "1"}},
-    "nodeSelector": {"pool": "gpu"},
-    "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
-    "affinity": {
-        "nodeAffinity": {
-            "requiredDuringSchedulingIgnoredDuringExecution": {
-                "nodeSelectorTerms": [
-                    {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}
-                ]
-            }
-        }
+def test_what_a_task_says_wins_over_its_dag_over_the_values_over_the_house(
+    make_task, settings_file
+) -> None:
+    settings_file({"operator": {"retries": 1, "startup_timeout_seconds": 1, "queue": "values"}})
+    by_dag = {"retries": 2, "queue": "dag", "stuck_timeout_seconds": 22}
+    task = make_task(default_args=by_dag, retries=3)
+    assert (task.retries, task.queue) == (3, "dag")
+    assert (task.startup_timeout_seconds, task.stuck_timeout_seconds) == (1, 22)
+    assert task.startup_check_interval_seconds == 0.5
+
+
+@pytest.mark.parametrize(
+    ("said", "sidecar", "pushes"),
+    [(None, False, True), (True, True, True), (False, False, False)],
+)
+@pytest.mark.parametrize("layer", ["values", "DAG", "task"])
+def test_do_xcom_push_may_be_said_in_every_layer(
+    make_task, settings_file, layer: str, said: bool | None, sidecar: bool, pushes: bool
+) -> None:
+    given = {} if said is None else {"do_xcom_push": said}
+    settings_file({"operator": given} if layer == "values" else {})
+    task = make_task(
+        default_args=given if layer == "DAG" else {}, **(given if layer == "task" else {})
+    )
+    assert (task.xcom_sidecar, task.do_xcom_push) == (sidecar, pushes)
+
+
+VALUES = {
+    "operator": {"retries": 1, "execution_timeout": 60},
+    "tasks": {
+        "g.score": {"operator": {"retries": 7, "execution_timeout": 77}},
+        "churn.score": {"operator": {"retries": 8, "execution_timeout": 88}},
     },
-    "env": {
-        "BATCH_SIZE": "16",
-        "ML_PIPELINES_RUN_ID": "from the settings",
-        "TOKEN": {"valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},
-    },
-    "envFrom": [
-        {"configMapRef": {"name": "more", "optional": True}},
-        {"secretRef": {"name": "hub"}, "prefix": "HUB_"},
-    ],
-    "labels": {"team": "nlp"},
-    "annotations": {"note": "x"},
-    "priorityClassName": "high",
-    "runtimeClassName": "nvidia",
-    "serviceAccountName": "trainer",
-    "image": "registry.example/gpu@sha256:abc",
+    "presets": {"gpu": {"operator": {"pool": "gpu"}}},
 }
 
 
-def changed(task, render_pod) -> dict[str, object]:
-    """The part of a task and its pod that OVERRIDES can reach, in the same shape."""
-    pod = render_pod(task, "run")
-    spec = pod["spec"]
-    container = spec["containers"][0]
-    return {
-        "retries": task.retries,
-        "retryDelaySeconds": task.retry_delay.total_seconds(),
-        "startupTimeoutSeconds": task.startup_timeout_seconds,
-        "stuckTimeoutSeconds": task.stuck_timeout_seconds,
-        "executionTimeoutSeconds": task.execution_timeout.total_seconds(),
-        "failedPodTtlSeconds": task.failed_pod_ttl_seconds,
-        "activeDeadlineSeconds": spec["activeDeadlineSeconds"],
-        "resources": container["resources"],
-        "nodeSelector": spec.get("nodeSelector") or {},
-        "tolerations": spec.get("tolerations") or [],
-        "affinity": spec.get("affinity") or {},
-        "env": {
-            variable["name"]: variable.get("value", variable.get("valueFrom"))
-            for variable in container["env"]
-        },
-        "envFrom": container.get("envFrom") or [],
-        "team": pod["metadata"]["labels"].get("team"),
-        "annotations": pod["metadata"].get("annotations") or {},
-        "priorityClassName": spec.get("priorityClassName"),
-        "runtimeClassName": spec.get("runtimeClassName"),
-        "serviceAccountName": spec.get("serviceAccountName"),
-        "image": container["image"],
-    }
+def mapped(group: str | None = None, **arguments):
+    """A mapped task, of the DAG `churn`, and as it is unmapped for its first pod."""
+    try:
+        from airflow.sdk import TaskGroup
+    except ImportError:  # Airflow 2
+        from airflow.utils.task_group import TaskGroup
+
+    default_args = arguments.pop("default_args", {})
+    with DAG("churn", schedule=None, start_date=START, default_args=default_args):
+
+        def make():
+            partial = PodOperator.partial(task_id="score", image="i", **arguments)
+            return partial.expand(cmds=[["a"], ["b"]])
+
+        if group is None:
+            return make()
+        with TaskGroup(group):
+            return make()
 
 
-def test_override_reaches_its_task_whole(load_dag, settings_file, render_pod) -> None:
-    settings_file({"tasks": {"train_model": OVERRIDES}})
-    found = changed(load_dag("training_dag").get_task("train_model"), render_pod)
-    env = found.pop("env")
-    assert found == {key: OVERRIDES[key] for key in OVERRIDES if key not in ("env", "labels")} | {
-        "activeDeadlineSeconds": 7837,
-        "resources": {
-            "requests": {"cpu": "7", "memory": "1Gi"},
-            "limits": {"memory": "4Gi", "nvidia.com/gpu": "1"},
-        },
-        "team": "nlp",
-    }
-    assert env["BATCH_SIZE"] == "16"
-    assert env["ML_PIPELINES_RUN_ID"] == "from the settings"
-    assert env["TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
-    # What a model says of its origin is the image that trains it.
-    assert env["ML_PIPELINES_IMAGE"] == "registry.example/gpu@sha256:abc"
-
-
-@pytest.mark.parametrize(("dag_id", "task_id"), EVERY_TASK)
-def test_override_of_one_task_leaves_the_others(
-    load_dag, settings_file, render_pod, dag_id: str, task_id: str
+@pytest.mark.parametrize(("group", "retries"), [(None, 8), ("g", 7), ("other", 1)])
+def test_a_mapped_task_gets_its_retries_and_limits_from_the_values(
+    settings_file, group: str | None, retries: int
 ) -> None:
-    settings_file({})
-    before = changed(load_dag(dag_id).get_task(task_id), render_pod)
-    settings_file({"tasks": {"train_model": OVERRIDES}})
-    after = changed(load_dag(dag_id).get_task(task_id), render_pod)
-    assert (before == after) is (task_id != "train_model")
+    settings_file(VALUES)
+    task = mapped(group, presets=["gpu"])
+    assert task.retries == retries
+    assert task.execution_timeout == timedelta(seconds=60 if retries == 1 else retries * 11)
+    assert task.pool == "gpu"
+    assert f'"retries": {retries}' in stored(task.dag)
 
 
-@pytest.mark.parametrize(("dag_id", "task_id"), EVERY_TASK)
-def test_defaults_reach_every_task(
-    load_dag, settings_file, render_pod, dag_id: str, task_id: str
-) -> None:
-    settings_file({"defaults": OVERRIDES})
-    found = changed(load_dag(dag_id).get_task(task_id), render_pod)
-    assert found["retries"] == 7
-    assert found["nodeSelector"] == {"pool": "gpu"}
-    assert found["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert found["serviceAccountName"] == "trainer"
-    assert found["image"] == "registry.example/gpu@sha256:abc"
+def test_a_mapped_task_and_its_dag_win_over_the_values(settings_file) -> None:
+    settings_file(VALUES)
+    assert mapped(default_args={"retries": 5}).retries == 5
+    assert mapped(default_args={"retries": 5}, retries=6).retries == 6
+    assert mapped(default_args={"retries": 5}).execution_timeout == timedelta(seconds=88)
+
+
+def test_an_unmapped_task_is_the_one_of_the_values(settings_file) -> None:
+    settings_file(VALUES)
+    task = mapped("g")
+    one = task.unmap({"cmds": ["a"]})
+    assert one.task_id == "g.score"
+    assert one.retries == 7
+    assert one.cmds == ["a"]
+    assert one.stuck_timeout_seconds == 120
+
+
+def test_a_task_in_a_group_has_its_whole_id_in_the_values(settings_file, render_pod) -> None:
+    settings_file(
+        {"tasks": {"g.score": {"operator": {"retries": 7}, "pod": {"spec": {"hostname": "h"}}}}}
+    )
+    try:
+        from airflow.sdk import TaskGroup
+    except ImportError:  # Airflow 2
+        from airflow.utils.task_group import TaskGroup
+
+    with DAG("churn", schedule=None, start_date=START):
+        with TaskGroup("g"):
+            task = PodOperator(task_id="score", image="i")
+        alone = PodOperator(task_id="score", image="i")
+    assert (task.retries, alone.retries) == (7, 0)
+    assert render_pod(task, "r")["spec"]["hostname"] == "h"
+    assert "hostname" not in render_pod(alone, "r")["spec"]

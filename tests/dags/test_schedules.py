@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 
 from ml_pipelines.schedules import DATASETS, model_dataset
-from ml_pipelines.settings import parse_settings
 from tests.helpers.pipelines import stored
 
 UPLOAD = "upload_model"
-MODEL = "ml-pipelines://models/airflow-pipeline"
+PRESETS = {"presets": {"registry": {}}}
+MODEL = "x-ml-pipelines://models/airflow-pipeline"
 
 
 def waited_for(dag: object) -> set[str]:
@@ -28,7 +28,8 @@ def waited_for(dag: object) -> set[str]:
 @pytest.fixture
 def inference(load_dag, settings_file):
     def load(cron: str | None, *, on_new_model: bool):
-        settings_file({"schedule": {"inference_dag": cron}, "inferenceOnNewModel": on_new_model})
+        schedule = {"inference_dag": cron}
+        settings_file(PRESETS | {"schedule": schedule, "inferenceOnNewModel": on_new_model})
         return load_dag("inference_dag")
 
     return load
@@ -67,22 +68,21 @@ def test_with_the_switch_and_no_schedule_only_models_count(inference) -> None:
 def test_upload_model_announces_the_model_that_inference_waits_for(
     load_dag, settings_file, on_new_model: bool
 ) -> None:
-    settings_file({"inferenceOnNewModel": on_new_model, "registry": {"modelName": "größe"}})
+    settings_file(PRESETS | {"inferenceOnNewModel": on_new_model, "modelName": "größe"})
     training, inference = load_dag("training_dag"), load_dag("inference_dag")
     announced = {task.task_id: {one.uri for one in task.outlets} for task in training.tasks}
-    assert announced.pop("upload_model") == {"ml-pipelines://models/gr%C3%B6%C3%9Fe"}
+    assert announced.pop("upload_model") == {"x-ml-pipelines://models/gr%C3%B6%C3%9Fe"}
     assert set().union(*announced.values()) == set()
     assert waited_for(inference) == (
-        {"ml-pipelines://models/gr%C3%B6%C3%9Fe"} if on_new_model else set()
+        {"x-ml-pipelines://models/gr%C3%B6%C3%9Fe"} if on_new_model else set()
     )
 
 
-def test_another_model_is_another_dataset() -> None:
-    first, second = (
-        model_dataset(parse_settings({"registry": {"modelName": name}}, "test", {}).registry)
-        for name in ("one", "two")
-    )
-    assert first.uri != second.uri
+def test_another_model_is_another_dataset(settings_file) -> None:
+    settings_file({"modelName": "one"})
+    first = model_dataset()
+    settings_file({"modelName": "two"})
+    assert first.uri != model_dataset().uri
 
 
 @pytest.mark.skipif(DATASETS != "datasets", reason="asks the scheduler of Airflow 2.9 itself")
@@ -97,7 +97,7 @@ def test_a_registered_model_starts_one_run_with_the_switch_and_none_without(
     from airflow.models import DagModel, DagRun
     from airflow.models.serialized_dag import SerializedDagModel
 
-    settings_file({"inferenceOnNewModel": on_new_model})
+    settings_file(PRESETS | {"inferenceOnNewModel": on_new_model})
     dags = {dag_id: load_dag(dag_id) for dag_id in ("training_dag", "inference_dag")}
     scheduler = SchedulerJobRunner(job=Job())
     scheduler.dagbag = SimpleNamespace(

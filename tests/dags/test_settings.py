@@ -1,188 +1,211 @@
-"""The settings file: defaults, overrides, and one clear message per fault."""
+"""The settings file: what reaches which task, and what is told when it cannot be read."""
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ml_pipelines.settings import (
-    TASK_IDS,
-    Settings,
-    SettingsError,
-    load_settings,
-    parse_settings,
-)
-
-SOURCE = "/etc/settings.json"
+from ml_pipelines import settings
+from ml_pipelines.settings import SettingsError, load, merge, of_task
 
 
-def parse(content: object) -> Settings:
-    return parse_settings(content, SOURCE, {})
-
-
-def test_what_the_file_says_is_read() -> None:
-    """That the chart writes such files, whole ones, is in tests/chart/test_settings.py."""
-    settings = parse(
+def test_a_task_takes_every_layer_and_the_nearest_wins(settings_file) -> None:
+    settings_file(
         {
-            "namespace": "ml-pipelines",
-            "image": {"reference": "r.example/i:1", "pullPolicy": "Never", "pullSecrets": ["a"]},
-            "storage": {"claimName": "claim"},
-            "registry": {"type": "mlflow", "mlflow": {"trackingUri": "http://mlflow:5000"}},
-            "schedule": {"training_dag": "@daily", "inference_dag": "0 10 * * *"},
-            "inferenceOnNewModel": True,
+            "operator": {"retries": 1, "queue": "all", "pool": "all", "owner": "all"},
+            "presets": {"gpu": {"operator": {"retries": 2, "queue": "gpu", "pool": "gpu"}}},
+            "tasks": {
+                "train": {"operator": {"retries": 3, "queue": "train"}},
+                "a_dag.train": {"operator": {"retries": 4}},
+                "train_again": {"operator": {"retries": 5}},
+            },
         }
     )
-    assert settings.namespace == "ml-pipelines"
-    assert settings.image.reference == "r.example/i:1"
-    assert settings.image.pull_policy == "Never"
-    assert settings.image.pull_secrets == ("a",)
-    assert settings.claim_name == "claim"
-    assert settings.registry.type == "mlflow"
-    assert settings.registry.mlflow.tracking_uri == "http://mlflow:5000"
-    assert settings.schedules == {"training_dag": "@daily", "inference_dag": "0 10 * * *"}
-    assert settings.inference_on_new_model is True
-    assert settings.task("train_model").image == "r.example/i:1"
+    every = {"retries": 1, "queue": "all", "pool": "all", "owner": "all"}
+    assert of_task("a_dag", "load")[0] == every
+    assert of_task("a_dag", "load", ["gpu"])[0] == every | {
+        "retries": 2,
+        "queue": "gpu",
+        "pool": "gpu",
+    }
+    assert of_task("another", "train")[0] == every | {"retries": 3, "queue": "train"}
+    of_one = every | {"retries": 4, "queue": "train"}
+    assert of_task("a_dag", "train")[0] == of_one
+    assert of_task("a_dag", "train", ["gpu"])[0] == of_one | {"pool": "gpu"}
+
+
+def test_presets_are_laid_over_each_other_in_their_order(settings_file) -> None:
+    presets = {name: {"operator": {"queue": name}} for name in ("one", "two")}
+    settings_file({"presets": presets})
+    assert of_task("d", "t", ["one", "two"])[0] == {"queue": "two"}
+    assert of_task("d", "t", ["two", "one"])[0] == {"queue": "one"}
+
+
+def test_a_preset_that_is_not_there_is_named(settings_file) -> None:
+    settings_file({"presets": {"registry": {}, "gpu": {}}})
+    with pytest.raises(SettingsError, match=r"no preset cpu in the values; there: gpu, registry"):
+        of_task("d", "t", ["gpu", "cpu"])
+    settings_file({})
+    with pytest.raises(SettingsError, match="there: none"):
+        of_task("d", "t", ["cpu"])
+
+
+def test_times_are_seconds_and_large_numbers_stay_whole(settings_file) -> None:
+    # Helm reads a large number as 1e+06.
+    settings_file(
+        {"operator": {"retry_delay": 10, "execution_timeout": 1e6, "priority_weight": 2e6}}
+    )
+    arguments, _ = of_task("d", "t")
+    assert arguments == {
+        "retry_delay": timedelta(seconds=10),
+        "execution_timeout": timedelta(seconds=1_000_000),
+        "priority_weight": 2_000_000,
+    }
+    assert isinstance(arguments["priority_weight"], int)
+
+
+@pytest.mark.parametrize("layer", [{"pod": None, "operator": None}, {}])
+def test_a_layer_may_be_empty(settings_file, layer: dict[str, Any]) -> None:
+    settings_file({**layer, "tasks": {"t": layer}, "presets": {"p": layer}})
+    assert of_task("d", "t", ["p"]) == ({}, {})
+
+
+@pytest.mark.parametrize("key", ["tasks", "presets"])
+def test_no_tasks_and_no_presets(settings_file, key: str) -> None:
+    settings_file({key: None})
+    assert of_task("d", "t") == ({}, {})
+
+
+CONTAINER = {"name": "base", "image": "a:1", "env": [{"name": "A", "value": "1"}]}
+
+
+@pytest.mark.parametrize(
+    ("below", "above", "merged"),
+    [
+        ({"a": 1, "b": {"c": 1}}, {"b": {"d": 2}}, {"a": 1, "b": {"c": 1, "d": 2}}),
+        ({"a": 1, "b": {"c": 1}}, {"a": None, "b": {"c": None}}, {"b": {}}),
+        ({}, {"a": {"b": None, "c": 1}}, {"a": {"c": 1}}),
+        ({"a": {"b": 1}}, {"a": "text"}, {"a": "text"}),
+        ({"args": ["a", "b"]}, {"args": ["c"]}, {"args": ["c"]}),
+        ({"tolerations": [{"key": "a"}]}, {"tolerations": []}, {"tolerations": []}),
+        ({"a": False}, {"a": True}, {"a": True}),
+        ({"a": True}, {"a": False}, {"a": False}),
+        # Containers by name, merged; a variable has one source, a volume is of one kind.
+        (
+            {"containers": [CONTAINER, {"name": "second"}]},
+            {
+                "containers": [
+                    {"name": "third"},
+                    {"name": "base", "image": "b:1", "env": [{"name": "B", "value": "2"}]},
+                ]
+            },
+            {
+                "containers": [
+                    CONTAINER
+                    | {
+                        "image": "b:1",
+                        "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}],
+                    },
+                    {"name": "second"},
+                    {"name": "third"},
+                ]
+            },
+        ),
+        (
+            {"env": [{"name": "A", "value": "1"}, {"name": "B", "value": "1"}]},
+            {"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s"}}}]},
+            {
+                "env": [
+                    {"name": "A", "valueFrom": {"secretKeyRef": {"name": "s"}}},
+                    {"name": "B", "value": "1"},
+                ]
+            },
+        ),
+        (
+            {"volumes": [{"name": "v", "emptyDir": {}}]},
+            {"volumes": [{"name": "v", "configMap": {"name": "m"}}]},
+            {"volumes": [{"name": "v", "configMap": {"name": "m"}}]},
+        ),
+        (
+            {"volumeMounts": [{"name": "a", "mountPath": "/tmp"}]},
+            {
+                "volumeMounts": [
+                    {"name": "b", "mountPath": "/tmp"},
+                    {"name": "b", "mountPath": "/x"},
+                ]
+            },
+            {
+                "volumeMounts": [
+                    {"name": "b", "mountPath": "/tmp"},
+                    {"name": "b", "mountPath": "/x"},
+                ]
+            },
+        ),
+        (
+            {"initContainers": [{"name": "i", "image": "a"}]},
+            {"initContainers": [{"name": "i", "args": ["x"]}]},
+            {"initContainers": [{"name": "i", "image": "a", "args": ["x"]}]},
+        ),
+    ],
+)
+def test_merge_is_a_strategic_merge_patch(below: Any, above: Any, merged: Any) -> None:
+    assert merge(below, above) == merged
+
+
+def test_merge_leaves_what_it_is_given() -> None:
+    below, above = {"containers": [CONTAINER]}, {"containers": [{"name": "base", "image": "b"}]}
+    merge(below, above)
+    assert below == {"containers": [CONTAINER]}
+    assert CONTAINER["image"] == "a:1"
 
 
 def test_without_a_file_the_settings_are_the_documents(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ml_pipelines.settings.DEFAULT_PATH", "/nowhere/settings.json")
-    settings = load_settings({"WANDB_PROJECT": "your-project", "WANDB_API_KEY": "your-key"})
-    assert settings.namespace == "default"
-    assert settings.image.reference == "ghcr.io/kyryl-opens-ml/classic-example:main"
-    assert settings.image.pull_policy == "Always"
-    assert settings.claim_name == "training-storage"
-    assert settings.registry.type == "wandb"
-    assert settings.registry.model_name == "airflow-pipeline"
-    assert settings.registry.wandb.project == "your-project"
-    assert settings.schedules == {"training_dag": None, "inference_dag": "0 9 * * *"}
-    assert settings.inference_on_new_model is False
-    assert settings.task("load_data").startup_timeout_seconds == 600
-    assert "your-key" not in repr(settings)
+    monkeypatch.setattr(settings, "DEFAULT_PATH", "/nowhere/settings.json")
+    _, pod = of_task("training_dag", "upload_model", ["registry"])
+    (container,) = pod["spec"]["containers"]
+    assert container["image"] == "ghcr.io/kyryl-opens-ml/classic-example:main"
+    assert container["imagePullPolicy"] == "Always"
+    (volume,) = pod["spec"]["volumes"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "training-storage"}
+    assert {"name": "REGISTRY", "value": "wandb"} in container["env"]
 
 
-def test_null_is_the_default_except_for_schedules() -> None:
-    settings = parse({"namespace": None, "image": None, "schedule": {"inference_dag": None}})
-    assert settings.namespace == "default"
-    assert settings.image.reference == "ghcr.io/kyryl-opens-ml/classic-example:main"
-    assert settings.schedules["inference_dag"] is None
-
-
-def test_task_goes_over_the_defaults_key_by_key() -> None:
-    settings = parse(
+def test_keys_of_a_newer_chart_stop_no_pipeline(load_dag, settings_file) -> None:
+    newer = {"cache_seconds": 5, "retries": 1}
+    settings_file(
         {
-            "defaults": {
-                "retries": 5,
-                "env": {"A": "1", "B": "1"},
-                "resources": {"limits": {"memory": "8Gi"}},
-                "tolerations": [{"key": "a", "operator": "Exists"}],
-            },
-            "tasks": {
-                "train_model": {
-                    "retries": 0,
-                    "env": {"B": "2"},
-                    "resources": {"limits": {"nvidia.com/gpu": 1}},
-                    "tolerations": [{"key": "b", "operator": "Exists"}],
-                    "serviceAccountName": "trainer",
-                }
-            },
-            "serviceAccountName": "everybody",
+            "operator": newer,
+            "tasks": {"evaluate": {"operator": newer}},
+            "presets": {"registry": {"image": "a:1"}},
+            "metrics": {"a": 1},
         }
     )
-    train, load = settings.task("train_model"), settings.task("load_data")
-
-    assert (train.retries, load.retries) == (0, 5)
-    assert (train.env, load.env) == ({"A": "1", "B": "2"}, {"A": "1", "B": "1"})
-    assert train.resources["limits"] == {"memory": "8Gi", "nvidia.com/gpu": "1"}
-    assert load.resources["limits"] == {"memory": "8Gi"}
-    assert train.tolerations == [{"key": "b", "operator": "Exists"}]
-    assert load.tolerations == [{"key": "a", "operator": "Exists"}]
-    assert (train.service_account_name, load.service_account_name) == ("trainer", "everybody")
-
-
-def test_a_variable_has_one_source_whatever_the_defaults_say() -> None:
-    from_secret = {"valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}
-    from_map = {"valueFrom": {"configMapKeyRef": {"name": "m", "key": "k", "optional": True}}}
-    settings = parse(
-        {
-            "defaults": {"env": {"A": from_secret, "B": "text", "C": from_secret}},
-            "tasks": {"train_model": {"env": {"A": from_map, "B": from_secret, "C": "text"}}},
-        }
-    )
-    assert settings.task("train_model").env == {"A": from_map, "B": from_secret, "C": "text"}
-    assert settings.task("load_data").env == {"A": from_secret, "B": "text", "C": from_secret}
+    assert load_dag("training_dag").get_task("train_model").retries == 1
 
 
 @pytest.mark.parametrize(
-    ("quantity", "text"), [(2, "2"), (0.5, "0.5"), ("1", "1"), ("250m", "250m"), ("1Pi", "1Pi")]
+    ("content", "told"), [("namespace: x", "cannot be read: "), ("[]", "not a JSON object")]
 )
-def test_quantities_are_what_kubernetes_takes(quantity: object, text: str) -> None:
-    limits = {"nvidia.com/gpu": quantity, "ephemeral-storage": quantity}
-    task = parse({"tasks": {"train_model": {"resources": {"limits": limits}}}}).task("train_model")
-    assert task.resources["limits"] == dict.fromkeys(limits, text) | {"memory": "4Gi"}
-
-
-@pytest.mark.parametrize("task_id", TASK_IDS)
-def test_every_task_has_limits_from_the_start(task_id: str) -> None:
-    task = parse({}).task(task_id)
-    assert task.retries >= 1
-    assert task.retry_delay_seconds > 5
-    assert 0 < task.startup_timeout_seconds < task.execution_timeout_seconds
-    assert set(task.resources["requests"]) == {"cpu", "memory"}
-    assert set(task.resources["limits"]) == {"memory"}
-
-
-def test_unknown_task_is_a_key_error() -> None:
-    with pytest.raises(KeyError, match="train is not one of clean_storage_before_start, load_data"):
-        parse({}).task("train")
-
-
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        ([], "the file is []"),
-        ({"image": "x"}, 'image is "x"'),
-        ({"registry": {"mlflow": []}}, "registry.mlflow is []"),
-        ({"defaults": 3}, "defaults is 3"),
-        ({"tasks": {"train_model": "x"}}, 'tasks.train_model is "x"'),
-    ],
-)
-def test_what_is_no_object_is_named(content: object, told: str) -> None:
-    with pytest.raises(SettingsError) as error:
-        parse(content)
-    assert str(error.value) == f"{SOURCE}: {told}; allowed: an object"
-
-
-def test_keys_of_a_newer_chart_stop_no_pipeline() -> None:
-    newer = {
-        "tasks": {"train_model": {"retries": 1, "cacheSeconds": 5}, "evaluate": {"retries": 0}}
-    }
-    settings = parse(newer | {"image": {"reference": "a:1", "platform": "arm64"}, "metrics": {}})
-    assert settings.task("train_model").retries == 1
-    assert settings.task("train_model").image == "a:1"
-
-
-def test_file_that_is_not_json(tmp_path: Path) -> None:
-    path = tmp_path / "settings.json"
-    path.write_text("namespace: x")
-    with pytest.raises(SettingsError, match=r"settings.json: not JSON: .*line 1 column 1"):
-        load_settings({"ML_PIPELINES_SETTINGS": str(path)})
-
-
-def test_file_that_is_named_but_missing(tmp_path: Path) -> None:
-    path = tmp_path / "settings.json"
-    with pytest.raises(SettingsError, match=r"no such file \(ML_PIPELINES_SETTINGS names it\)"):
-        load_settings({"ML_PIPELINES_SETTINGS": str(path)})
-
-
-def test_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="cannot be read"):
-        load_settings({"ML_PIPELINES_SETTINGS": str(tmp_path)})
-
-
 @pytest.mark.parametrize("name", ["training_dag", "inference_dag"])
-def test_invalid_file_is_an_import_error_of_the_dag(load_dag, settings_file, name: str) -> None:
-    path = settings_file({"image": "sometimes"})
-    with pytest.raises(SettingsError, match="image is") as error:
+def test_a_file_that_is_not_one_is_an_import_error(
+    load_dag, settings_file, name: str, content: str, told: str
+) -> None:
+    path = settings_file(content)
+    with pytest.raises(SettingsError, match=told) as error:
         load_dag(name)
     assert str(path) in str(error.value)
+
+
+def test_a_file_that_is_named_but_missing(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("ML_PIPELINES_SETTINGS", str(tmp_path / "settings.json"))
+    with pytest.raises(SettingsError, match=r"no such file \(ML_PIPELINES_SETTINGS names it\)"):
+        load()
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("ML_PIPELINES_SETTINGS", str(tmp_path))
+    with pytest.raises(SettingsError, match="cannot be read"):
+        load()
