@@ -26,8 +26,11 @@ from typing import Any
 
 import yaml
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
-from airflow.providers.cncf.kubernetes.utils import pod_manager as provider
-from airflow.providers.cncf.kubernetes.utils.pod_manager import PodLaunchFailedException, PodPhase
+from airflow.providers.cncf.kubernetes.utils.pod_manager import (
+    PodLaunchFailedException,
+    PodPhase,
+    get_container_status,
+)
 from kubernetes.client import CoreV1Api
 from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
@@ -182,7 +185,8 @@ class PodOperator(KubernetesPodOperator):
             }
             house["metadata"] = {"annotations": {GENERATION: _generation(context)}}
             house["spec"]["containers"][0]["env"] = [
-                {"name": f"ML_PIPELINES_{name}", "value": value} for name, value in variables.items()
+                {"name": f"ML_PIPELINES_{name}", "value": value}
+                for name, value in variables.items()
             ]
         return settings.merge(house, template)
 
@@ -340,9 +344,11 @@ class PodOperator(KubernetesPodOperator):
         name, pod = self.base_container_name, self.pod_manager.read_pod(self.pod)
         if not self._resumed:  # the triggerer has waited, perhaps for a pod that never started
             pod = self.pod_manager.await_pod_completion(pod, self.is_istio_enabled(pod), name)
-        if pod.status.phase == PodPhase.FAILED or not provider.container_is_succeeded(pod, name):
+        status = get_container_status(pod, name)
+        ended = status.state.terminated if status else None
+        if ended is None or ended.exit_code != 0 or pod.status.phase == PodPhase.FAILED:
             return None
-        said = provider.get_container_status(pod, name).state.terminated.message or "null"
+        said = ended.message or "null"
         try:
             result = json.loads(said)
         except json.JSONDecodeError as error:

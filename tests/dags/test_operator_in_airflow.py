@@ -49,9 +49,7 @@ def run_dag(session, clock, monkeypatch: pytest.MonkeyPatch):
                 instance.run(ignore_ti_state=True, ignore_all_deps=True, session=session)
             except Exception as error:
                 instance.error = error
-        return {
-            one.task_id: one for one in dag_run.get_task_instances(session=session)
-        }
+        return {one.task_id: one for one in dag_run.get_task_instances(session=session)}
 
     return run
 

@@ -7,6 +7,7 @@ import json
 import pytest
 from airflow.exceptions import AirflowException
 from kubernetes.client import models as k8s
+from urllib3.exceptions import HTTPError
 
 from tests.dags.cluster import LABELS, RUNNING, STARTING, Cluster, ended, until
 from tests.dags.conftest import interruptions
@@ -170,35 +171,41 @@ def test_what_ends_a_task_stays_the_reason_and_the_pod_goes(
     assert not [line for level, line in done.log.lines if level == "exception"]
 
 
-def test_a_task_that_is_killed_deletes_its_pod_and_waits_for_its_end(clock, run, cluster) -> None:
+def test_a_task_that_is_killed_deletes_its_pod_and_waits_for_its_end(
+    clock, make_task, run_task, cluster
+) -> None:
     """As Airflow 2.9's handler of SIGTERM: on_kill, then an exception."""
     terminated = interruptions()[-2]
-    killed = []
+    task = make_task()
 
     def kill() -> None:
-        (cluster_task := killed.pop()).on_kill()
-        assert cluster_task is not None
+        task.on_kill()
         raise terminated("SIGTERM")
 
-    make = cluster.create_namespaced_pod
     cluster.timelines = [[(0, RUNNING)]]
     clock.at(50, kill)
-
-    import gc
-
-    from ml_pipelines import PodOperator
-
-    def create(*args, **kwargs):
-        killed.extend(one for one in gc.get_objects() if isinstance(one, PodOperator))
-        del killed[:-1]
-        return make(*args, **kwargs)
-
-    cluster.create_namespaced_pod = create
-    done = run(cluster)
+    done = run_task(task, cluster)
     assert isinstance(done.error, terminated)
     assert cluster.deleted == cluster.created
     # Its grace period is over: nothing writes any more.
     assert 80 <= clock.passed <= 82
+
+
+@pytest.mark.parametrize("done", [True, False], ids=["made", "not made"])
+def test_a_task_that_is_killed_while_its_pod_is_made_leaves_none(
+    clock, make_task, run_task, cluster, done: bool
+) -> None:
+    terminated, task = interruptions()[-2], make_task()
+
+    def kill() -> None:
+        task.on_kill()
+        raise terminated("SIGTERM")
+
+    # The answer does not come: the request is repeated.
+    cluster.trouble(0, 30, HTTPError(), "create_namespaced_pod", done=done)
+    clock.at(10, kill)
+    assert isinstance(run_task(task, cluster).error, terminated)
+    assert cluster.there == []
 
 
 def test_a_caller_that_handles_an_exception_sees_the_failure(clock, run, cluster) -> None:

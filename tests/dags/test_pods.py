@@ -50,7 +50,6 @@ COMMANDS = {
 }
 
 
-
 def expected_spec(
     chart: dict[str, Any], dag_id: str, task_id: str, cmds: list[str]
 ) -> dict[str, Any]:
