@@ -7,8 +7,8 @@ comes from its DAG's `default_args`, then from the chart's values (settings.py),
 * A pod that does not start, or fails, is explained in one line; its end is noticed within 0.2 s.
 * An API server that is away for a short time costs no try.
 * A pod of an earlier try is followed while it runs, its success is taken over, its failure is not.
-* A failed pod stays for a look at it, until the chart's janitor deletes it; one that still runs when
-  its try ends is deleted (but with `on_finish_action="keep_pod"`).
+* A failed pod stays for a look at it, until the chart's janitor deletes it; one that still runs
+  when its try ends is deleted (but with `on_finish_action="keep_pod"`).
 * A sidecar that the cluster injects does not hold the task up when its own container has ended.
 
 Written against cncf-kubernetes 8.3.3 (Airflow 2.9.3) and 10.25.0 (Airflow 3.3.2).
@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -72,7 +73,7 @@ HOUSE: dict[str, Any] = {
     "log_pod_spec_on_failure": False,  # it is long, and may hold what is nobody's business
     "on_finish_action": "delete_succeeded_pod",
 }
-# Annotation that is another one after the task or its run was cleared: the files of before are gone.
+# Annotation that changes when the task or its run is cleared: the files of before are gone.
 GENERATION = "ml-pipelines/generation"
 # Airflow deletes the pod at the execution timeout; a little later it ends with nobody watching.
 DEADLINE_MARGIN_SECONDS = 60
@@ -117,7 +118,7 @@ class PodOperator(KubernetesPodOperator):
 
     @classmethod
     def partial(cls, *, task_id: str, **kwargs: Any) -> Any:
-        """As the parent's. What the scheduler must know of a mapped task comes from the values too."""
+        """As the parent's. What the scheduler knows of a mapped task comes from the values too."""
         given = kwargs.pop("default_args", None) or {}
         for above in _surroundings(kwargs):
             given = (above.default_args if above else {}) | given
@@ -143,7 +144,7 @@ class PodOperator(KubernetesPodOperator):
 
     @staticmethod
     def _get_ti_pod_labels(context: Any = None, include_try_number: bool = True) -> dict[str, str]:
-        """The parent's, valid also for an id without a safe character: its label is `-` and a hash."""
+        """The parent's, valid also for an id without a safe character: that one begins with `-`."""
         labels = KubernetesPodOperator._get_ti_pod_labels(context, include_try_number)
         return {key: value.lstrip("-") for key, value in labels.items()}
 
@@ -168,8 +169,7 @@ class PodOperator(KubernetesPodOperator):
         _, pod = settings.of_task(self.dag_id, self.task_id, self.presets)
         own = self.pod_template_dict or {}
         if self.pod_template_file:
-            with open(self.pod_template_file, encoding="utf-8") as file:
-                own = yaml.safe_load(file)
+            own = yaml.safe_load(Path(self.pod_template_file).read_text(encoding="utf-8"))
         template = settings.merge(self._base_first(pod), self._base_first(own))
         house: dict[str, Any] = {"spec": {"containers": [{"name": self.base_container_name}]}}
         if self.execution_timeout is not None:
@@ -191,7 +191,7 @@ class PodOperator(KubernetesPodOperator):
         return settings.merge(house, template)
 
     def _base_first(self, pod: dict[str, Any]) -> dict[str, Any]:
-        """The pod with its first container called as the operator's: the provider takes that one."""
+        """The pod with its first container called as the operator's: the provider takes the first."""
         spec = pod.get("spec") or {}
         first, *others = spec.get("containers") or [{}]
         named = [{**first, "name": self.base_container_name}, *others]
@@ -246,8 +246,8 @@ class PodOperator(KubernetesPodOperator):
     ) -> k8s.V1Pod | None:
         """This try's pod once it has one, before that the one of an earlier try to go on with.
 
-        That one runs, or has succeeded while nobody looked. Others are put aside; one that may still
-        write is waited for, so that it does not write beside its successor.
+        That one runs, or has succeeded while nobody looked. Others are put aside; one that may
+        still write is waited for, so that it does not write beside its successor.
         """
         if self.pod is not None:
             return self.pod_manager.read_pod(self.pod)
@@ -366,7 +366,7 @@ class PodOperator(KubernetesPodOperator):
     # Its end
 
     def cleanup(self, pod: k8s.V1Pod, remote_pod: k8s.V1Pod, *args: Any, **kwargs: Any) -> None:
-        """Log a failed pod's events, delete or keep the pod. Raises AirflowException if it failed."""
+        """Delete or keep the pod, tell a failed one. Raises AirflowException if it has failed."""
         if self._killed or not remote_pod:
             return
         # Set when the try is ending by an exception (a time limit, a lost connection): this method

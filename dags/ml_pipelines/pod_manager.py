@@ -27,7 +27,7 @@ XCOM_SIDECAR = PodDefaults.SIDECAR_CONTAINER_NAME
 OUTAGE_SECONDS = 120
 RETRY_SECONDS = 2
 POLL_SECONDS = 0.2
-# Connecting, and waiting for an answer: a server that accepts and never answers is one that is away.
+# Connecting, and waiting for an answer: a server that accepts and never answers is away.
 REQUEST_SECONDS = (5, 30)
 # The log stream ends up to this long before the API server reports the container as ended.
 LOG_END_SECONDS = 1.6

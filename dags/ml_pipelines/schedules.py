@@ -41,7 +41,7 @@ def schedule_of(dag_id: str, otherwise: str | None) -> str | None:
 
 
 def inference_schedule() -> Any:
-    """The `schedule` of inference_dag: its clock, as Airflow makes one of it, or with models too."""
+    """The `schedule` of inference_dag: its clock as Airflow makes one of it, or models too."""
     cron, models = schedule_of("inference_dag", "0 9 * * *"), [model_dataset()]
     if not load().get("inferenceOnNewModel"):
         return cron

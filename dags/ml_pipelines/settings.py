@@ -8,9 +8,9 @@ The chart writes one JSON file and mounts it, so that a change reaches the DAGs 
                "training_dag.train_model": {...}}, a task of one DAG
      "schedule": {"training_dag": "..."}, "modelName": "...", ...}
 
-`operator` holds arguments of PodOperator (times in seconds), `pod` a Pod as in Kubernetes. The chart
-has checked both; a key that is not known is left alone, as chart and DAGs are rolled out apart. A
-file that cannot be read is an import error of the DAGs: none runs with half of its settings.
+`operator` holds arguments of PodOperator (times in seconds), `pod` a Pod as in Kubernetes. The
+chart has checked both; a key that is not known is left alone, as chart and DAGs are rolled out
+apart. A file that cannot be read is an import error of the DAGs: none runs with half of it.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def of_task(
 def merge(below: Any, above: Any, field: str = "") -> Any:
     """`above` over `below` (which `field` holds), as a strategic merge patch of Kubernetes.
 
-    Objects are merged by key, null takes a key away; lists of named things by their key; all else is
-    replaced.
+    Objects are merged by key, null takes a key away; lists of named things by their key; all else
+    is replaced.
     """
     if isinstance(below, dict) and isinstance(above, dict):
         merged = below | {

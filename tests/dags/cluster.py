@@ -1,8 +1,8 @@
 """An API server that is played, and the clock that drives it.
 
-Nothing is counted by requests. A pod goes through a timeline of (second after its creation, Status);
-the clock moves by what is slept, and while a log is followed. Label selectors, deletion with grace,
-name conflicts and labels that are not valid are as in Kubernetes.
+Nothing is counted by requests. A pod goes through a timeline of (second after its creation,
+Status); the clock moves by what is slept, and while a log is followed. Label selectors, deletion
+with grace, name conflicts and labels that are not valid are as in Kubernetes.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def test_parsing_imports_nothing_but_the_dags_own_modules() -> None:
     )
     assert done.returncode == 0, done.stderr
     modules = set(json.loads(done.stdout.splitlines()[-1]))
-    # Airflow 3 takes croniter for a DAG with a schedule, Airflow 2 the others for a dataset; for one
-    # whose scheme it does not know it takes every provider, and Flask.
+    # Airflow 3 takes croniter for a DAG with a schedule, Airflow 2 the others for a dataset; for
+    # one whose scheme it does not know it takes every provider, and Flask.
     airflows = {"airflow", "croniter", "attrs", "packaging"}
     assert modules - airflows == {"ml_pipelines", *DAG_FILES}

@@ -207,9 +207,10 @@ CASES = [
 ]
 # Compared elsewhere: by name in another test here, or it is the same for every task.
 ELSEWHERE = {
-    "self", "kwargs", "image", "namespace", "kubernetes_conn_id", "reattach_on_restart", "deferrable",
-    "startup_check_interval_seconds", "schedule_timeout_seconds", "log_events_on_failure",
-    "on_kill_action", "trigger_kwargs", "xcom_sidecar_container_security_context",
+    "self", "kwargs", "image", "namespace", "kubernetes_conn_id", "reattach_on_restart",
+    "deferrable", "startup_check_interval_seconds", "schedule_timeout_seconds",
+    "log_events_on_failure", "on_kill_action", "trigger_kwargs",
+    "xcom_sidecar_container_security_context",
 }  # fmt: skip
 
 

@@ -257,7 +257,7 @@ def mute_server() -> Iterator[str]:
 
         thread = threading.Thread(target=accept)
         thread.start()
-        yield "http://127.0.0.1:{}".format(listening.getsockname()[1])
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         listening.shutdown(socket.SHUT_RDWR)
     thread.join()
     for one in accepted:
