@@ -53,7 +53,7 @@ def image_of(pod: k8s.V1Pod, container: str) -> dict[str, str]:
 
 
 def image_digest_of(task_id: str) -> str:
-    """Template for the digest of the image that a task of the run (mapped: the first) ran, or ''."""
+    """Template for the digest of the image that a task (mapped: its first pod) ran, or ''."""
     return (
         f"{{% set result = ti.xcom_pull(task_ids='{task_id}') %}}"
         "{% set one = result if result is mapping else (result or [{}])|first %}"

@@ -191,7 +191,7 @@ class PodOperator(KubernetesPodOperator):
         return settings.merge(house, template)
 
     def _base_first(self, pod: dict[str, Any]) -> dict[str, Any]:
-        """The pod with its first container called as the operator's: the provider takes the first."""
+        """The pod with its first container called as the operator's: the provider takes that."""
         spec = pod.get("spec") or {}
         first, *others = spec.get("containers") or [{}]
         named = [{**first, "name": self.base_container_name}, *others]
