@@ -112,9 +112,7 @@ class PodOperator(KubernetesPodOperator):
         self.presets = tuple(presets)
         self.stuck_timeout_seconds = stuck_timeout_seconds or below["stuck_timeout_seconds"]
         self.xcom_sidecar = wanted is True
-        self._context: Any = None
-        self._handled: BaseException | None = None
-        self._resumed = False
+        self._context, self._handled, self._resumed = None, None, False
 
     @classmethod
     def partial(cls, *, task_id: str, **kwargs: Any) -> Any:
@@ -140,8 +138,6 @@ class PodOperator(KubernetesPodOperator):
         manager.__class__ = PatientPodManager
         return manager
 
-    # The pod
-
     @staticmethod
     def _get_ti_pod_labels(context: Any = None, include_try_number: bool = True) -> dict[str, str]:
         """The parent's, valid also for an id without a safe character: that one begins with `-`."""
@@ -159,9 +155,10 @@ class PodOperator(KubernetesPodOperator):
             if getattr(pod.spec, name) is None:
                 setattr(pod.spec, name, False)
         # The provider adds up the lists of template and task; the task's entry is the one meant.
-        pod.spec.volumes = _last(pod.spec.volumes, lambda volume: volume.name)
-        for one in pod.spec.containers:
-            one.volume_mounts = _last(one.volume_mounts, lambda mount: mount.mount_path.rstrip("/"))
+        pod.spec.volumes = list({one.name: one for one in pod.spec.volumes or []}.values())
+        for container in pod.spec.containers:
+            mounts = {one.mount_path.rstrip("/"): one for one in container.volume_mounts or []}
+            container.volume_mounts = list(mounts.values())
         return pod
 
     def _template(self, context: Any = None) -> dict[str, Any]:
@@ -225,8 +222,10 @@ class PodOperator(KubernetesPodOperator):
                 self.pod_manager.request("create_namespaced_pod", body=body, namespace=namespace)
                 return pod_request_obj
             except ApiException as error:
-                if error.status == 409 and self._is_made(pod_request_obj):
-                    return pod_request_obj
+                if error.status == 409:  # this try's, if only the answer got lost on the way
+                    there = self.pod_manager.read_pod(pod_request_obj).metadata.labels or {}
+                    if pod_request_obj.metadata.labels.items() <= there.items():
+                        return pod_request_obj
                 said = failures.explain_refusal(error)
                 if not failures.exceeds_quota(error) or time.monotonic() >= give_up:
                     self.pod = None  # a pod of this name is another task's: not for on_kill
@@ -235,11 +234,6 @@ class PodOperator(KubernetesPodOperator):
                     self.log.info("Pod %s waits: %s", name, said)
                     logged = True
             time.sleep(QUOTA_RETRY_SECONDS)
-
-    def _is_made(self, pod: k8s.V1Pod) -> bool:
-        """Whether the pod of this name is this try's: the answer may have got lost on the way."""
-        there = self.pod_manager.read_pod(pod).metadata.labels or {}
-        return all(there.get(key) == said for key, said in pod.metadata.labels.items())
 
     def find_pod(
         self, namespace: str, context: Any, *, exclude_checked: bool = True
@@ -310,23 +304,16 @@ class PodOperator(KubernetesPodOperator):
         seen = self.pod_manager.last_seen or pod
         return bool(seen) and any(one.name not in declared for one in seen.spec.containers)
 
-    # Its result
-
     def execute_sync(self, context: Any) -> Any:
         """Run the pod to its end, and return its result."""
-        self._begin(context)
+        # The caller may be handling an exception: not the one that ends this try.
+        self._context, self._handled = context, sys.exc_info()[1]
         return super().execute_sync(context)
 
     def trigger_reentry(self, context: Any, event: dict[str, Any]) -> Any:
         """Go on where the triggerer has waited for the pod, and return its result."""
-        self._begin(context)
-        self._resumed = True
+        self._context, self._handled, self._resumed = context, sys.exc_info()[1], True
         return super().trigger_reentry(context, event)
-
-    def _begin(self, context: Any) -> None:
-        self._context = context
-        # The caller may be handling an exception: not the one that ends this try.
-        self._handled = sys.exc_info()[1]
 
     def extract_xcom(self, pod: k8s.V1Pod, **kwargs: Any) -> Any:
         """What the container left as its termination message, read as JSON; None if it failed.
@@ -362,8 +349,6 @@ class PodOperator(KubernetesPodOperator):
         if result is None or isinstance(result, dict):
             return (result or {}) | image_of(pod, name)
         return result
-
-    # Its end
 
     def cleanup(self, pod: k8s.V1Pod, remote_pod: k8s.V1Pod, *args: Any, **kwargs: Any) -> None:
         """Delete or keep the pod, tell a failed one. Raises AirflowException if it has failed."""
@@ -464,8 +449,3 @@ def _generation(context: Any) -> str:
     """
     started = getattr(context.get("dag_run"), "start_date", None)
     return f"{started.isoformat() if started else ''}/{getattr(context['ti'], 'max_tries', '')}"
-
-
-def _last(items: list[Any] | None, key: Any) -> list[Any] | None:
-    """Of items with the same key the last."""
-    return list({key(item): item for item in items}.values()) if items else items
