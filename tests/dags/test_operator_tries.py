@@ -201,7 +201,7 @@ def test_a_task_that_is_killed_while_its_pod_is_made_leaves_none(
 
     # The answer does not come: the request is repeated.
     cluster.trouble(0, 30, HTTPError(), "create_namespaced_pod", done=done)
-    clock.at(10, kill)
+    clock.at(1, kill)
     assert isinstance(run_task(task, cluster).error, terminated)
     assert cluster.there == []
 
