@@ -1,11 +1,9 @@
-"""Why a pod does not start, or has failed, in words for the task log.
-
-Pods are the Kubernetes client's V1Pod, as the API server reports them.
-"""
+"""Why a pod does not start, or has failed, in words for the task log."""
 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
@@ -33,8 +31,7 @@ _WAIT_HINTS = {
 def waiting_for(pod: k8s.V1Pod, container: str) -> tuple[str, str] | None:
     """Reason and message of a pod that has not started, e.g. ("ErrImagePull", "not found ...").
 
-    An init container that cannot start comes before the container that waits for it. None when the
-    pod does not say what it waits for.
+    None when the pod does not say what it waits for.
     """
     found = []
     for what, status in _containers(pod):
@@ -89,11 +86,9 @@ def explain_absence(last_seen: k8s.V1Pod | None) -> str:
 
 def explain_refusal(error: ApiException) -> str:
     """The API server's own words on a request that it refused."""
-    try:
-        message = json.loads(error.body)["message"]
-    except (TypeError, ValueError, KeyError):
-        message = ""
-    return message or f"{error.status} {error.reason}"
+    with suppress(TypeError, ValueError, KeyError):
+        return json.loads(error.body)["message"]
+    return f"{error.status} {error.reason}"
 
 
 def exceeds_quota(error: ApiException) -> bool:
@@ -115,11 +110,8 @@ def _eviction(pod: k8s.V1Pod) -> str | None:
 
 def _explain_end(pod: k8s.V1Pod, container: str, ended: k8s.V1ContainerStateTerminated) -> str:
     if ended.reason == "OOMKilled":
-        limit = _memory_limit(pod, container)
-        return (
-            f"OOMKilled: the container needed more memory than its limit of {limit}"
-            " (raise the task's resources.limits.memory)"
-        )
+        needed = f"the container needed more memory than its limit of {_memory(pod, container)}"
+        return f"OOMKilled: {needed} (raise the task's resources.limits.memory)"
     if ended.exit_code == 137:
         return "killed by SIGKILL (exit code 137): deleted, or out of memory on the node"
     code = f"exit code {ended.exit_code}"
@@ -143,8 +135,8 @@ def _containers(pod: k8s.V1Pod) -> list[tuple[str, k8s.V1ContainerStatus]]:
     ]
 
 
-def _memory_limit(pod: k8s.V1Pod, container: str) -> str:
+def _memory(pod: k8s.V1Pod, container: str) -> str:
     for spec in [*pod.spec.containers, *(pod.spec.init_containers or [])]:
-        if spec.name == container and spec.resources and spec.resources.limits:
-            return spec.resources.limits.get("memory", "none (the node's memory)")
-    return "none (the node's memory)"
+        if spec.name == container and spec.resources:
+            return (spec.resources.limits or {}).get("memory", "the node's memory")
+    return "the node's memory"

@@ -11,7 +11,7 @@ comes from its DAG's `default_args`, then from the chart's values (settings.py),
   when its try ends is deleted (but with `on_finish_action="keep_pod"`).
 * A sidecar that the cluster injects does not hold the task up when its own container has ended.
 
-Written against cncf-kubernetes 8.3.3 (Airflow 2.9.3) and 10.25.0 (Airflow 3.3.2).
+For cncf-kubernetes 8.3.3 (Airflow 2.9.3) to 10.25.0 (Airflow 3.3.2).
 """
 
 from __future__ import annotations
@@ -268,8 +268,7 @@ class PodOperator(KubernetesPodOperator):
     def await_pod_start(self, pod: k8s.V1Pod) -> None:
         """Return when the pod has left Pending; log each new reason for waiting once.
 
-        Raises PodLaunchFailedException when it cannot start, waits `stuck_timeout_seconds` for what
-        only a person can provide, or does not start within `startup_timeout_seconds`.
+        Raises PodLaunchFailedException when it cannot start, or not within a limit of the task.
         """
         name, told = pod.metadata.name, {""}
         limit, began, stuck_since = "", 0.0, None

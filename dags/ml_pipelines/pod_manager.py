@@ -1,7 +1,4 @@
-"""Asks the API server about a pod with patience and a time limit, without the provider's sleeps.
-
-It overrides only methods that cncf-kubernetes 8.3.3 and 10.25.0 have with the same meaning.
-"""
+"""Asks the API server about a pod with patience and a time limit, without the provider's sleeps."""
 
 from __future__ import annotations
 
@@ -38,15 +35,13 @@ LOST_SECONDS = 60
 class PatientPodManager(PodManager):
     """PodManager that rides out an API server which is away for a while."""
 
-    last_seen: k8s.V1Pod | None = None
-    """The pod as it was read last; it tells why a pod is gone."""
+    last_seen: k8s.V1Pod | None = None  # it tells why a pod is gone
     log_pause = RETRY_SECONDS
 
     def request(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The answer of a method of CoreV1Api, also if it comes after a few tries.
 
-        Raises ApiException when the API server refuses, and that or urllib3's HTTPError when it is
-        away, overloaded or restarting for OUTAGE_SECONDS.
+        Raises ApiException when it is refused, that or HTTPError after an outage of OUTAGE_SECONDS.
         """
         give_up, outage = time.monotonic() + OUTAGE_SECONDS, False
         while True:
@@ -88,10 +83,7 @@ class PatientPodManager(PodManager):
         return sorted(answer.items, key=lambda pod: pod.metadata.creation_timestamp, reverse=True)
 
     def read_pod_logs(self, pod: k8s.V1Pod, container_name: str, *args: Any, **kwargs: Any) -> Any:
-        """The lines of a container's log; none, after a pause, while it cannot be read.
-
-        The provider asks again as long as the container runs: training goes on without a reader.
-        """
+        """The lines of a container's log; none, after a pause, if it cannot be read now."""
         try:
             read = PodManager.read_pod_logs.__wrapped__  # without the provider's repetitions
             lines = read(self, pod, container_name, *args, **kwargs)

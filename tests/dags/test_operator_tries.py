@@ -203,6 +203,7 @@ def test_a_task_that_is_killed_while_its_pod_is_made_leaves_none(
     cluster.trouble(0, 30, HTTPError(), "create_namespaced_pod", done=done)
     clock.at(1, kill)
     assert isinstance(run_task(task, cluster).error, terminated)
+    clock.advance(2)  # an object goes a moment after its container
     assert cluster.there == []
 
 
