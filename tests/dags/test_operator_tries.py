@@ -200,6 +200,7 @@ def test_a_task_that_is_killed_while_its_pod_is_made_leaves_none(
         raise terminated("SIGTERM")
 
     # The answer does not come: the request is repeated.
+    cluster.timelines = [[(0, RUNNING)]]
     cluster.trouble(0, 30, HTTPError(), "create_namespaced_pod", done=done)
     clock.at(1, kill)
     assert isinstance(run_task(task, cluster).error, terminated)
