@@ -160,7 +160,7 @@ def test_a_quota_that_stays_used_up_fails_the_try_at_the_limit(clock, run) -> No
 
 def test_a_quota_in_an_outage_is_no_api_server_that_starts(clock, run) -> None:
     cluster = Cluster(clock, WORKING)
-    cluster.trouble(0, 10, AWAY[3])
+    cluster.trouble(0, 10, AWAY[3], "create_namespaced_pod")
     cluster.trouble(10, 70, FULL, "create_namespaced_pod")
     done = run(cluster)
     assert done.error is None
