@@ -84,6 +84,7 @@ def test_plain_airflow_runs_as_it_comes(runs, airflow: Airflow) -> None:
     path = f"dags/plain/dagRuns/{run.run_id}/taskInstances/add/xcomEntries/return_value"
     assert airflow.get(path)["value"] == "12"
     assert run.results["with_result"] == {"rows": 3}
+    assert run.results["with_value"] == {"rows": 5}
     assert "in a pod of its own" in run.logs["in_a_pod"]
     assert "while nobody waits" in run.logs["deferred"]
 

@@ -28,11 +28,16 @@ with DAG("plain", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)) as
 
     total = add(double.expand(number=numbers()))
 
-    @task.kubernetes(image=IMAGE, image_pull_policy="IfNotPresent")
+    @task.kubernetes(image=IMAGE)
     def in_a_pod() -> None:
         print("in a pod of its own")
 
+    @task.kubernetes(image=IMAGE, do_xcom_push=True)
+    def with_value() -> dict[str, int]:
+        return {"rows": 5}
+
     in_a_pod()
+    with_value()
 
     with_result = KubernetesPodOperator(
         task_id="with_result",
