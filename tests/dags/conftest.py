@@ -230,7 +230,8 @@ def context_of() -> Callable[..., dict[str, Any]]:
         vars(ti).update(of_instance)
         run = SimpleNamespace(start_date=started)
         of_ti = {"ti": ti, "task_instance": ti}
-        return {"dag": task.dag, "task": task, "run_id": run_id, "dag_run": run, **of_ti}
+        of_dag = {"dag": task.dag, "task": task, "params": task.dag.params.dump()}
+        return {**of_dag, "run_id": run_id, "dag_run": run, **of_ti}
 
     return context
 

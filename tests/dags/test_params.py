@@ -15,7 +15,7 @@ import jinja2
 import pytest
 from airflow.exceptions import ParamValidationError
 
-from tests.helpers.pipelines import stored
+from tests.helpers.pipelines import COMMANDS, stored
 
 try:
     from airflow.sdk.definitions.param import process_params
@@ -36,33 +36,6 @@ NAMES = {
 }
 UNSET = {dag_id: dict.fromkeys(names) for dag_id, names in NAMES.items()}
 EVERY_PARAM = [(dag_id, name) for dag_id, names in NAMES.items() for name in names]
-
-CLI = ["python", "classic_example/cli.py"]
-# As in the document, word for word.
-COMMANDS = {
-    ("training_dag", "load_data"): [*CLI, "load-sst2-data", "/tmp/data/"],
-    ("training_dag", "train_model"): [*CLI, "train", "tests/data/test_config.json"],
-    ("training_dag", "upload_model"): [
-        *CLI,
-        "upload-to-registry",
-        "airflow-pipeline",
-        "/tmp/results",
-    ],
-    ("inference_dag", "load_data"): [*CLI, "load-sst2-data", "/tmp/data/"],
-    ("inference_dag", "load_model"): [
-        *CLI,
-        "load-from-registry",
-        "airflow-pipeline:latest",
-        "/tmp/results/",
-    ],
-    ("inference_dag", "run_inference"): [
-        *CLI,
-        "run-inference-on-dataframe",
-        "/tmp/data/test.csv",
-        "/tmp/results/",
-        "/tmp/pred.csv",
-    ],
-}
 
 
 @pytest.fixture

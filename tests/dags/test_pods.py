@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
 
 from ml_pipelines import settings
 from ml_pipelines.lineage import dags_commit
-from tests.helpers.pipelines import EVERY_TASK
+from tests.helpers.pipelines import COMMANDS, EVERY_TASK
 
 RUN_ID = "manual__2026-11-23T09:00:00+00:00"
 REGISTRY_TASKS = {"upload_model", "load_model"}
@@ -19,41 +20,14 @@ OF_BEFORE = {
     ("inference_dag", "clean_up"): "ML_PIPELINES_INFERENCE_IMAGE_DIGEST",
 }
 EMPTY = ["sh", "-ceu", "find /tmp -mindepth 1 -print -delete"]
-CLI = ["python", "classic_example/cli.py"]
-
-COMMANDS = {
-    ("training_dag", "clean_storage_before_start"): EMPTY,
-    ("training_dag", "load_data"): [*CLI, "load-sst2-data", "/tmp/data/"],
-    ("training_dag", "train_model"): [*CLI, "train", "tests/data/test_config.json"],
-    ("training_dag", "upload_model"): [
-        *CLI,
-        "upload-to-registry",
-        "airflow-pipeline",
-        "/tmp/results",
-    ],
-    ("training_dag", "clean_up"): EMPTY,
-    ("inference_dag", "clean_storage_before_start"): EMPTY,
-    ("inference_dag", "load_data"): [*CLI, "load-sst2-data", "/tmp/data/"],
-    ("inference_dag", "load_model"): [
-        *CLI,
-        "load-from-registry",
-        "airflow-pipeline:latest",
-        "/tmp/results/",
-    ],
-    ("inference_dag", "run_inference"): [
-        *CLI,
-        "run-inference-on-dataframe",
-        "/tmp/data/test.csv",
-        "/tmp/results/",
-        "/tmp/pred.csv",
-    ],
-}
 
 
-def expected_spec(
-    chart: dict[str, Any], dag_id: str, task_id: str, cmds: list[str]
-) -> dict[str, Any]:
+def expected_spec(chart: dict[str, Any], task: Any) -> dict[str, Any]:
     """The Pod of the values, and what operator and task add to it."""
+    dag_id, task_id = task.dag_id, task.task_id
+    commands = COMMANDS.get((dag_id, task_id), EMPTY)
+    if (dag_id, task_id) == ("inference_dag", "clean_up"):
+        commands = task.cmds  # a script; it is run in test_cleaning.py
     spec = copy.deepcopy(chart["pod"]["spec"])
     (container,) = spec["containers"]
     container["env"][:0] = [
@@ -67,8 +41,11 @@ def expected_spec(
         container["env"] += preset["containers"][0]["env"]
     if of_before := OF_BEFORE.get((dag_id, task_id)):
         container["env"].append({"name": of_before, "value": ""})
+    if (dag_id, task_id) in COMMANDS:
+        value = json.dumps(task.dag.params.dump(), sort_keys=True)
+        container["env"].append({"name": "ML_PIPELINES_PARAMS", "value": value})
     container |= {
-        "command": COMMANDS.get((dag_id, task_id), cmds),
+        "command": commands,
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     seconds = 3600
@@ -101,8 +78,7 @@ def test_pod(load_dag, chart_settings, render_pod, dag_id: str, task_id: str) ->
 
     spec = without_empty(pod["spec"])
     spec.pop("hostNetwork", None)
-    # The script that is not in COMMANDS is run in test_cleaning.py.
-    assert spec == without_empty(expected_spec(chart_settings, dag_id, task_id, task.cmds))
+    assert spec == without_empty(expected_spec(chart_settings, task))
 
     name, _, suffix = pod["metadata"]["name"].rpartition("-")
     assert (name, len(suffix)) == (task_id.replace("_", "-"), 8)
