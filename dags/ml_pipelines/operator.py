@@ -138,12 +138,6 @@ class PodOperator(KubernetesPodOperator):
         manager.__class__ = PatientPodManager
         return manager
 
-    @staticmethod
-    def _get_ti_pod_labels(context: Any = None, include_try_number: bool = True) -> dict[str, str]:
-        """The parent's, valid also for an id without a safe character: that one begins with `-`."""
-        labels = KubernetesPodOperator._get_ti_pod_labels(context, include_try_number)
-        return {key: value.lstrip("-") for key, value in labels.items()}
-
     def build_pod_request_obj(self, context: Any = None, **kwargs: Any) -> k8s.V1Pod:
         """The pod as the parent makes it, over the template of the values."""
         template = {"pod_template_dict": self._template(context), "pod_template_file": None}

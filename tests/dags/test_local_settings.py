@@ -14,6 +14,8 @@ from airflow import settings
 from sqlalchemy import create_engine
 from sqlalchemy.pool import QueuePool
 
+from tests.helpers.labels import LABELS
+
 TEMPLATES = Path(__file__).parents[2] / "charts" / "ml-pipelines" / "templates"
 # What Kubernetes takes as the value of a label, and as the name of a pod.
 LABEL = r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?"
@@ -106,6 +108,24 @@ print(json.dumps([labels, workers, names, tasks]))
     assert labels[IDS.index("モデル")] != labels[IDS.index("поезд")]
     assert workers["dag_id"] == labels[IDS.index("поезд")]
     assert [key for key in ("dag_id", "task_id", "run_id") if workers[key].startswith("-")] == []
+
+
+def test_an_operators_labels_are_those_that_others_compute(
+    local_settings: str, tmp_path: Path
+) -> None:
+    """A run's directory is made of them."""
+    code = f"""{START}
+from types import SimpleNamespace
+from {PROVIDER}.operators.pod import KubernetesPodOperator
+dag = SimpleNamespace(parent_dag=None)
+labels = []
+for one in {[given for given, _ in LABELS]!r}:
+    ti = SimpleNamespace(dag_id=one, task_id="t", map_index=-1, try_number=1)
+    found = KubernetesPodOperator._get_ti_pod_labels({{"dag": dag, "run_id": one, "ti": ti}})
+    labels.append([found["dag_id"], found["run_id"]])
+print(json.dumps(labels))
+"""
+    assert run(local_settings, tmp_path, code) == [[label, label] for _, label in LABELS]
 
 
 def test_a_worker_is_found_again_by_its_pod(local_settings: str, tmp_path: Path) -> None:

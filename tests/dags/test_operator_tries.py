@@ -11,7 +11,6 @@ from urllib3.exceptions import HTTPError
 
 from tests.dags.cluster import LABELS, RUNNING, STARTING, Cluster, ended, until
 from tests.dags.conftest import interruptions
-from tests.helpers.labels import LABELS as LABELS_OF_IDS
 
 RESULT = {"accuracy": 0.82}
 SUCCEEDED = ended(0, message=json.dumps(RESULT))
@@ -263,27 +262,6 @@ def test_a_cluster_that_mutates_pods_has_the_last_word(run, cluster, monkeypatch
     assert spec["initContainers"][0]["restartPolicy"] == "Always"
     # The proxy, which nobody declared, runs on for ever.
     assert cluster.deleted == cluster.created
-
-
-@pytest.mark.parametrize(("given", "label"), LABELS_OF_IDS, ids=range(len(LABELS_OF_IDS)))
-def test_ids_are_the_labels_that_others_compute(run, cluster, given: str, label: str) -> None:
-    """A run's directory is made of them. The API server refuses one that is not valid."""
-    done = run(cluster, run_id=given)
-    assert done.error is None
-    assert cluster.labels(cluster.created[0])["run_id"] == label
-    dag = done.task._get_ti_pod_labels(
-        {"ti": type("Ti", (), LABELS | {"dag_id": given, "map_index": -1}), "run_id": "r"}
-        | {"dag": done.task.dag}
-    )
-    assert dag["dag_id"] == label
-
-
-def test_a_pod_with_an_id_in_any_script_is_found_again(run, cluster) -> None:
-    given, label = next(one for one in LABELS_OF_IDS if one[0] == "模型训练")
-    cluster.add("old", RUNS_ON, **(LABELS | {"run_id": label}))
-    done = run(cluster, run_id=given)
-    assert done.error is None
-    assert cluster.deleted == ["old"]
 
 
 def test_a_starting_pod_is_followed_too(run, cluster) -> None:

@@ -3,7 +3,7 @@
 A label is what Airflow's `make_safe_label_value` makes of the id: unsafe characters go, and if that
 has changed anything, or left more than 63 characters, the end becomes `-` and nine digits of the
 id's MD5. Of an id without one safe character only `-` and digits would stay: Kubernetes refuses a
-label that begins with `-`, so that PodOperator takes it away.
+label that begins with `-`, so that the local settings of every Airflow process take it away.
 
 The directory of a run is made of the two labels: `<label of the DAG's id>/<label of the run's id>`.
 """
