@@ -7,20 +7,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from airflow import DAG, __version__
+from airflow import DAG
 from airflow.exceptions import AirflowException
 
 from ml_pipelines import PodOperator
 from tests.dags.cluster import RUNNING, Cluster, ended, until
 from tests.dags.conftest import START, hook_of
 
-pytestmark = [
-    pytest.mark.skipif(
-        not __version__.startswith("2."),
-        reason="on Airflow 3 a task is run by its SDK, which asks an API server for everything",
-    ),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @pytest.fixture
