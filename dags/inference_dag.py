@@ -20,17 +20,28 @@ registry, predicts, and removes the data and the model. Every day at 09:00 UTC, 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 from airflow import DAG
 
 from ml_pipelines import PodOperator
 from ml_pipelines.lineage import image_digest_of
-from ml_pipelines.schedules import inference_schedule, model_name
+from ml_pipelines.schedules import model_dataset, model_name, schedule_of
+from ml_pipelines.settings import load
 
 try:
-    from airflow.sdk import Param
+    from airflow.sdk import AssetOrTimeSchedule, Param
+    from airflow.sdk import CronTriggerTimetable as CronTimetable
+    from airflow.sdk.definitions.timetables.simple import OnceTimetable
+
+    DATASETS = "assets"
 except ImportError:  # Airflow 2
     from airflow.models.param import Param
+    from airflow.timetables.datasets import DatasetOrTimeSchedule as AssetOrTimeSchedule
+    from airflow.timetables.interval import CronDataIntervalTimetable as CronTimetable
+    from airflow.timetables.simple import OnceTimetable
+
+    DATASETS = "datasets"
 
 CLI = ["python", "classic_example/cli.py"]
 EMPTY_RUN_DIRECTORY = ["sh", "-ceu", "find /tmp -mindepth 1 -print -delete"]  # see training_dag.py
@@ -84,6 +95,18 @@ PARAMETERS = {
     ),
 }
 WITH_PARAMETERS = {"ML_PIPELINES_PARAMS": r"{{ params | tojson | replace('$', '\\u0024') }}"}
+
+
+def inference_schedule() -> Any:
+    """The clock, as Airflow makes one of it, and with `inferenceOnNewModel` each new model too."""
+    cron, models = schedule_of("inference_dag", "0 9 * * *"), [model_dataset()]
+    if not load().get("inferenceOnNewModel"):
+        return cron
+    if cron is None:
+        return models
+    clock = OnceTimetable() if cron == "@once" else CronTimetable(cron, timezone="UTC")
+    return AssetOrTimeSchedule(timetable=clock, **{DATASETS: models})
+
 
 with DAG(
     dag_id="inference_dag",

@@ -8,22 +8,20 @@ from contextlib import suppress
 from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
 
-# Waiting for these is no use: the image reference itself, or the pull policy, has to change.
-HOPELESS_WAITS = ("InvalidImageName", "ErrImageNeverPull")
-# These end when somebody does something: makes the Secret, mends the registry.
-STUCK_WAITS = (
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-)
-
-_WAIT_HINTS = {
-    "ErrImagePull": "check the image and its pull secrets",
-    "ImagePullBackOff": "check the image and its pull secrets",
+# What a pod waits for, and what to check. Waiting for these is no use: the image reference itself,
+# or the pull policy, has to change.
+HOPELESS_WAITS = {
     "InvalidImageName": "check the image",
     "ErrImageNeverPull": "load the image onto the node, or change its pull policy",
+}
+# These end when somebody does something: makes the Secret, mends the registry.
+STUCK_WAITS = {
+    "ErrImagePull": "check the image and its pull secrets",
+    "ImagePullBackOff": "check the image and its pull secrets",
     "CreateContainerConfigError": "check the Secrets and ConfigMaps that the pod names",
+    "CreateContainerError": "",
+}
+UNPLACED = {
     "Unschedulable": "check the task's resources, nodeSelector and tolerations, and the claim",
 }
 
@@ -50,7 +48,7 @@ def waiting_for(pod: k8s.V1Pod, container: str) -> tuple[str, str] | None:
 
 def explain_wait(reason: str, message: str) -> str:
     """One line for what `waiting_for` found, with what to check where that is known."""
-    hint = _WAIT_HINTS.get(reason)
+    hint = (HOPELESS_WAITS | STUCK_WAITS | UNPLACED).get(reason)
     return _said(reason, message) + (f" ({hint})" if hint else "")
 
 
@@ -64,15 +62,13 @@ def explain_failure(pod: k8s.V1Pod, container: str) -> str:
         reasons.append(eviction)
     elif pod.metadata.deletion_timestamp:
         reasons.append("it was deleted")
-    ends = [
-        (what, status.name, status.state.terminated)
-        for what, status in _containers(pod)
-        if status.state and status.state.terminated and status.state.terminated.exit_code != 0
-    ]
-    own = [_explain_end(pod, name, ended) for _, name, ended in ends if name == container]
-    others = [f"{what} {name}: {_explain_end(pod, name, ended)}" for what, name, ended in ends]
-    if own or others:
-        reasons += own or others[:1]
+    ends = {}
+    for what, one in _containers(pod):
+        if one.state and one.state.terminated and one.state.terminated.exit_code != 0:
+            who = "" if one.name == container else f"{what} {one.name}: "
+            ends[who] = who + _explain_end(pod, one.name, one.state.terminated)
+    if ends:  # its own container's, else the first one's
+        reasons.append(ends.get("") or next(iter(ends.values())))
     elif waiting := waiting_for(pod, container):
         reasons.append(explain_wait(*waiting))
     return "; ".join(reasons) or f"its phase is {status.phase}"

@@ -4,11 +4,11 @@ Every argument is KubernetesPodOperator's and means what it means there. What a 
 comes from its DAG's `default_args`, then from the chart's values (settings.py), then from HOUSE.
 
 * The container's termination message, as JSON, is the task's result, with the image that it ran.
-* A pod that does not start, or fails, is explained in one line; its end is noticed within 0.2 s.
+* A pod's end is noticed within 0.2 s. Why it does not start, or has failed, is told in one line.
 * An API server that is away for a short time costs no try.
 * A pod of an earlier try is followed while it runs, its success is taken over, its failure is not.
-* A failed pod stays for a look at it, until the chart's janitor deletes it; one that still runs
-  when its try ends is deleted (but with `on_finish_action="keep_pod"`).
+* A failed pod stays until the chart's janitor deletes it; one that still runs when its try ends is
+  deleted (but with `on_finish_action="keep_pod"`).
 * A sidecar that the cluster injects does not hold the task up when its own container has ended.
 
 For cncf-kubernetes 8.3.3 (Airflow 2.9.3) to 10.25.0 (Airflow 3.3.2).
@@ -32,15 +32,14 @@ from airflow.providers.cncf.kubernetes.utils.pod_manager import (
     PodPhase,
     get_container_status,
 )
-from kubernetes.client import CoreV1Api
 from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
-from urllib3.exceptions import HTTPError
 
 from ml_pipelines import failures, settings
 from ml_pipelines.lineage import dags_commit, image_of
 from ml_pipelines.pod_manager import (
     POLL_SECONDS,
+    REQUEST_ERRORS,
     XCOM_SIDECAR,
     PatientPodManager,
     in_short,
@@ -77,11 +76,8 @@ HOUSE: dict[str, Any] = {
 GENERATION = "ml-pipelines/generation"
 # Airflow deletes the pod at the execution timeout; a little later it ends with nobody watching.
 DEADLINE_MARGIN_SECONDS = 60
-# How often the pod is asked for again while a ResourceQuota is used up.
-QUOTA_RETRY_SECONDS = 5
-# The kubelet cuts a termination message off here.
-MESSAGE_BYTES = 4096
-REQUEST_ERRORS = (ApiException, HTTPError)
+QUOTA_RETRY_SECONDS = 5  # while a ResourceQuota is used up
+MESSAGE_BYTES = 4096  # where the kubelet cuts a termination message off
 
 
 class ResultError(AirflowFailException):
@@ -125,15 +121,9 @@ class PodOperator(KubernetesPodOperator):
         return super().partial(task_id=task_id, default_args=below, **kwargs)
 
     @cached_property
-    def client(self) -> CoreV1Api:
-        """The provider's client, whose requests end."""
-        client = super().client
-        limit_requests(client)
-        return client
-
-    @cached_property
     def pod_manager(self) -> PatientPodManager:
-        """The provider's, however it makes it; its arguments differ by version."""
+        """The provider's, however it makes it: its arguments differ by version."""
+        limit_requests(self.client)
         manager = super().pod_manager
         manager.__class__ = PatientPodManager
         return manager
@@ -226,12 +216,10 @@ class PodOperator(KubernetesPodOperator):
                     raise AirflowException(f"Pod {name} was refused: {said}") from error
                 if not logged:
                     self.log.info("Pod %s waits: %s", name, said)
-                    logged = True
+                logged = True
             time.sleep(QUOTA_RETRY_SECONDS)
 
-    def find_pod(
-        self, namespace: str, context: Any, *, exclude_checked: bool = True
-    ) -> k8s.V1Pod | None:
+    def find_pod(self, namespace: str, context: Any) -> k8s.V1Pod | None:
         """This try's pod once it has one, before that the one of an earlier try to go on with.
 
         That one runs, or has succeeded while nobody looked. Others are put aside; one that may
@@ -239,13 +227,14 @@ class PodOperator(KubernetesPodOperator):
         """
         if self.pod is not None:
             return self.pod_manager.read_pod(self.pod)
-        selector = self._build_find_pod_label_selector(context, exclude_checked=exclude_checked)
+        labels = {"label_selector": self._build_find_pod_label_selector(context)}
+        pods = self.pod_manager.request("list_namespaced_pod", namespace, **labels).items
         found = None
-        for pod in self.pod_manager.list_pods(namespace, selector):
+        for pod in sorted(pods, key=lambda pod: pod.metadata.creation_timestamp, reverse=True):
             made_for = (pod.metadata.annotations or {}).get(GENERATION)
             same_run = self.reattach_on_restart and made_for in (None, _generation(context))
             if pod.metadata.deletion_timestamp is not None:
-                self._await_deletion(pod)
+                self.pod_manager.await_deletion(pod)
             elif found is None and same_run and pod.status.phase != PodPhase.FAILED:
                 self.log_matching_pod(pod=pod, context=context)
                 found = pod
@@ -256,7 +245,7 @@ class PodOperator(KubernetesPodOperator):
                 if pod.status.phase in PodPhase.terminal_states:
                     self.process_pod_deletion(pod, reraise=False)
                 else:
-                    self._delete_and_wait(pod)
+                    self.pod_manager.delete_and_wait(pod)
         return found
 
     def await_pod_start(self, pod: k8s.V1Pod) -> None:
@@ -379,7 +368,8 @@ class PodOperator(KubernetesPodOperator):
             reason = failures.explain_failure(remote_pod, self.base_container_name)
             if phase not in PodPhase.terminal_states and self.on_finish_action != "keep_pod":
                 with suppress(*REQUEST_ERRORS):
-                    self._delete_and_wait(remote_pod)  # else it would write beside the next try
+                    # Else it would write beside the next try.
+                    self.pod_manager.delete_and_wait(remote_pod)
             spec = f"\nremote_pod: {remote_pod}" if self.log_pod_spec_on_failure else ""
             self._tell_end(pod, f"failed: {reason}{spec}", raising)
 
@@ -395,24 +385,9 @@ class PodOperator(KubernetesPodOperator):
     def on_kill(self) -> None:
         """Delete the pod and see it gone: `clean_up`, or the next try, may start right after."""
         self._killed = True
-        grace = self.termination_grace_period
-        options = {} if grace is None else {"grace_period_seconds": grace}
         if self.pod is not None and getattr(self, "on_kill_action", "") != "keep_pod":
             with suppress(*REQUEST_ERRORS):
-                self._delete_and_wait(self.pod, **options)
-
-    def _delete_and_wait(self, pod: k8s.V1Pod, **options: Any) -> None:
-        self.pod_manager.delete_pod(pod, **options)
-        self._await_deletion(pod)
-
-    def _await_deletion(self, pod: k8s.V1Pod) -> None:
-        """Return when a pod that is being deleted writes no more: it has ended, or is lost."""
-        try:
-            while self.pod_manager.read_pod(pod).status.phase not in PodPhase.terminal_states:
-                time.sleep(POLL_SECONDS)
-        except ApiException as error:
-            if error.status != 404:
-                raise
+                self.pod_manager.delete_and_wait(self.pod, self.termination_grace_period)
 
 
 def _defaults(

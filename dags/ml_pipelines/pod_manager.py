@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from airflow.providers.cncf.kubernetes.utils.pod_manager import (
@@ -20,6 +22,7 @@ from ml_pipelines.failures import exceeds_quota
 
 XCOM_SIDECAR = PodDefaults.SIDECAR_CONTAINER_NAME
 
+REQUEST_ERRORS = (ApiException, HTTPError)
 # Long enough for a restart of the API server, short enough that a cluster which is gone is noticed.
 OUTAGE_SECONDS = 120
 RETRY_SECONDS = 2
@@ -47,12 +50,12 @@ class PatientPodManager(PodManager):
         while True:
             try:
                 return getattr(self._client, method)(*args, **kwargs)
-            except (ApiException, HTTPError) as error:
+            except REQUEST_ERRORS as error:
                 if not is_transient(error, outage=outage) or time.monotonic() >= give_up:
                     raise
                 if not outage:
                     self.log.warning("Kubernetes API: %s; trying again", in_short(error))
-                    outage = True
+                outage = True
             time.sleep(RETRY_SECONDS)
 
     def read_pod(self, pod: k8s.V1Pod) -> k8s.V1Pod:
@@ -68,26 +71,29 @@ class PatientPodManager(PodManager):
             raise ApiException(status=404, reason="Its node does not answer")
         return seen
 
-    def delete_pod(self, pod: k8s.V1Pod, **options: Any) -> None:
+    def delete_pod(self, pod: k8s.V1Pod, grace: float | None = None) -> None:
         """Delete the pod, which may be gone already. Raises ApiException or HTTPError."""
-        name, namespace = pod.metadata.name, pod.metadata.namespace
-        try:
-            self.request("delete_namespaced_pod", name, namespace, **options)
-        except ApiException as error:
-            if error.status != 404:
-                raise
+        name, options = pod.metadata.name, {"grace_period_seconds": grace}
+        with unless_gone():
+            self.request("delete_namespaced_pod", name, pod.metadata.namespace, **options)
 
-    def list_pods(self, namespace: str, selector: str) -> list[k8s.V1Pod]:
-        """The pods with these labels, the youngest first. Raises ApiException or HTTPError."""
-        answer = self.request("list_namespaced_pod", namespace=namespace, label_selector=selector)
-        return sorted(answer.items, key=lambda pod: pod.metadata.creation_timestamp, reverse=True)
+    def delete_and_wait(self, pod: k8s.V1Pod, grace: float | None = None) -> None:
+        """Delete the pod, and see that it writes no more. Raises ApiException or HTTPError."""
+        self.delete_pod(pod, grace)
+        self.await_deletion(pod)
+
+    def await_deletion(self, pod: k8s.V1Pod) -> None:
+        """Return when a pod that is being deleted writes no more: it has ended, or is lost."""
+        with unless_gone():
+            while self.read_pod(pod).status.phase not in PodPhase.terminal_states:
+                time.sleep(POLL_SECONDS)
 
     def read_pod_logs(self, pod: k8s.V1Pod, container_name: str, *args: Any, **kwargs: Any) -> Any:
         """The lines of a container's log; none, after a pause, if it cannot be read now."""
         try:
             read = PodManager.read_pod_logs.__wrapped__  # without the provider's repetitions
             lines = read(self, pod, container_name, *args, **kwargs)
-        except (ApiException, HTTPError) as error:
+        except REQUEST_ERRORS as error:
             self.log.warning("The log cannot be read: %s", in_short(error))
             again = time.monotonic() + self.log_pause
             self.log_pause = min(2 * self.log_pause, OUTAGE_SECONDS)
@@ -138,6 +144,16 @@ class PatientPodManager(PodManager):
             super().await_xcom_sidecar_container_start(pod, *args, **kwargs)
 
 
+@contextmanager
+def unless_gone() -> Iterator[None]:
+    """Take it for done when the pod does not exist any more."""
+    try:
+        yield
+    except ApiException as error:
+        if error.status != 404:
+            raise
+
+
 def _has_xcom_sidecar(pod: k8s.V1Pod) -> bool:
     return any(one.name == XCOM_SIDECAR for one in pod.spec.containers)
 
@@ -169,6 +185,5 @@ def is_transient(error: Exception, *, outage: bool = False) -> bool:
 
 def in_short(error: Exception) -> str:
     """A failed request in a few words."""
-    if isinstance(error, ApiException):
-        return f"{error.status} {error.reason}"
-    return f"{type(error).__name__}: {error}"
+    answered = isinstance(error, ApiException)
+    return f"{error.status} {error.reason}" if answered else f"{type(error).__name__}: {error}"

@@ -93,11 +93,9 @@ def merge(below: Any, above: Any, field: str = "") -> Any:
     Objects are merged by key, null takes a key away; lists of named things by their key; all else
     is replaced.
     """
-    if isinstance(below, dict) and isinstance(above, dict):
-        merged = below | {
-            key: merge(below[key], value, key) if key in below else _without_null(value)
-            for key, value in above.items()
-        }
+    if isinstance(above, dict):
+        below = below if isinstance(below, dict) else {}
+        merged = below | {key: merge(below.get(key), value, key) for key, value in above.items()}
         return {key: value for key, value in merged.items() if value is not None}
     if isinstance(below, list) and isinstance(above, list):
         key = KEYS.get(field, "name")
@@ -105,12 +103,6 @@ def merge(below: Any, above: Any, field: str = "") -> Any:
             merged = {one[key]: one for one in below}
             for one in above:
                 there = merged.get(one[key]) if field in MERGED else None
-                merged[one[key]] = merge(there, one) if there else _without_null(one)
+                merged[one[key]] = merge(there, one)
             return list(merged.values())
-    return _without_null(above)
-
-
-def _without_null(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_null(one) for key, one in value.items() if one is not None}
-    return value
+    return above

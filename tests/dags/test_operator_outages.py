@@ -286,7 +286,7 @@ def test_requests_have_a_time_limit_and_keep_their_own(clock, make_task) -> None
     from tests.dags.conftest import hook_of
 
     vars(task)["hook"] = hook_of(cluster)
-    client = task.client
+    client = task.pod_manager._client
     client.api_client.rest_client.request("GET", "http://x")
     client.api_client.rest_client.request("GET", "http://x", _request_timeout=(1800, 300))
     assert asked == [(5, 30), (1800, 300)]

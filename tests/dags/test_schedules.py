@@ -6,11 +6,13 @@ import json
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
+import airflow
 import pytest
 
-from ml_pipelines.schedules import DATASETS, model_dataset
+from ml_pipelines.schedules import model_dataset
 from tests.helpers.pipelines import stored
 
+AIRFLOW_2 = airflow.__version__.startswith("2.")
 UPLOAD = "upload_model"
 PRESETS = {"presets": {"registry": {}}}
 MODEL = "x-ml-pipelines://models/airflow-pipeline"
@@ -18,7 +20,7 @@ MODEL = "x-ml-pipelines://models/airflow-pipeline"
 
 def waited_for(dag: object) -> set[str]:
     """The datasets that start a DAG, by what its timetable says."""
-    if DATASETS == "datasets":  # Airflow 2
+    if AIRFLOW_2:
         condition = dag.dataset_triggers
         return {uri for uri, _ in condition.iter_datasets()} if condition else set()
     condition = getattr(dag.timetable, "asset_condition", None)
@@ -48,7 +50,7 @@ def test_with_the_switch_clock_and_models_count(inference, cron: str) -> None:
     assert waited_for(dag) == {MODEL}
     # The clock is the one that Airflow itself makes of the expression.
     without = inference(cron, on_new_model=False)
-    if DATASETS == "datasets":  # Airflow 2
+    if AIRFLOW_2:
         assert dag.timetable.timetable == without.timetable
     else:
         clocks = [json.loads(stored(one))["dag"]["timetable"] for one in (dag, without)]
@@ -85,7 +87,7 @@ def test_another_model_is_another_dataset(settings_file) -> None:
     assert first.uri != model_dataset().uri
 
 
-if DATASETS == "datasets":
+if AIRFLOW_2:
     # Asks the scheduler of Airflow 2.9 itself: no interface, that of Airflow 3 has other methods.
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
