@@ -27,10 +27,7 @@ UNPLACED = {
 
 
 def waiting_for(pod: k8s.V1Pod, container: str) -> tuple[str, str] | None:
-    """Reason and message of a pod that has not started, e.g. ("ErrImagePull", "not found ...").
-
-    None when the pod does not say what it waits for.
-    """
+    """Reason and message of a pod that has not started; None if it does not say why."""
     found = []
     for what, status in _containers(pod):
         waits = status.state.waiting if status.state else None
@@ -113,26 +110,20 @@ def _explain_end(pod: k8s.V1Pod, container: str, ended: k8s.V1ContainerStateTerm
     code = f"exit code {ended.exit_code}"
     if ended.reason not in (None, "", "Error", "Completed"):
         code = f"{ended.reason}, {code}"
-    return _said(code, _last_words(ended.message or ""))
-
-
-def _last_words(message: str) -> str:
-    """The workload's own `ERROR: ...` line, else the last line that is not blank."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    # The workload's own `ERROR: ...` line, else the last line that is not blank.
+    lines = [line.strip() for line in (ended.message or "").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")]
-    return (errors or lines or [""])[-1]
+    return _said(code, (errors or lines or [""])[-1])
 
 
 def _containers(pod: k8s.V1Pod) -> list[tuple[str, k8s.V1ContainerStatus]]:
     """The containers that the kubelet has reported, in the order of their start."""
-    status = pod.status
-    return [("init container", one) for one in status.init_container_statuses or []] + [
-        ("container", one) for one in status.container_statuses or []
-    ]
+    init = [("init container", one) for one in pod.status.init_container_statuses or []]
+    return init + [("container", one) for one in pod.status.container_statuses or []]
 
 
 def _memory(pod: k8s.V1Pod, container: str) -> str:
-    for spec in [*pod.spec.containers, *(pod.spec.init_containers or [])]:
-        if spec.name == container and spec.resources:
-            return (spec.resources.limits or {}).get("memory", "the node's memory")
-    return "the node's memory"
+    containers = [*pod.spec.containers, *(pod.spec.init_containers or [])]
+    (resources,) = [one.resources for one in containers if one.name == container]
+    limits = resources.limits if resources else None
+    return (limits or {}).get("memory", "the node's memory")

@@ -21,8 +21,8 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 def dags_commit(directory: Path = DIRECTORY) -> str:
     """Commit of the DAGs that this process runs; '' where nothing says it.
 
-    git-sync and the git bundles of Airflow 3 name a checkout's directory after its commit. In a
-    checkout of one's own it is git's HEAD, with `-dirty` when a DAG has changed since.
+    git-sync and Airflow 3's bundles name a checkout's directory after its commit. In a checkout of
+    one's own it is git's HEAD, with `-dirty` when a DAG has changed since.
     """
     for part in reversed(directory.parts):
         if _COMMIT.fullmatch(part):

@@ -72,7 +72,7 @@ HOUSE: dict[str, Any] = {
     "log_pod_spec_on_failure": False,  # it is long, and may hold what is nobody's business
     "on_finish_action": "delete_succeeded_pod",
 }
-# Annotation that changes when the task or its run is cleared: the files of before are gone.
+# Annotation of the pods of one life of a task: when it is cleared, the files of before are gone.
 GENERATION = "ml-pipelines/generation"
 # Airflow deletes the pod at the execution timeout; a little later it ends with nobody watching.
 DEADLINE_MARGIN_SECONDS = 60
@@ -116,8 +116,7 @@ class PodOperator(KubernetesPodOperator):
         given = kwargs.pop("default_args", None) or {}
         for above in _surroundings(kwargs):
             given = (above.default_args if above else {}) | given
-        known = kwargs | {"task_id": task_id}
-        below = _defaults(known, given, kwargs.get("presets", ()))
+        below = _defaults(kwargs | {"task_id": task_id}, given, kwargs.get("presets", ()))
         return super().partial(task_id=task_id, default_args=below, **kwargs)
 
     @cached_property
@@ -152,23 +151,22 @@ class PodOperator(KubernetesPodOperator):
         if self.pod_template_file:
             own = yaml.safe_load(Path(self.pod_template_file).read_text(encoding="utf-8"))
         template = settings.merge(self._base_first(pod), self._base_first(own))
-        house: dict[str, Any] = {"spec": {"containers": [{"name": self.base_container_name}]}}
+        image = self.image or template["spec"]["containers"][0].get("image", "")
+        base: dict[str, Any] = {"name": self.base_container_name}
+        house: dict[str, Any] = {"spec": {"containers": [base]}}
         if self.execution_timeout is not None:
             seconds = int(self.execution_timeout.total_seconds()) + DEADLINE_MARGIN_SECONDS
             house["spec"]["activeDeadlineSeconds"] = seconds
         if context:
             # What a model or a prediction file should carry about the run that made it.
             variables = {
-                "DAG_ID": self.dag_id,
-                "RUN_ID": context["run_id"],
-                "DAGS_COMMIT": dags_commit(),
-                "IMAGE": self.image or template["spec"]["containers"][0].get("image", ""),
+                "ML_PIPELINES_DAG_ID": self.dag_id,
+                "ML_PIPELINES_RUN_ID": context["run_id"],
+                "ML_PIPELINES_DAGS_COMMIT": dags_commit(),
+                "ML_PIPELINES_IMAGE": image,
             }
+            base["env"] = [{"name": name, "value": value} for name, value in variables.items()]
             house["metadata"] = {"annotations": {GENERATION: _generation(context)}}
-            house["spec"]["containers"][0]["env"] = [
-                {"name": f"ML_PIPELINES_{name}", "value": value}
-                for name, value in variables.items()
-            ]
         return settings.merge(house, template)
 
     def _base_first(self, pod: dict[str, Any]) -> dict[str, Any]:
@@ -197,8 +195,7 @@ class PodOperator(KubernetesPodOperator):
         pod = self.find_pod(namespace, context=context)
         if pod is not None:
             return pod
-        # Known before it exists: on_kill finds it whatever happens in between.
-        self.pod = pod_request_obj
+        self.pod = pod_request_obj  # known before it exists: on_kill finds it in any case
         body = self.client.api_client.sanitize_for_serialization(pod_request_obj)
         give_up, logged = time.monotonic() + self.startup_timeout_seconds, False
         while True:
@@ -283,8 +280,8 @@ class PodOperator(KubernetesPodOperator):
         declared = {one["name"] for one in self._template()["spec"]["containers"]} | {XCOM_SIDECAR}
         if self.full_pod_spec is not None and self.full_pod_spec.spec is not None:
             declared |= {one.name for one in self.full_pod_spec.spec.containers}
-        seen = self.pod_manager.last_seen or pod
-        return bool(seen) and any(one.name not in declared for one in seen.spec.containers)
+        there = (self.pod_manager.last_seen or pod).spec.containers
+        return any(one.name not in declared for one in there)
 
     def execute_sync(self, context: Any) -> Any:
         """Run the pod to its end, and return its result."""
@@ -327,7 +324,7 @@ class PodOperator(KubernetesPodOperator):
                     "that Kubernetes takes: leave it in a file, or set do_xcom_push=True"
                 ) from error
             self.log.warning("Not a result: the termination message %r", said)
-            result = None
+            result = {}
         if result is None or isinstance(result, dict):
             return (result or {}) | image_of(pod, name)
         return result
@@ -336,8 +333,7 @@ class PodOperator(KubernetesPodOperator):
         """Delete or keep the pod, tell a failed one. Raises AirflowException if it has failed."""
         if self._killed or not remote_pod:
             return
-        # Set when the try is ending by an exception (a time limit, a lost connection): this method
-        # runs in a `finally`, and what it raises takes the place of that reason.
+        # This method runs in a `finally`: what it raises takes the place of what ends the try.
         raising = None if sys.exc_info()[1] is self._handled else sys.exc_info()[1]
         try:
             self.remote_pod = remote_pod = self.pod_manager.read_pod(remote_pod)
@@ -411,9 +407,6 @@ def _surroundings(known: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _generation(context: Any) -> str:
-    """What is the same for all tries of a task until it, or its run, is cleared.
-
-    Airflow starts a cleared run anew, and raises the number of tries of a cleared task.
-    """
+    """Changes when the task is cleared (Airflow allows more tries), or its run (starts anew)."""
     started = getattr(context.get("dag_run"), "start_date", None)
     return f"{started.isoformat() if started else ''}/{getattr(context['ti'], 'max_tries', '')}"

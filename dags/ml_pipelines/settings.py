@@ -8,9 +8,8 @@ The chart writes one JSON file and mounts it, so that a change reaches the DAGs 
                "training_dag.train_model": {...}}, a task of one DAG
      "schedule": {"training_dag": "..."}, "modelName": "...", ...}
 
-`operator` holds arguments of PodOperator (times in seconds), `pod` a Pod as in Kubernetes. The
-chart has checked both; a key that is not known is left alone, as chart and DAGs are rolled out
-apart. A file that cannot be read is an import error of the DAGs: none runs with half of it.
+`operator` holds arguments of PodOperator (times in seconds), `pod` a Pod as in Kubernetes; the
+chart has checked them. Keys that are not known are left alone: chart and DAGs are rolled out apart.
 """
 
 from __future__ import annotations
@@ -24,10 +23,8 @@ from typing import Any
 
 PATH_VARIABLE = "ML_PIPELINES_SETTINGS"
 DEFAULT_PATH = "/opt/airflow/ml-pipelines/settings.json"
-
 # The source document's image, claim and registry, for `airflow standalone` on a laptop.
 DOCUMENT = Path(__file__).with_name("document.json")
-
 # Arguments that Airflow wants as a timedelta.
 DURATIONS = ("retry_delay", "execution_timeout", "max_retry_delay")
 # What tells the entries of a list apart, where that is not their `name`.
@@ -38,7 +35,7 @@ MERGED = ("containers", "initContainers", "ephemeralContainers")
 
 
 class SettingsError(ValueError):
-    """The settings file cannot be read; the text names it."""
+    """The settings cannot be used; the text says why."""
 
 
 def load() -> dict[str, Any]:
@@ -48,12 +45,10 @@ def load() -> dict[str, Any]:
     """
     named = os.environ.get(PATH_VARIABLE)
     path = Path(named or DEFAULT_PATH)
+    if not named and not path.exists():
+        path = DOCUMENT
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        if named:
-            raise SettingsError(f"{path}: no such file ({PATH_VARIABLE} names it)") from error
-        return json.loads(DOCUMENT.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path}: cannot be read: {error}") from error
     if not isinstance(content, dict):
