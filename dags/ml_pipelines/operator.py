@@ -65,8 +65,7 @@ HOUSE: dict[str, Any] = {
     "stuck_timeout_seconds": 120,
     "startup_check_interval_seconds": 0.5,
     "base_container_status_polling_interval": POLL_SECONDS,
-    # The last lines of a container that has failed and left no message.
-    "termination_message_policy": "FallbackToLogsOnError",
+    "termination_message_policy": "FallbackToLogsOnError",  # what a failed one has said last
     "log_events_on_startup": False,  # what a pod waits for is told anyway
     "log_events_on_failure": True,
     "log_pod_spec_on_failure": False,  # it is long, and may hold what is nobody's business
@@ -386,9 +385,7 @@ class PodOperator(KubernetesPodOperator):
                 self.pod_manager.delete_and_wait(self.pod, self.termination_grace_period)
 
 
-def _defaults(
-    known: dict[str, Any], given: dict[str, Any], presets: Iterable[str]
-) -> dict[str, Any]:
+def _defaults(known: dict, given: dict, presets: Iterable[str]) -> dict[str, Any]:
     """The lowest layers of a task's arguments: HOUSE, the values, then what its DAG has `given`."""
     group, dag = _surroundings(known)
     task_id = known["task_id"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from airflow.providers.cncf.kubernetes.utils.pod_manager import (
@@ -74,8 +72,11 @@ class PatientPodManager(PodManager):
     def delete_pod(self, pod: k8s.V1Pod, grace: float | None = None) -> None:
         """Delete the pod, which may be gone already. Raises ApiException or HTTPError."""
         name, options = pod.metadata.name, {"grace_period_seconds": grace}
-        with unless_gone():
+        try:
             self.request("delete_namespaced_pod", name, pod.metadata.namespace, **options)
+        except ApiException as error:
+            if error.status != 404:
+                raise
 
     def delete_and_wait(self, pod: k8s.V1Pod, grace: float | None = None) -> None:
         """Delete the pod, and see that it writes no more. Raises ApiException or HTTPError."""
@@ -84,9 +85,12 @@ class PatientPodManager(PodManager):
 
     def await_deletion(self, pod: k8s.V1Pod) -> None:
         """Return when a pod that is being deleted writes no more: it has ended, or is lost."""
-        with unless_gone():
+        try:
             while self.read_pod(pod).status.phase not in PodPhase.terminal_states:
                 time.sleep(POLL_SECONDS)
+        except ApiException as error:
+            if error.status != 404:
+                raise
 
     def read_pod_logs(self, pod: k8s.V1Pod, container_name: str, *args: Any, **kwargs: Any) -> Any:
         """The lines of a container's log; none, after a pause, if it cannot be read now."""
@@ -142,16 +146,6 @@ class PatientPodManager(PodManager):
         """As the provider, if the pod has that sidecar."""
         if _has_xcom_sidecar(self.last_seen or self.read_pod(pod)):
             super().await_xcom_sidecar_container_start(pod, *args, **kwargs)
-
-
-@contextmanager
-def unless_gone() -> Iterator[None]:
-    """Take it for done when the pod does not exist any more."""
-    try:
-        yield
-    except ApiException as error:
-        if error.status != 404:
-            raise
 
 
 def _has_xcom_sidecar(pod: k8s.V1Pod) -> bool:

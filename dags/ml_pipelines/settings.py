@@ -56,9 +56,7 @@ def load() -> dict[str, Any]:
     return content
 
 
-def of_task(
-    dag_id: str, task_id: str, presets: Iterable[str] = ()
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def of_task(dag_id: str, task_id: str, presets: Iterable[str] = ()) -> tuple[dict, dict]:
     """Arguments of the operator, and the Pod template, of one task.
 
     Raises SettingsError for a preset that the values do not have.
@@ -68,10 +66,9 @@ def of_task(
     if missing := set(presets) - set(known):
         there = ", ".join(sorted(known)) or "none"
         raise SettingsError(f"no preset {', '.join(sorted(missing))} in the values; there: {there}")
-    layers = [settings, *(known[name] for name in presets)]
-    layers += [tasks.get(key) or {} for key in (task_id, f"{dag_id}.{task_id}")]
+    of_id = [tasks.get(key) or {} for key in (task_id, f"{dag_id}.{task_id}")]
     merged: dict[str, Any] = {}
-    for layer in layers:
+    for layer in (settings, *(known[name] for name in presets), *of_id):
         merged = merge(merged, {key: layer.get(key) or {} for key in ("operator", "pod")})
     arguments = merged["operator"]
     for key, value in arguments.items():

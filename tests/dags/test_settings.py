@@ -201,7 +201,7 @@ def test_a_file_that_is_not_one_is_an_import_error(
 
 def test_a_file_that_is_named_but_missing(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("ML_PIPELINES_SETTINGS", str(tmp_path / "settings.json"))
-    with pytest.raises(SettingsError, match="cannot be read: .*No such file"):
+    with pytest.raises(SettingsError, match=r"cannot be read: .*No such file"):
         load()
 
 
