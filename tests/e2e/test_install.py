@@ -20,7 +20,7 @@ Aloud = Callable[[str], AbstractContextManager[Phase]]
 
 
 def test_deployments_run(release: Release, kube_cluster: Cluster) -> None:
-    names = [f"{RELEASE}-{part}" for part in ("scheduler", "webserver", "mlflow")]
+    names = [f"{RELEASE}-{part}" for part in ("scheduler", "triggerer", "webserver", "mlflow")]
     wait_for_deployments_to_run(kube_cluster.kube_client, names, NAMESPACE, 120)
     assert {one["metadata"]["name"] for one in release.kube.items("deployments")} == set(names)
 

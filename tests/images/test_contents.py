@@ -240,7 +240,7 @@ def test_the_workloads_code_is_a_small_layer(entries, images: dict[str, Image]):
     assert image.layout.blobs()[top] < 5_000_000
     inside = names_in(image.layout.blob(top))
     assert {"app/classic_example/cli.py", "opt/data/movie-reviews/train.csv"} <= inside
-    assert {name.partition("/")[0] for name in inside} <= {"app", "opt", "run"}
+    assert {name.partition("/")[0] for name in inside} <= {"airflow", "app", "opt", "run"}
 
 
 @pytest.mark.parametrize("name", NAMES)
