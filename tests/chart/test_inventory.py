@@ -49,7 +49,17 @@ IN_CLUSTER = {
     ("StatefulSet", "ml-pipelines-postgres"),
 }
 EXPECTED = {
-    "local": ALWAYS | IN_CLUSTER | {("PersistentVolume", "training-storage")},
+    "local": ALWAYS
+    | IN_CLUSTER
+    | {
+        ("PersistentVolume", "training-storage"),
+        # For the tasks that run in another namespace.
+        ("PersistentVolume", "training-storage-default"),
+        ("Role", "ml-pipelines-pod-launcher"),
+        ("Role", "ml-pipelines-pod-watcher"),
+        ("RoleBinding", "ml-pipelines-pod-launcher"),
+        ("RoleBinding", "ml-pipelines-pod-watcher"),
+    },
     "staging": ALWAYS,
     "production": ALWAYS
     | {

@@ -107,6 +107,7 @@ def test_data_stays_on_uninstall():
     }
     assert kept == {
         ("PersistentVolume", "training-storage"),
+        ("PersistentVolume", "training-storage-default"),
         ("PersistentVolumeClaim", "training-storage"),
         ("PersistentVolumeClaim", "ml-pipelines-mlflow"),
         ("PersistentVolumeClaim", "ml-pipelines-postgres"),
