@@ -54,7 +54,7 @@ def in_the_pods(inference_run, with_settings, run_both, stack: Stack):
     over = {"requests": {"memory": "64Gi"}, "limits": {"memory": "64Gi"}}
     changes = merge(
         task("train_model", {"image": NOWHERE}, retries=0, stuck_timeout_seconds=5),
-        task("clean_up", {"resources": over}, retries=0),
+        task("clean_up", {"resources": over}, retries=0, startup_timeout_seconds=20),
     )
     stack.kube.apply(QUOTA)
     try:
