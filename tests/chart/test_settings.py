@@ -477,4 +477,7 @@ def test_settings_are_mounted_where_the_dags_look(release):
 def test_environments_say_nothing_of_single_tasks():
     """The tests above hold for them too."""
     files = [yaml.safe_load((VALUES / f"{name}.yaml").read_text()) for name in ENVIRONMENTS]
-    assert {key for values in files for key in values.get("pipelines", {})} <= {"schedule", "namespaces"}
+    assert {key for values in files for key in values.get("pipelines", {})} <= {
+        "schedule",
+        "namespaces",
+    }

@@ -220,12 +220,12 @@ def with_settings(stack: Stack, release: Release) -> WithSettings:
     That the chart writes values there is proven in tests/chart.
     """
 
-    def write(labels: dict[str, str], settings: dict[str, Any]) -> None:
+    def write(found: dict[str, Any], settings: dict[str, Any]) -> None:
         manifest = {
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": {"name": SETTINGS_CONFIG_MAP, "labels": labels},
-            "data": {"settings.json": json.dumps(settings)},
+            "metadata": {"name": SETTINGS_CONFIG_MAP, "labels": found["metadata"]["labels"]},
+            "data": found["data"] | {"settings.json": json.dumps(settings)},
         }
         # In Helm's name: a field of anybody else's is a conflict for the next upgrade.
         apply = ["apply", "--server-side", "--field-manager=helm", "--force-conflicts"]
@@ -235,13 +235,12 @@ def with_settings(stack: Stack, release: Release) -> WithSettings:
     def change(changes: dict[str, Any]) -> Iterator[None]:
         found = stack.kube.get("configmap", SETTINGS_CONFIG_MAP)
         assert found is not None
-        labels = found["metadata"]["labels"]
         before = json.loads(found["data"]["settings.json"])
-        write(labels, merge(before, changes))
+        write(found, merge(before, changes))
         try:
             yield
         finally:
-            write(labels, before)
+            write(found, before)
 
     return change
 

@@ -262,7 +262,7 @@ def commands(stack: Stack, airflow: Airflow, runs: Iterable[tuple[str, str]]) ->
     }
     with redirect_stdout(io.StringIO()) as printed:
         status(stack)
-        logs(stack, None)
+        logs(stack, None, None)
         summary(stack, described)
         for dag_id, run_id in runs:
             explain_failure(airflow, dag_id, run_id)
