@@ -62,7 +62,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 FIRST = [
     *("install", "existing", "ui", "training", "storage", "inference", "dag_sync"),
-    *("isolation", "failures"),
+    *("isolation", "failures", "pipelines"),
 ]
 """Upgrades right after the install, then what goes on beside the full training and beside an
 inference with its model. The models of short trainings come after what looks at that one."""
