@@ -21,7 +21,7 @@ import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -34,6 +34,8 @@ from mlctl.base.paths import BUILD, ROOT
 RESULTS = BUILD / "test"
 ALLOWED_SKIPS = ROOT / "tests" / "allowed-skips.txt"
 SLOWEST = 20
+NAMES_SHOWN, LINES_SHOWN, LINE_WIDTH = 3, 20, 240
+"""Of each reason for which tests failed; build/test/<suite>.xml holds the rest."""
 
 SILENCE_SECONDS = 10.0
 END_SECONDS = 120.0
@@ -45,7 +47,7 @@ WITH_AIRFLOW = 'python=$("$0" tools/bootstrap.py "$1" dag-tests); shift; exec "$
 IN_IMAGE = [sys.executable, "-m", "tools.in_image.pytest_in_image"]
 DAGS = ["sh", "-euc", WITH_AIRFLOW, sys.executable]
 # Once is enough.
-NO_AIRFLOW = ["tests/dags/test_runs.py", "tests/dags/test_settings.py"]
+NO_AIRFLOW = ["tests/dags/test_settings.py"]
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,8 @@ class Result:
     seconds: float = 0.0
     skips: list[str] = field(default_factory=list)
     """``suite: test id: reason`` of each skipped test."""
-    bad: list[str] = field(default_factory=list)
-    """Ids of the tests that failed or broke, and of suites that could not run."""
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    """Id of each test that failed or broke, or suite that could not run, and why."""
     phases: list[tuple[float, str]] = field(default_factory=list)
     """Seconds of each test and of the fixtures made for it."""
 
@@ -133,20 +135,47 @@ def read_junit(suite: str, file: Path) -> Result:
     try:
         cases = list(ElementTree.parse(file).getroot().iter("testcase"))
     except (OSError, ElementTree.ParseError):
-        return Result(Counter(error=1), bad=[f"{suite}: it ended before its tests did"])
+        return Result(Counter(error=1), bad=[(suite, "it ended before its tests did")])
     for case in cases:
         name = f"{suite}: {case.get('classname', '')}::{case.get('name', '')}"
         # A test may fail and then break in its teardown: pytest counts both.
         kinds = {"failure": "failed", "error": "error", "skipped": "skipped"}
-        found = [kinds[part.tag] for part in case if part.tag in kinds]
-        result.counts.update(found or ["passed"])
-        result.bad += [name for kind in found if kind != "skipped"]
+        found = [part for part in case if part.tag in kinds]
+        result.counts.update([kinds[part.tag] for part in found] or ["passed"])
+        result.bad += [(name, reason(part)) for part in found if part.tag != "skipped"]
         result.skips += [f"{name}: {part.get('message')}" for part in case.iter("skipped")]
         # tests/conftest.py notes them; the time of the whole case is their sum.
         for phase in case.iter("property"):
             what = name if phase.get("name") == "call" else f"{name} ({phase.get('name')})"
             result.phases.append((float(phase.get("value", 0)), what))
     return result
+
+
+def reason(fault: ElementTree.Element) -> str:
+    """Return what pytest marks as the error in the report of a test, without the code around it."""
+    lines = (fault.text or "").splitlines()
+    marked = [line[1:].strip() for line in lines if re.match(r"E( |$)", line)]
+    return "\n".join(marked) or fault.get("message", "")
+
+
+def failures(bad: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Yield the lines that tell what failed and why, once for all that have failed for one reason.
+
+    A fixture that breaks fails each test that asks for it.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, why in bad:
+        by_reason.setdefault(why, []).append(name)
+    for why, names in by_reason.items():
+        for name in names[:NAMES_SHOWN]:
+            yield f"FAILED {name}"
+        if more := names[NAMES_SHOWN:]:
+            yield f"FAILED {len(more)} more in the same way"
+        lines = why.splitlines()
+        if len(lines) > LINES_SHOWN:
+            half = LINES_SHOWN // 2
+            lines = [*lines[:half], "...", *lines[-half:]]
+        yield from (f"    {line[:LINE_WIDTH]}".rstrip() for line in lines)
 
 
 def unexpected_skips(skips: list[str], allowed: str) -> list[str]:
@@ -198,13 +227,15 @@ class Runner:
         """Run one suite after others and return what it came to."""
         wait([*before, *build])
         if any(one.result().bad for one in build):
-            return Result(Counter(error=1), bad=[f"{suite}: not run, what it needs is not built"])
+            return Result(Counter(error=1), bad=[(suite, "not run, what it needs is not built")])
         file = RESULTS / f"{suite}.xml"
         file.unlink(missing_ok=True)
         started = time.monotonic()
         if suite == BUILD_STEP:
             status = self._run_aloud(suite, SUITES[suite].command)
-            result = Result() if status == 0 else Result(Counter(error=1), bad=[suite])
+            result = Result()
+            if status != 0:
+                result = Result(Counter(error=1), bad=[(suite, f"ended with status {status}")])
         else:
             status = self._run_aloud(suite, [*SUITES[suite].command, *pytest_options(file)])
             result = read_junit(suite, file)
@@ -213,7 +244,7 @@ class Runner:
         nothing_chosen = status == 5 and bool(os.environ.get("K"))
         if status not in {0, 1} and not nothing_chosen and not result.counts["error"]:
             result.counts["error"] += 1
-            result.bad.append(f"{suite}: pytest ended with status {status}")
+            result.bad.append((suite, f"pytest ended with status {status}"))
         result.seconds = time.monotonic() - started
         return result
 
@@ -323,8 +354,8 @@ def main() -> int:
     print(f"the {SLOWEST} slowest tests and fixtures:")
     for one in told["slowest"]:
         print(f"{one['seconds']:8.1f} s  {one['test']}")
-    for bad in total.bad:
-        print(f"FAILED {bad}")
+    for line in failures(total.bad):
+        print(line)
     surprises = unexpected_skips(total.skips, ALLOWED_SKIPS.read_text())
     for skip in surprises:
         print(f"SKIPPED {skip}")

@@ -20,7 +20,11 @@ JUNIT = """<?xml version="1.0"?>
 <testsuites><testsuite name="pytest" tests="5">
 <testcase classname="tests.a" name="good" time="0.1"><properties>
 <property name="setup" value="2.5"/><property name="call" value="0.5"/></properties></testcase>
-<testcase classname="tests.a" name="bad"><failure message="no">trace</failure></testcase>
+<testcase classname="tests.a" name="bad"><failure message="no">a.py:3: in bad
+    assert answer == 1
+E   assert 2 == 1
+E
+E     full log</failure></testcase>
 <testcase classname="tests.a" name="left_out"><skipped message="no Docker"/></testcase>
 <testcase classname="tests.a" name="broken"><error message="setup">trace</error></testcase>
 <testcase classname="tests.a" name="bad_twice"><failure/><error/></testcase>
@@ -33,7 +37,12 @@ def test_counts_are_those_of_the_file(tmp_path: Path) -> None:
     file.write_text(JUNIT)
     result = read_junit("a", file)
     assert result.counts == {"passed": 1, "failed": 2, "skipped": 1, "error": 2}
-    assert result.bad == [f"a: tests.a::{n}" for n in ("bad", "broken", "bad_twice", "bad_twice")]
+    assert result.bad == [
+        ("a: tests.a::bad", "assert 2 == 1\n\nfull log"),
+        ("a: tests.a::broken", "setup"),
+        ("a: tests.a::bad_twice", ""),
+        ("a: tests.a::bad_twice", ""),
+    ]
     assert result.skips == ["a: tests.a::left_out: no Docker"]
     assert result.phases == [(2.5, "a: tests.a::good (setup)"), (0.5, "a: tests.a::good")]
     assert not result.good
@@ -43,7 +52,22 @@ def test_a_suite_that_died_is_an_error(tmp_path: Path) -> None:
     assert read_junit("a", tmp_path / "missing.xml").counts["error"] == 1
     file = tmp_path / "cut.xml"
     file.write_text(JUNIT[:100])
-    assert read_junit("a", file).bad == ["a: it ended before its tests did"]
+    assert read_junit("a", file).bad == [("a", "it ended before its tests did")]
+
+
+def test_what_failed_for_one_reason_is_told_once() -> None:
+    log = "\n".join(f"line {number}" for number in range(100))
+    bad = [*((f"e2e: t{n}", "the server died") for n in range(89)), ("lint: long", log + "x" * 999)]
+    lines = list(runner.failures(bad))
+    assert lines[:5] == [
+        *(f"FAILED e2e: t{number}" for number in range(3)),
+        "FAILED 86 more in the same way",
+        "    the server died",
+    ]
+    assert lines[5:7] == ["FAILED lint: long", "    line 0"]
+    assert lines[-1].startswith("    line 99x")
+    assert len(lines) < 30
+    assert max(map(len, lines)) < 250
 
 
 def test_the_closing_line_is_pytests() -> None:
@@ -126,17 +150,17 @@ def test_lanes_run_beside_each_other_and_each_line_names_its_suite(play) -> None
 def test_a_suite_that_fails_leaves_the_others_alone(play) -> None:
     printed, results = play(ill="sys.exit('error: no package index')", well=report("well"))
     assert printed.split() == ["ill", "error:", "no", "package", "index"]
-    assert results["ill"].bad == ["ill: it ended before its tests did"]
+    assert results["ill"].bad == [("ill", "it ended before its tests did")]
     assert results["well"].counts["passed"] == 1
 
 
 def test_what_needs_the_build_waits_for_it_and_is_not_run_without_it(play) -> None:
     # A suite that began before the build had ended would find no directory.
     _, results = play(build="time.sleep(0.3); Path('built').mkdir()", one="os.chdir('built')")
-    assert results["one"].bad == ["one: it ended before its tests did"]
+    assert results["one"].bad == [("one", "it ended before its tests did")]
     printed, results = play(build="sys.exit(1)", one="print('it runs')")
-    assert results["one"].bad == ["one: not run, what it needs is not built"]
-    assert results["build"].bad == ["build"]
+    assert results["one"].bad == [("one", "not run, what it needs is not built")]
+    assert results["build"].bad == [("build", "ended with status 1")]
     assert "it runs" not in printed
 
 
