@@ -5,6 +5,7 @@ import html
 import re
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -318,14 +319,16 @@ class Airflow:
         ).text
 
     def result(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
-        """Return what a task handed over (XCom ``return_value``), {} when it has none."""
+        """Return the object that a task handed over (XCom ``return_value``), {} for any other."""
         path = f"{_task_path(dag_id, run_id, task_id)}/xcomEntries/return_value"
         answer = self.request("GET", path, good=(404,))
         if not answer.ok:
             return {}
         value = answer.json()["value"]
-        # Airflow 2.9 answers with the text of the Python value.
-        value = ast.literal_eval(value) if isinstance(value, str) else value
+        if isinstance(value, str):
+            # Airflow 2.9 answers with the text of the Python value.
+            with suppress(ValueError, SyntaxError):
+                value = ast.literal_eval(value)
         return value if isinstance(value, dict) else {}
 
     def results(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:

@@ -271,7 +271,9 @@ class Run:
     run_id: str
     state: str
     tasks: dict[str, Task]
+    """By name, as the logs: each one of a mapped task."""
     results: dict[str, dict[str, Any]]
+    """By task id, of tasks that are not mapped."""
     logs: dict[str, str]
 
     def told(self) -> str:
@@ -288,7 +290,7 @@ FollowRun = Callable[..., Run]
 
 
 def look_at(airflow: Airflow, dag_id: str, run_id: str, state: str) -> Run:
-    tasks = {task.task_id: task for task in airflow.tasks(dag_id, run_id)}
+    tasks = {task.name: task for task in airflow.tasks(dag_id, run_id)}
     return Run(
         dag_id=dag_id,
         run_id=run_id,
@@ -296,7 +298,7 @@ def look_at(airflow: Airflow, dag_id: str, run_id: str, state: str) -> Run:
         tasks=tasks,
         results=airflow.results(dag_id, run_id),
         logs={
-            name: airflow.log(dag_id, run_id, name, task.try_number)
+            name: airflow.log(dag_id, run_id, task.task_id, task.try_number, task.map_index)
             for name, task in tasks.items()
             if task.try_number > 0
         },

@@ -321,6 +321,9 @@ def test_a_result_is_the_value_and_not_its_text(server: Server, airflow: Airflow
     path = "dags/x/dagRuns/a%2Fb/taskInstances/t/xcomEntries/return_value"
     server.answers[path] = [(200, {"value": "{'accuracy': 0.9, 'note': None}"})]
     assert airflow.result("x", "a/b", "t") == {"accuracy": 0.9, "note": None}
+    for no_object in ("12", "three words here", "<object at 0x7f>"):
+        server.answers[path] = [(200, {"value": no_object})]
+        assert airflow.result("x", "a/b", "t") == {}
     server.answers[path] = [(404, {})]
     assert airflow.result("x", "a/b", "t") == {}
 
