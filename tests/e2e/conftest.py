@@ -117,6 +117,9 @@ def prepared(request: pytest.FixtureRequest) -> Iterator[tuple[Stack, Release]]:
         request.config.stash[_STACK] = stack
         with capture.global_and_fixture_disabled():
             print(flush=True)
+            if kind != "existing":
+                # Of a run that was killed, or kept it: the release is to be a new one.
+                stack.cluster.clean(Phases())
             release = stack.prepare(Phases())
         yield stack, release
         keep = request.config.getoption("--keep")
