@@ -311,12 +311,14 @@ class Airflow:
         self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1
     ) -> str:
         """Return the whole log of one try of a task."""
-        return self.request(
+        answer = self.request(
             "GET",
             f"{_task_path(dag_id, run_id, task_id)}/logs/{max(1, try_number)}",
             params={"full_content": True, "map_index": map_index},
             accept="text/plain",
-        ).text
+        )
+        # Airflow does not say which encoding it is, and requests would take it for Latin-1.
+        return answer.content.decode(errors="replace")
 
     def result(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
         """Return the object that a task handed over (XCom ``return_value``), {} for any other."""

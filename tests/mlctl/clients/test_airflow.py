@@ -70,7 +70,10 @@ class Server:
             return Response('{"title": "Unauthorized"}', 401)
         answers = self.answers.get(path, [(404, {"title": "Not found"})])
         status, body = answers.pop(0) if len(answers) > 1 else answers[0]
-        return Response(body if isinstance(body, str) else json.dumps(body), status)
+        if isinstance(body, str):
+            # As Airflow sends a log: without an encoding.
+            return Response(body.encode(), status, {"Content-Type": "text/plain"})
+        return Response(json.dumps(body), status)
 
 
 @pytest.fixture
@@ -373,6 +376,11 @@ def test_a_log_that_is_not_on_the_claim_is_asked_of_airflow(
 ) -> None:
     server.answers["dags/x/dagRuns/r/taskInstances/a/logs/2"] = [(200, LOG)]
     assert airflow.log_end("x", "r", Task("a", "failed", 2, 1.0)) == LOG
+
+
+def test_a_log_may_be_in_any_script(server: Server, airflow: Airflow) -> None:
+    server.answers["dags/x/dagRuns/r/taskInstances/a/logs/1"] = [(200, "готово ✓")]
+    assert airflow.log("x", "r", "a") == "готово ✓"
 
 
 def test_a_log_that_cannot_be_read_is_no_end_of_the_waiting(
