@@ -50,7 +50,7 @@ lock: ## Resolve requirements/*.in anew
 	@$(MLCTL) lock
 bench: ## What a task costs, and when a commit shows in Airflow
 	@$(MLCTL) bench
-soak: ## 20 runs of both DAGs at once (N=5: five), each checked by what it left
+soak: ## 20 runs of both DAGs and a mapped one at once (N=5 MAPPED=0), checked by what they left
 	@$(MLCTL) soak
 drill: ## Break one part after the other in the middle of training runs (FAULT=oom: this one)
 	@$(MLCTL) drill
@@ -74,7 +74,7 @@ test-cluster: ## Tests of the cluster providers
 	@$(MLCTL) test cluster
 test-e2e: ## Install and run everything on a cluster of its own
 	@$(MLCTL) test e2e
-test-long: ## On the cluster of `make up`: 3 runs of both DAGs at once, then every fault of the drill
+test-long: ## On the cluster of `make up`: a soak with 3 runs of both DAGs, every fault of the drill
 	@$(MLCTL) up
 	@$(MLCTL) soak --n 3
 	@$(MLCTL) drill
@@ -90,6 +90,7 @@ test-wandb: ## Upload and load a small model at the real W&B service (needs WAND
 #: NAME=name            the DAG that `make new-dag` writes
 #: PARAMS='{"a": 1}'    parameters of the runs that `make train`, `infer` and `trigger` start
 #: N=1                  runs that `make train`, `infer` and `trigger` start (20 for `make soak`)
+#: MAPPED=20            runs of the mapped DAG that `make soak` starts
 #: C=name               the part of the cluster whose log `make logs` shows
 #: FAULT=name,name      the faults of `make drill` (default: all)
 #: K=expression         what pytest's -k takes, for the test targets

@@ -171,7 +171,14 @@ file = click.Argument(["file"], type=click.Path(path_type=Path))
 add(building.save_image, None, click.Argument(["name"]), file, to=images, name="save")
 
 add(bench.main, Stack, name="bench")
-add(soak.main, Stack, count(soak.RUNS), name="soak")
+mapped = click.Option(
+    ["--mapped"],
+    type=click.IntRange(0, 100),
+    default=soak.RUNS,
+    help="Runs of the mapped DAG (MAPPED).",
+    envvar="MAPPED",
+)
+add(soak.main, Stack, count(soak.RUNS), mapped, name="soak")
 fault = click.Option(["--fault", "names"], envvar="FAULT", default="", help="Some of them (FAULT).")
 add(drill.main, Stack, fault, name="drill")
 

@@ -1,6 +1,7 @@
-"""Many runs of both DAGs at once, each checked by what it left behind.
+"""Many runs of both DAGs and of a mapped one at once, each checked by what it left behind.
 
-It needs the release with its own MLflow (`make up`).
+It needs the release with its own MLflow (`make up`). The mapped DAG is this trial's own, and has no
+runs where none can be published from here.
 
 A run of inference_dag alone, before and after, says what the predictions of a model are when
 nothing runs beside it: every other run must have written the same bytes for the same weights. All
@@ -8,7 +9,8 @@ training runs have the same seed, so that all their models must have the same we
 
 The figures go to build/soak.json:
 
-    {"runs", "seconds", "ok", "alone": [run], "training_dag": [run], "inference_dag": [run]}
+    {"runs", "seconds", "ok", "alone": [run], "training_dag": [run], "inference_dag": [run],
+     "soak_mapped": [run]}
 
 where a run is what `Checked` holds.
 """
@@ -17,6 +19,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -31,19 +34,58 @@ from mlctl.clients.forward import Forward
 from mlctl.clients.mlflow import Mlflow
 from mlctl.clients.pods import CHECKED
 from mlctl.clients.volume import Volume
+from mlctl.cluster.provider import Breakable
 from mlctl.commands.telling import explain_failure, say
 from mlctl.stack import Stack
+from mlctl.trials.own_dag import published
 
 REPORT = BUILD / "soak.json"
 RUNS = 20
+"""Of each DAG, where nothing else is asked for."""
 POLL_SECONDS = 3.0
 SECONDS_PER_RUN = 600
-"""Limit for a run of each DAG; on two cores they take 100 s together."""
+"""Limit for all, by their number; on two cores a run of each pipeline takes 100 s together."""
 POD_SECONDS = 60
 """The pods of an ended run are gone after so long."""
 
-# Kept by clean_up of the DAG; everything else in the directory of an ended run is left behind.
-KEPT = {TRAINING: set(), INFERENCE: {"pred.csv", "pred.json"}}
+MAPPED, NUMBERS = "soak_mapped", 20
+SUM = sum(number**2 for number in range(1, NUMBERS + 1))
+ABOUT_MAPPED = f"{NUMBERS} numbers, squared by a pod each"
+MAPPED_DAG = f'''"""Numbers from a task, a pod for each that squares it, and their sum."""
+
+import json
+from datetime import UTC, datetime
+
+from airflow import DAG
+from ml_pipelines import PodOperator
+
+NUMBERS = json.dumps([{{"N": str(number + 1)}} for number in range({NUMBERS})])
+SQUARE = "echo $((N * N)) | tee /tmp/$N /dev/termination-log"
+ADD_UP = """
+for file in /tmp/*; do total=$((total + $(cat $file))); done
+rm /tmp/*
+printf '{{"total": %d}}' $total > /dev/termination-log
+"""
+
+with DAG(
+    dag_id="{MAPPED}",
+    description="{ABOUT_MAPPED}",
+    schedule=None,
+    start_date=datetime(2021, 1, 1, tzinfo=UTC),
+    catchup=False,
+    max_active_runs=100,
+) as dag:
+    numbers = PodOperator(
+        task_id="numbers", cmds=["sh", "-c", f"echo '{{NUMBERS}}' > /dev/termination-log"]
+    )
+    square = PodOperator.partial(task_id="square", cmds=["sh", "-ec", SQUARE])
+    square.expand(env_vars=numbers.output) >> PodOperator(
+        task_id="add_up", cmds=["sh", "-ec", ADD_UP]
+    )
+'''
+
+# What an ended run may keep in its directory; everything else is left behind.
+KEPT = {TRAINING: set(), INFERENCE: {"pred.csv", "pred.json"}, MAPPED: set()}
 
 # Run in a pod with the claim: prints {directory: {"sha256", "rows", "about"} or null}.
 READ_PREDICTIONS = """
@@ -151,6 +193,8 @@ def look_at(
                     for task_id in ("train_model", "upload_model")
                 )
                 _look_at_model(mlflow, trained, uploaded, one)
+            elif dag_id == MAPPED:
+                _look_at_sum(airflow.result(dag_id, one.run_id, "add_up"), one)
             else:
                 _look_at_predictions(predictions[inference[one.run_id]], one)
             checked.append(one)
@@ -173,7 +217,7 @@ def _look_at_tasks(airflow: Airflow, one: Checked) -> None:
     for task in airflow.tasks(one.dag_id, one.run_id):
         one.retries += max(0, task.try_number - 1)
         if task.state != "success":
-            one.faults.append(f"{task.task_id} is {task.state}")
+            one.faults.append(f"{task.name} is {task.state}")
 
 
 def _look_at_files(path: str, files: Collection[str], one: Checked) -> None:
@@ -215,6 +259,11 @@ def _look_at_predictions(found: Mapping[str, Any] | None, one: Checked) -> None:
         one.faults.append(f"the predictions are those of the run {made_by}")
 
 
+def _look_at_sum(result: Mapping[str, Any], one: Checked) -> None:
+    if (total := result.get("total")) != SUM:
+        one.faults.append(f"the squares add up to {total}, not {SUM}")
+
+
 def compare(checked: Sequence[Checked], alone: Sequence[Checked]) -> None:
     """Add the faults that show only beside other runs.
 
@@ -244,7 +293,7 @@ def leftover_pods(stack: Stack) -> list[str]:
 
     Not those that have failed: they stay for a look.
     """
-    selector = f"dag_id in ({', '.join(DAG_IDS)}),!{CHECKED}"
+    selector = f"dag_id in ({', '.join(KEPT)}),!{CHECKED}"
     within(POD_SECONDS, lambda: not stack.kube.items("pods", selector), poll=1)
     return [pod["metadata"]["name"] for pod in stack.kube.items("pods", selector)]
 
@@ -273,25 +322,32 @@ def new_run_ids(name: str, count: int) -> list[str]:
     return [f"{name}__{stamp}+{number}" for number in range(1, count + 1)]
 
 
-def main(stack: Stack, count: int) -> int:
-    """Many runs of both DAGs at once, each checked by what it left (build/soak.json)."""
+def main(stack: Stack, count: int, mapped: int) -> int:
+    """Many runs of both DAGs and of a mapped one at once, each checked (build/soak.json)."""
     if stack.uses_wandb() or stack.kube.get("service", MLFLOW_SERVICE) is None:
         raise UserError("the models are compared in the MLflow of the release: mlflow.enabled=true")
     phases = Phases()
+    run_ids = {dag_id: new_run_ids("soak", count) for dag_id in DAG_IDS}
     with (
         stack.airflow() as airflow,
         Forward(stack.kube, MLFLOW_SERVICE, MLFLOW_PORT) as forward,
+        ExitStack() as until_looked_at,
     ):
+        if mapped and isinstance(stack.cluster, Breakable):
+            dag = published(stack, airflow, MAPPED, MAPPED_DAG, ABOUT_MAPPED, phases)
+            until_looked_at.enter_context(dag)
+            run_ids[MAPPED] = new_run_ids("soak", mapped)
         mlflow = Mlflow(forward)
         if not mlflow.has_model(stack.settings["modelName"]):
             run_alone(stack, airflow, mlflow, TRAINING, phases)
         alone = [run_alone(stack, airflow, mlflow, INFERENCE, phases)]
-        run_ids = {dag_id: new_run_ids("soak", count) for dag_id in DAG_IDS}
-        with phases.phase(f"{count} x {TRAINING} and {count} x {INFERENCE}") as phase:
+        title = " and ".join(f"{len(ids)} x {dag_id}" for dag_id, ids in run_ids.items())
+        with phases.phase(title) as phase:
             started = time.monotonic()
             start(airflow, run_ids)
-            phase.say(f"{2 * count} runs triggered in {phase.age:.1f} s")
-            wait(airflow, run_ids, 2 * SECONDS_PER_RUN + SECONDS_PER_RUN * count, phase)
+            runs = sum(map(len, run_ids.values()))
+            phase.say(f"{runs} runs triggered in {phase.age:.1f} s")
+            wait(airflow, run_ids, SECONDS_PER_RUN * (2 + runs), phase)
             seconds = round(time.monotonic() - started, 1)
         pods = leftover_pods(stack)
         # The newest model is one of theirs now.
@@ -300,21 +356,21 @@ def main(stack: Stack, count: int) -> int:
             checked = look_at(stack, volume, airflow, mlflow, run_ids)
             compare(checked, alone)
     ok = not pods and not any(one.faults for one in checked)
+    by_dag = {id_: [one for one in checked if one.dag_id == id_] for id_ in run_ids}
     report = {
         "runs": count,
         "seconds": seconds,
         "ok": ok,
         "leftover_pods": pods,
         "alone": [asdict(one) for one in alone],
-        **{dag_id: [asdict(one) for one in checked if one.dag_id == dag_id] for dag_id in DAG_IDS},
+        **{dag_id: [asdict(one) for one in runs] for dag_id, runs in by_dag.items()},
     }
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.write_text(json.dumps(report, indent=2) + "\n")
     show(checked, alone)
-    for dag_id in DAG_IDS:
-        runs = [one for one in checked if one.dag_id == dag_id]
-        right = sum(not one.faults for one in runs)
-        say(f"{dag_id:<14} {right} of {len(runs)} right, {sum(r.retries for r in runs)} retries")
+    for dag_id, ended in by_dag.items():
+        right = sum(not one.faults for one in ended)
+        say(f"{dag_id:<14} {right} of {len(ended)} right, {sum(r.retries for r in ended)} retries")
     if pods:
         say(f"pods left behind: {', '.join(pods)}")
     say(f"all together   {seconds:.0f} s; {REPORT}")

@@ -11,11 +11,14 @@ from mlctl.base.progress import Phase
 from mlctl.clients.airflow import Task
 from mlctl.trials.soak import (
     INFERENCE,
+    MAPPED,
+    MAPPED_DAG,
     TRAINING,
     Checked,
     _look_at_files,
     _look_at_model,
     _look_at_predictions,
+    _look_at_sum,
     _look_at_tasks,
     compare,
     new_run_ids,
@@ -94,9 +97,10 @@ def looked(look: Callable[[Checked], None], dag_id: str = INFERENCE) -> Checked:
 
 
 def test_tasks_are_counted_and_their_failures_named() -> None:
-    server: Any = Server([Task("a", "success", 3, 1.0), Task("clean_up", "failed", 1, 1.0)])
+    tasks = [Task("a", "success", 3, 1.0), Task("clean_up", "failed", 1, 1.0)]
+    server: Any = Server([*tasks, Task("square", "failed", 1, 1.0, map_index=7)])
     one = looked(lambda one: _look_at_tasks(server, one))
-    assert (one.retries, one.faults) == (2, ["clean_up is failed"])
+    assert (one.retries, one.faults) == (2, ["clean_up is failed", "square[7] is failed"])
 
 
 @pytest.mark.parametrize(("dag_id", "left"), [(INFERENCE, []), (TRAINING, ["pred.csv"])])
@@ -138,6 +142,14 @@ def test_predictions_are_those_of_the_run_and_described() -> None:
     assert looked(lambda one: _look_at_predictions(None, one)).faults == [
         "there are no predictions"
     ]
+
+
+def test_every_square_must_be_there() -> None:
+    compile(MAPPED_DAG, "soak_mapped.py", "exec")
+    assert looked(lambda one: _look_at_sum({"total": 2870}, one), MAPPED).faults == []
+    for result in ({"total": 2869}, {}):
+        one = looked(lambda one, result=result: _look_at_sum(result, one), MAPPED)
+        assert one.faults == [f"the squares add up to {result.get('total')}, not 2870"]
 
 
 def test_the_dags_are_triggered_in_turn() -> None:
