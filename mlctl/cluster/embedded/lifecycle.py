@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -146,10 +147,11 @@ class EmbeddedCluster:
         Raises UserError when that does not run.
         """
         for process in self._running().children(recursive=True):
-            # All are one binary, whose first argument says which program it is.
-            if process.cmdline()[1:2] == [name]:
-                process.send_signal(number)
-                return
+            with suppress(psutil.NoSuchProcess):  # Programs of containers come and go.
+                # All are one binary, whose first argument says which program it is.
+                if process.cmdline()[1:2] == [name]:
+                    process.send_signal(number)
+                    return
         raise UserError(f"{name} does not run")
 
     def cut_power(self) -> None:

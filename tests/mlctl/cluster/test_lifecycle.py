@@ -1,11 +1,15 @@
 """The life of an embedded cluster as files tell it, with a supervisor that is played."""
 
 import json
+import signal
 import socketserver
+import subprocess
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from mlctl.base.errors import UserError
@@ -64,6 +68,23 @@ def test_images_wait_for_the_start_whatever_an_earlier_life_has_left(
 def test_another_process_of_the_same_number_is_not_the_node(cluster: EmbeddedCluster) -> None:
     with pytest.raises(UserError, match="does not run"):
         cluster.cut_power()
+
+
+def test_a_signal_reaches_its_program_past_one_that_has_just_ended(
+    cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = subprocess.Popen(["true"])
+    process = psutil.Process(gone.pid)
+    gone.wait()
+    # The node's program is one for all of Kubernetes: its first argument says which it is.
+    with subprocess.Popen(["sleep", "600"]) as there:
+        children = [process, psutil.Process(there.pid)]
+        node = SimpleNamespace(children=lambda *, recursive: children)
+        monkeypatch.setattr(cluster, "_running", lambda: node)
+        with pytest.raises(UserError, match="etcd does not run"):
+            cluster.signal("etcd", signal.SIGTERM)
+        cluster.signal("600", signal.SIGTERM)
+    assert there.returncode == -signal.SIGTERM
 
 
 def test_pause_is_none_of_the_images_that_may_leave(
