@@ -1,7 +1,7 @@
 """Everybody's DAGs, as they come: a newcomer's, plain Airflow's, the course's own, in any script.
 
-They are in a clone of the checkout, with the files of `dags/` beside this one, and reach the cluster
-by the commands of docs/add-a-pipeline.md.
+They are in a clone of the checkout, with the files of `dags/` beside this one, and reach the
+cluster by the commands of docs/add-a-pipeline.md.
 """
 
 import shutil
