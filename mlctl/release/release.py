@@ -204,7 +204,10 @@ class Release:
                     process.send_signal(signal.SIGINT)
                     process.wait()
         if stuck or process.returncode != 0:
-            tail = "\n".join(log.read_text().splitlines()[1:][-8:])
+            lines = log.read_text().splitlines()[1:]
+            # All of it: values that are refused are named one a line.
+            errors = [number for number, line in enumerate(lines) if line.startswith("Error:")]
+            tail = "\n".join(lines[errors[0] if errors else -8 :])
             reason = stuck or f"helm ended with status {process.returncode}"
             raise UserError(
                 f"the release {RELEASE} did not become ready: {reason}; whole log: {log}\n{tail}\n"

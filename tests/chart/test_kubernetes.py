@@ -215,7 +215,8 @@ def test_mlflow_answers_the_names_it_is_called_by():
 def install(*sets):
     """What `helm install` would print: manifest and notes."""
     arguments = ["ml-pipelines", CHART, "--namespace", "ml-pipelines", "--dry-run=client"]
-    for value in ("airflow.dags.gitSync.repo=git://example/dags.git", *sets):
+    machine = ("airflow.dags.gitSync.repo=git://example/dags.git", "images.classicExample.tag=1")
+    for value in (*machine, "images.classicExample.repository=mine", *sets):
         arguments += ["--set", value]
     return run("install", *arguments, "--values", VALUES / "local.yaml")
 

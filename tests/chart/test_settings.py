@@ -68,7 +68,7 @@ def test_every_task_starts_from_this():
             "containers": [
                 {
                     "name": "base",
-                    "image": "ghcr.io/kyryl-opens-ml/classic-example:main",
+                    "image": "localhost/classic-example:1.0.0-abc",
                     "imagePullPolicy": "IfNotPresent",
                     "securityContext": {
                         "allowPrivilegeEscalation": False,

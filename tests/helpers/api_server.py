@@ -51,6 +51,8 @@ def _answers(secrets: dict[str, dict[str, str]], release: str, namespace: str) -
                 for kind in kinds.split()
             ],
         }
+    # Without items: the chart asks whether there is a list at all.
+    answers[f"/api/v1/namespaces/{namespace}/secrets"] = {"kind": "SecretList", "apiVersion": "v1"}
     for name, data in secrets.items():
         encoded = {key: base64.b64encode(text.encode()).decode() for key, text in data.items()}
         answers[f"/api/v1/namespaces/{namespace}/secrets/{name}"] = {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -10,20 +11,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mlctl.base import wheels
-from mlctl.base.paths import CHART, VALUES
+from mlctl.base.paths import CHART, ROOT, VALUES
 from tests.helpers.api_server import api_server
 from tests.helpers.manifests import Manifests
 
 OLDEST_KUBERNETES = "1.29"
 ENVIRONMENTS = ("local", "staging", "production")
 
-# What the command adds to values/local.yaml: the address of the git repository, and the
+# What an install on one's own machine needs; the command adds it to values/local.yaml, and the
 # directory of the training storage.
-LOCAL = {
+MACHINE: dict[str, Any] = {
     "airflow": {"dags": {"gitSync": {"repo": "git://10.244.0.1/dags.git", "ref": "live"}}},
-    "storage": {"local": {"path": "/var/lib/training", "nodeName": "node0"}},
+    "images": {"classicExample": {"repository": "localhost/classic-example", "tag": "1.0.0-abc"}},
 }
+LOCAL = {**MACHINE, "storage": {"local": {"path": "/var/lib/training", "nodeName": "node0"}}}
 
 # The Secrets of an earlier install.
 KEPT = {
@@ -36,6 +40,18 @@ KEPT = {
 
 class HelmError(Exception):
     """Helm refused; the text is its standard error."""
+
+
+@cache
+def page(language: str) -> list[str]:
+    """Return the blocks of docs/production.md in a language, in their order."""
+    text = (ROOT / "docs" / "production.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def production() -> dict[str, Any]:
+    """Return what the page says to set on top of values/production.yaml."""
+    return yaml.safe_load(page("yaml")[0])
 
 
 def program(major: int = 4) -> str:
@@ -69,14 +85,18 @@ def render(
 ) -> Manifests:
     """Render the chart with values/<environment>.yaml and more values, later ones winning.
 
+    What an environment leaves to those who install it is filled in.
+
     ``cluster`` holds Secrets (name -> key -> text) that `lookup` shall find. Raises HelmError.
     """
     with tempfile.TemporaryDirectory() as directory:
         arguments: list[str | Path] = ["--namespace", namespace, *options]
         if environment is not None:
             arguments += ["--values", VALUES / f"{environment}.yaml"]
-        if environment in (None, "local"):
-            values = (LOCAL if environment else {"airflow": LOCAL["airflow"]}, *values)
+        if environment is None:
+            values = ({**MACHINE, "profile": "local"}, *values)
+        else:
+            values = (LOCAL if environment == "local" else production(), *values)
         for number, content in enumerate(values):
             file = Path(directory) / f"{number}.json"
             # JSON: YAML leaves `n` and `y` bare, which Helm reads as booleans.

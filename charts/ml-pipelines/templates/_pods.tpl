@@ -60,6 +60,16 @@ affinity:
 {{- end }}
 
 {{/*
+Access modes of the claim `storage` or `logs`, as YAML: (list . "storage"). Not given: a directory
+of a node serves all of that node's pods, and what clusters of one node provision is for one node.
+*/}}
+{{- define "ml-pipelines.accessModes" -}}
+{{- $values := index (index . 0).Values (index . 1) -}}
+{{- $oneNode := and (eq (index . 0).Values.profile "local") (not (dig "local" "path" "" $values)) -}}
+{{- $values.accessModes | default (list (ternary "ReadWriteOnce" "ReadWriteMany" $oneNode)) | toYaml -}}
+{{- end }}
+
+{{/*
 Spec of a claim from {size, storageClassName, accessModes}. As in the official chart an empty
 class means the cluster's default and "-" means no class, that is no provisioning.
 */}}

@@ -31,6 +31,10 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- $problems = append $problems (printf "airflow: scheduler and webserver would run %s but workers %s; give the image once, as airflow.defaultAirflowRepository and airflow.defaultAirflowTag (a digest goes behind the tag: 2.9.3@sha256:...)" $image $workerImage) -}}
 {{- end -}}
 
+{{- if not $v.images.classicExample.repository -}}
+{{- $problems = append $problems "images.classicExample.repository: name the image that tasks run: the project's (images/README.md says how to build and push it) or one of your own" -}}
+{{- end -}}
+
 {{- /* DAGs */ -}}
 {{- if and $a.dags.gitSync.enabled (not $a.dags.gitSync.repo) -}}
 {{- $problems = append $problems "airflow.dags.gitSync.repo: give the URL of the git repository that holds dags/" -}}
@@ -78,6 +82,13 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- if not $a.data.metadataSecretName -}}
 {{- $problems = append $problems "airflow.data.metadataSecretName: must name the Secret with the database's URL" -}}
 {{- end -}}
+{{- if $a.pgbouncer.enabled -}}
+{{- range $key, $name := dict "configSecretName" $a.pgbouncer.configSecretName "metricsExporterSidecar.statsSecretName" $a.pgbouncer.metricsExporterSidecar.statsSecretName -}}
+{{- if not $name -}}
+{{- $problems = append $problems (printf "airflow.pgbouncer.%s: must name a Secret of yours; the official chart would make up a host and the password postgres, as the database's URL is in Secret %s (docs/production.md says what goes in)" $key $a.data.metadataSecretName) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- range $key := list "fernetKey" "webserverSecretKey" -}}
 {{- if index $a $key -}}
 {{- $problems = append $problems (printf "airflow.%s: a key in the values can be read by whoever reads the release; use airflow.%sSecretName" $key $key) -}}
@@ -92,12 +103,22 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- $problems = append $problems (printf "airflow.webserver.defaultUser.enabled: makes the user %s with a password from the values; use admin, which takes it from a Secret" $a.webserver.defaultUser.username) -}}
 {{- end -}}
 
+{{- if and $v.admin.enabled (not $v.admin.email) -}}
+{{- $problems = append $problems "admin.email: give the address of the first user, or set admin.enabled to false where logins come from elsewhere" -}}
+{{- end -}}
+
 {{- /* Logs */ -}}
 {{- if and $v.logs.create (not $a.logs.persistence.enabled) -}}
 {{- $problems = append $problems "logs.create: airflow.logs.persistence.enabled is false, nothing would mount the claim; set logs.create to false too" -}}
 {{- end -}}
 {{- if and $a.logs.persistence.enabled (not $a.logs.persistence.existingClaim) -}}
 {{- $problems = append $problems "airflow.logs.persistence.existingClaim: must name the claim (this chart makes it when logs.create is true)" -}}
+{{- end -}}
+
+{{- range $key := list "annotations" "size" "storageClassName" -}}
+{{- if index $a.logs.persistence $key -}}
+{{- $problems = append $problems (printf "airflow.logs.persistence.%s: has no effect, as this chart makes the claim; %s" $key (eq $key "annotations" | ternary "make it yourself, with logs.create false" (printf "set logs.%s" $key))) -}}
+{{- end -}}
 {{- end -}}
 
 {{- /* Storage */ -}}
@@ -163,6 +184,18 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- end -}}
 {{- if and $janitor.enabled (lt (mul 3600 (int $janitor.leftovers.maxAgeHours)) $longest) -}}
 {{- $problems = append $problems (printf "janitor.leftovers.maxAgeHours: %v hours are less than %s may take with all its tries; a run at work would lose its files, set %d or more" $janitor.leftovers.maxAgeHours $slowest (div (add $longest 3599) 3600)) -}}
+{{- end -}}
+
+{{- /* Secrets in plain sight */ -}}
+{{- $ways := dict
+      "airflow.dags.gitSync.repo" "put it into a Secret and name that in airflow.dags.gitSync.credentialsSecret"
+      "mlflow.trackingUri" "let MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in pipelines.presets.registry.env come from a Secret" -}}
+{{- range include "ml-pipelines.problems.urls" (list "" $v) | splitList "\n" | compact -}}
+{{- $problems = append $problems (printf "%s: whoever reads the release can read the password or token in this URL; %s" . (get $ways . | default "put it into a Secret")) -}}
+{{- end -}}
+
+{{- if eq $v.profile "shared" -}}
+{{- $problems = concat $problems (include "ml-pipelines.problems.shared" . | splitList "\n" | compact) -}}
 {{- end -}}
 
 {{- join "\n" $problems -}}

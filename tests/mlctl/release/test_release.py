@@ -9,6 +9,7 @@ from mlctl.base.errors import UserError
 from mlctl.base.paths import VALUES
 from mlctl.base.progress import Phase
 from mlctl.clients.kube import Kube
+from mlctl.release import release as release_module
 from mlctl.release.release import Release, image_values, merge, project_images, values_files
 from tests.helpers.namespace import Namespace
 
@@ -92,3 +93,24 @@ def test_a_release_is_ready_when_its_jobs_are_done() -> None:
         at_work.wait_ready(Phase("ready"), timeout=0)
     done = [job("setup", succeeded=1), job("janitor", of_a_cron_job=True, active=1)]
     Release(Namespace(jobs=done), {}, "unit").wait_ready(Phase("ready"), timeout=0)
+
+
+def test_values_that_are_refused_are_told_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = "".join(f"- airflow.value{number}: set it\n" for number in range(20))
+    helm = tmp_path / "helm"
+    script = (
+        "#!/bin/sh\necho warning >&2\nprintf 'Error: release: not found\\n\\n%s' \"$REFUSED\" >&2"
+    )
+    helm.write_text(f"{script}\nexit 1\n")
+    helm.chmod(0o755)
+    monkeypatch.setenv("HELM", str(helm))
+    monkeypatch.setenv("REFUSED", refused)
+    monkeypatch.setattr(release_module, "BUILD", tmp_path)
+    namespace = Namespace()
+    namespace.kubeconfig, namespace.namespace = tmp_path / "config", "unit"
+    with pytest.raises(UserError) as error:
+        Release(namespace, {}, "unit").deploy(Phase("release"))
+    assert refused.strip() in str(error.value)
+    assert "warning" not in str(error.value)

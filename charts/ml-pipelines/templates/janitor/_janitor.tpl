@@ -44,7 +44,7 @@ spec:
             {{- include "ml-pipelines.podSecurity" (dict "user" 10001 "group" 10001) | nindent 12 }}
           containers:
             - name: janitor
-              image: {{ include "ml-pipelines.image" $image }}
+              image: {{ include "ml-pipelines.image" $image | quote }}
               imagePullPolicy: {{ $image.pullPolicy }}
               securityContext:
                 {{- include "ml-pipelines.containerSecurity" $root | nindent 16 }}

@@ -75,7 +75,7 @@ spec:
     {{- include "ml-pipelines.podSecurity" (dict "user" 10001 "group" 10001) | nindent 4 }}
   containers:
     - name: base
-      image: {{ include "ml-pipelines.image" .Values.images.classicExample }}
+      image: {{ include "ml-pipelines.image" .Values.images.classicExample | quote }}
       imagePullPolicy: {{ .Values.images.classicExample.pullPolicy }}
       securityContext:
         allowPrivilegeEscalation: false

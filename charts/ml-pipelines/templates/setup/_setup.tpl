@@ -17,6 +17,9 @@ template:
   metadata:
     labels:
       {{- include "ml-pipelines.podLabels" (list . "setup") | nindent 6 }}
+      # Of Airflow's pods: the official chart's network policies let these reach PgBouncer.
+      tier: airflow
+      release: {{ .Release.Name }}
   spec:
     {{- include "ml-pipelines.podCommon" . | nindent 4 }}
     restartPolicy: OnFailure
