@@ -1,4 +1,4 @@
-"""values/production.yaml with what docs/production.md says to set, and what a shared cluster refuses."""
+"""values/production.yaml as docs/production.md fills it, and what a shared cluster refuses."""
 
 import re
 
@@ -92,7 +92,7 @@ def test_the_page_makes_the_secrets_that_the_release_reads(environment):
     blocks = [made(block) for block in page("sh")]
     wanted = mentioned(render(environment=environment))
     assert len(wanted) == 7
-    assert [block for block in blocks if block][0] == wanted
+    assert next(filter(None, blocks)) == wanted
 
 
 def test_the_page_makes_the_secrets_of_pgbouncer():

@@ -182,7 +182,8 @@ def test_every_own_value_reaches_an_object():
         path: f"token{number:03}"
         for number, (path, value) in enumerate(leaves(OWN))
         # What stands in an empty preset or task is one of the keys that the defaults have.
-        if not isinstance(value, bool) and not (path[1:2] in EMPTY and value == {})
+        if not isinstance(value, bool)
+        and not (path[1:2] in EMPTY and value == {})
         # Decides what is refused, and how often a volume may be mounted.
         and path != ("profile",)
     }
