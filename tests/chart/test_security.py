@@ -10,7 +10,19 @@ from mlctl.base.paths import CHART, VALUES
 from tests.helpers.helm import ENVIRONMENTS, KEPT, render, rendered
 
 # Our own containers have a read-only root; Airflow and git-sync write below their homes.
-READ_ONLY = ("janitor", "mlflow", "postgres", "upgrade-database", "test")
+READ_ONLY = ("check-volume", "janitor", "mlflow", "postgres", "upgrade-database", "test")
+
+# Parts of the official chart that are off in every environment.
+OPTIONAL = {
+    "airflow": {
+        "statsd": {"enabled": True},
+        "pgbouncer": {
+            "enabled": True,
+            "configSecretName": "pgbouncer",
+            "metricsExporterSidecar": {"statsSecretName": "stats"},
+        },
+    }
+}
 
 
 def faults(container):
@@ -40,6 +52,15 @@ def test_every_container_passes_the_restricted_profile(environment):
     assert {"base", "scheduler", "webserver", "git-sync-init", "git-sync"} <= {
         c.spec["name"] for c in containers
     }
+
+
+def test_optional_parts_pass_it_too_and_have_limits():
+    containers = render(OPTIONAL, environment="production").containers()
+    there = {c.where for c in rendered("production").containers()}
+    added = [c for c in containers if c.where not in there]
+    assert {c.spec["name"] for c in added} == {"statsd", "pgbouncer", "metrics-exporter"}
+    assert {c.where: faults(c) for c in added if faults(c)} == {}
+    assert [c.where for c in added if "memory" not in c.spec["resources"]["limits"]] == []
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)

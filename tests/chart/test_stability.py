@@ -13,7 +13,7 @@ def pods(manifests):
 
 
 def setup(manifests):
-    (job,) = manifests.of("Job")
+    (job,) = [j for j in manifests.of("Job") if "-setup-" in j["metadata"]["name"]]
     return job
 
 
@@ -81,6 +81,14 @@ def test_another_setup_job_has_another_name(values):
     old, new = setup(rendered("local")), setup(render(values, environment="local"))
     assert old["spec"] != new["spec"]
     assert old["metadata"]["name"] != new["metadata"]["name"]
+
+
+def test_each_job_has_a_name_of_its_spec():
+    names = {j["metadata"]["name"]: j["spec"] for j in rendered("production").of("Job")}
+    mib = {"setup": {"resources": {"limits": {"memory": "99Mi"}}}}
+    others = {j["metadata"]["name"] for j in render(mib, environment="production").of("Job")}
+    assert len(names) == 3
+    assert not names.keys() & others
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)

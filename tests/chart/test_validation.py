@@ -102,6 +102,47 @@ REFUSED = {
         {"airflow": {"logs": {"persistence": {"existingClaim": ""}}}, "logs": {"create": False}},
         "airflow.logs.persistence.existingClaim: must name",
     ),
+    "size of a claim that is another's": (
+        {"airflow": {"logs": {"persistence": {"size": "50Gi"}}}},
+        "logs.persistence.size: has no effect, as this chart makes the claim; set logs.size",
+    ),
+    "class of a claim that is another's": (
+        {"airflow": {"logs": {"persistence": {"storageClassName": "efs"}}}},
+        "set logs.storageClassName",
+    ),
+    "annotations of a claim that is another's": (
+        {"airflow": {"logs": {"persistence": {"annotations": {"a": "b"}}}}},
+        "make it yourself, with logs.create false",
+    ),
+    "PgBouncer before a database that it made up": (
+        {
+            "airflow": {
+                "pgbouncer": {
+                    "enabled": True,
+                    "metricsExporterSidecar": {"statsSecretName": "stats"},
+                }
+            }
+        },
+        "airflow.pgbouncer.configSecretName: must name a Secret of yours",
+    ),
+    "PgBouncer's figures with a password that it made up": (
+        {"airflow": {"pgbouncer": {"enabled": True, "configSecretName": "config"}}},
+        "airflow.pgbouncer.metricsExporterSidecar.statsSecretName: must name",
+    ),
+    "logs in a bucket, without the provider": (
+        {
+            "airflow": {
+                "defaultAirflowRepository": "registry.test/ml-pipelines/airflow",
+                "config": {"logging": {"remote_logging": "True"}},
+            }
+        },
+        "airflow.config.logging.remote_logging: the image registry.test/ml-pipelines/airflow has",
+    ),
+    "no image of the tasks": (
+        {"images": {"classicExample": {"repository": ""}}},
+        "images.classicExample.repository: name the image that tasks run",
+    ),
+    "no address of the first user": ({"admin": {"email": ""}}, "admin.email: give the address"),
     "directory of no node": ({"storage": {"local": {"path": "/x"}}}, "storage.local.nodeName"),
     "node without directory": ({"storage": {"local": {"nodeName": "n"}}}, "storage.local.path"),
     "local volume without class": (

@@ -39,6 +39,14 @@ values that the official chart evaluates (airflow.scheduler.extraVolumes, ...), 
 {{ include "ml-pipelines.fullname" . }}-setup
 {{- end }}
 
+{{- define "ml-pipelines.storage.check.name" -}}
+{{ include "ml-pipelines.fullname" . }}-storage
+{{- end }}
+
+{{- define "ml-pipelines.logs.check.name" -}}
+{{ include "ml-pipelines.fullname" . }}-logs
+{{- end }}
+
 {{- define "ml-pipelines.janitor.name" -}}
 {{ include "ml-pipelines.fullname" . }}-janitor
 {{- end }}

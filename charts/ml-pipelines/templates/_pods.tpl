@@ -86,6 +86,14 @@ storageClassName: {{ .storageClassName }}
 {{- end }}
 {{- end }}
 
+{{/*
+End of a Job's name, from its spec as text: a Job cannot be changed, only replaced. Comments do not
+count, they change nothing.
+*/}}
+{{- define "ml-pipelines.hash" -}}
+{{- . | fromYaml | toJson | sha256sum | trunc 10 -}}
+{{- end }}
+
 {{/* Annotation that makes `helm uninstall` leave an object with data alone. */}}
 {{- define "ml-pipelines.keep" -}}
 helm.sh/resource-policy: keep

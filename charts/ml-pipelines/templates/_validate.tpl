@@ -35,6 +35,16 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- $problems = append $problems "images.classicExample.repository: name the image that tasks run: the project's (images/README.md says how to build and push it) or one of your own" -}}
 {{- end -}}
 
+{{- /* The project's image of Airflow has what requirements/airflow.in names. */ -}}
+{{- if hasSuffix "ml-pipelines/airflow" $a.defaultAirflowRepository -}}
+{{- $needing := dict "airflow.config.logging.remote_logging" (dig "logging" "remote_logging" "" $a.config) "airflow.elasticsearch.enabled" $a.elasticsearch.enabled -}}
+{{- range $key, $value := $needing -}}
+{{- if eq (toString $value | lower) "true" -}}
+{{- $problems = append $problems (printf "%s: the image %s has no provider for it, and Airflow would not start; use apache/airflow, or an image of your own with the provider under another name" $key $a.defaultAirflowRepository) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* DAGs */ -}}
 {{- if and $a.dags.gitSync.enabled (not $a.dags.gitSync.repo) -}}
 {{- $problems = append $problems "airflow.dags.gitSync.repo: give the URL of the git repository that holds dags/" -}}
