@@ -35,6 +35,7 @@ ALWAYS = AIRFLOW | {
     ("Pod", "ml-pipelines-test"),
     ("Role", "ml-pipelines-pod-janitor"),
     ("RoleBinding", "ml-pipelines-pod-janitor"),
+    ("ServiceAccount", "ml-pipelines-pod"),
     ("ServiceAccount", "ml-pipelines-pod-janitor"),
     ("ServiceAccount", "ml-pipelines-task"),
 }

@@ -195,6 +195,7 @@ def test_every_own_value_reaches_an_object():
             put(values, path, marked(dict(leaves(OWN))[path], token))
         values["profile"] = "local"
         values["imagePullSecrets"] = [{"name": tokens[("imagePullSecrets",)]}]
+        values["extraObjects"] = [{"kind": "Any", "name": tokens[("extraObjects",)]}]
         for path, value in overrides.items():
             put(values, path, value)
         text += render(values, options=("--skip-schema-validation",)).text

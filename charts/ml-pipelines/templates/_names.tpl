@@ -27,6 +27,11 @@ values that the official chart evaluates (airflow.scheduler.extraVolumes, ...), 
 {{ include "ml-pipelines.fullname" . }}-task
 {{- end }}
 
+{{/* The account of the chart's own pods. */}}
+{{- define "ml-pipelines.pods.accountName" -}}
+{{- .Values.pods.serviceAccount.name | default (printf "%s-pod" (include "ml-pipelines.fullname" .)) -}}
+{{- end }}
+
 {{- define "ml-pipelines.postgres.name" -}}
 {{ include "ml-pipelines.fullname" . }}-postgres
 {{- end }}

@@ -36,6 +36,43 @@ seccompProfile:
   type: RuntimeDefault
 {{- end }}
 
+{{/*
+Metadata and spec of a pod of ours, with what `pods` in the values adds: (list . text). What is said
+there of the container `base` holds for each of the pod's; labels that selectors need stay ours.
+*/}}
+{{- define "ml-pipelines.pod" -}}
+{{- $layer := (include "ml-pipelines.settings.layer" (omit (index . 0).Values.pods "serviceAccount") | fromJson).pod -}}
+{{- if $layer -}}
+{{- $pod := index . 1 | fromYaml -}}
+{{- $spec := $layer.spec | default dict -}}
+{{- $base := dict -}}
+{{- $others := list -}}
+{{- range $spec.containers -}}
+{{- if eq .name "base" -}}
+{{- $base = . -}}
+{{- else -}}
+{{- $others = append $others . -}}
+{{- end -}}
+{{- end -}}
+{{- range $kind, $more := dict "containers" $others "initContainers" ($spec.initContainers | default list) -}}
+{{- $containers := list -}}
+{{- range get $pod.spec $kind | default list -}}
+{{- $containers = append $containers (set (deepCopy $base) "name" .name) -}}
+{{- end -}}
+{{- with concat $containers $more -}}
+{{- $_ := set $spec $kind . -}}
+{{- end -}}
+{{- end -}}
+{{- $metadata := $layer.metadata | default dict -}}
+{{- with $metadata.labels -}}
+{{- $_ := set $metadata "labels" (merge dict $pod.metadata.labels .) -}}
+{{- end -}}
+{{- (include "ml-pipelines.settings.merged" (list $pod (set (set $layer "metadata" $metadata) "spec" $spec) "" true) | fromJson).is | toYaml -}}
+{{- else -}}
+{{- index . 1 -}}
+{{- end -}}
+{{- end }}
+
 {{/* What every pod of ours has in common, Airflow's choice of nodes included. */}}
 {{- define "ml-pipelines.podCommon" -}}
 # None of these pods talks to the Kubernetes API, but one that mounts a token itself.

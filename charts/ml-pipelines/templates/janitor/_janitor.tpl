@@ -5,7 +5,6 @@ volume's mount and "serviceAccount".
 */}}
 {{- define "ml-pipelines.janitor.cronjob" -}}
 {{- $root := .root -}}
-{{- $image := $root.Values.images.classicExample -}}
 apiVersion: batch/v1
 kind: CronJob
 metadata:
@@ -30,43 +29,7 @@ spec:
       backoffLimit: 0
       activeDeadlineSeconds: {{ $root.Values.janitor.deadlineSeconds }}
       template:
-        metadata:
-          labels:
-            {{- include "ml-pipelines.podLabels" (list $root .component) | nindent 12 }}
-        spec:
-          {{- include "ml-pipelines.podCommon" $root | nindent 10 }}
-          {{- with .serviceAccount }}
-          serviceAccountName: {{ . }}
-          {{- end }}
-          restartPolicy: Never
-          # The user of the task pods: it may remove what they may write, and no more.
-          securityContext:
-            {{- include "ml-pipelines.podSecurity" (dict "user" 10001 "group" 10001) | nindent 12 }}
-          containers:
-            - name: janitor
-              image: {{ include "ml-pipelines.image" $image | quote }}
-              imagePullPolicy: {{ $image.pullPolicy }}
-              securityContext:
-                {{- include "ml-pipelines.containerSecurity" $root | nindent 16 }}
-              command: [python, /janitor/{{ .program }}]
-              args:
-                {{- toYaml .arguments | nindent 16 }}
-              resources:
-                {{- toYaml $root.Values.janitor.resources | nindent 16 }}
-              volumeMounts:
-                - name: program
-                  mountPath: /janitor
-                  readOnly: true
-                - name: {{ .volume.name }}
-                  mountPath: /{{ .volume.name }}
-                  {{- if .readOnly }}
-                  readOnly: true
-                  {{- end }}
-          volumes:
-            - name: program
-              configMap:
-                name: {{ include "ml-pipelines.janitor.name" $root }}
-            - {{- toYaml .volume | nindent 14 }}
+        {{- include "ml-pipelines.pod" (list $root (include "ml-pipelines.janitor.pod" .)) | nindent 8 }}
 {{- end }}
 
 {{/*
@@ -79,4 +42,44 @@ all claims are the same directory.
 {{- else -}}
 {{- include "ml-pipelines.namespaces" . -}}
 {{- end -}}
+{{- end }}
+
+{{- define "ml-pipelines.janitor.pod" -}}
+{{- $root := .root -}}
+{{- $image := $root.Values.images.classicExample -}}
+metadata:
+  labels:
+    {{- include "ml-pipelines.podLabels" (list $root .component) | nindent 4 }}
+spec:
+  {{- include "ml-pipelines.podCommon" $root | nindent 2 }}
+  serviceAccountName: {{ .serviceAccount | default (include "ml-pipelines.pods.accountName" $root) }}
+  restartPolicy: Never
+  # The user of the task pods: it may remove what they may write, and no more.
+  securityContext:
+    {{- include "ml-pipelines.podSecurity" (dict "user" 10001 "group" 10001) | nindent 4 }}
+  containers:
+    - name: janitor
+      image: {{ include "ml-pipelines.image" $image | quote }}
+      imagePullPolicy: {{ $image.pullPolicy }}
+      securityContext:
+        {{- include "ml-pipelines.containerSecurity" $root | nindent 8 }}
+      command: [python, /janitor/{{ .program }}]
+      args:
+        {{- toYaml .arguments | nindent 8 }}
+      resources:
+        {{- toYaml $root.Values.janitor.resources | nindent 8 }}
+      volumeMounts:
+        - name: program
+          mountPath: /janitor
+          readOnly: true
+        - name: {{ .volume.name }}
+          mountPath: /{{ .volume.name }}
+          {{- if .readOnly }}
+          readOnly: true
+          {{- end }}
+  volumes:
+    - name: program
+      configMap:
+        name: {{ include "ml-pipelines.janitor.name" $root }}
+    - {{- toYaml .volume | nindent 6 }}
 {{- end }}

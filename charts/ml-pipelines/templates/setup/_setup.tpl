@@ -9,80 +9,10 @@ make a new Job and remove the old. No ttl: a Job that removes itself is run agai
 and by every GitOps sync.
 */}}
 {{- define "ml-pipelines.setup.spec" -}}
-{{- $airflow := .Subcharts.airflow -}}
-{{- $admin := .Values.admin.enabled -}}
 # About an hour and a half with the kubelet's pauses: a wrong Secret can be mended meanwhile.
 backoffLimit: 20
 template:
-  metadata:
-    labels:
-      {{- include "ml-pipelines.podLabels" (list . "setup") | nindent 6 }}
-      # Of Airflow's pods: the official chart's network policies let these reach PgBouncer.
-      tier: airflow
-      release: {{ .Release.Name }}
-  spec:
-    {{- include "ml-pipelines.podCommon" . | nindent 4 }}
-    restartPolicy: OnFailure
-    securityContext:
-      {{- include "ml-pipelines.podSecurity" (dict "user" (int .Values.airflow.uid) "group" (int .Values.airflow.gid)) | nindent 6 }}
-    {{- if $admin }}
-    initContainers:
-      {{- include "ml-pipelines.setup.migrate" . | nindent 6 }}
-    containers:
-      - name: admin-user
-        image: {{ include "airflow_image" $airflow }}
-        imagePullPolicy: {{ .Values.airflow.images.airflow.pullPolicy }}
-        securityContext:
-          {{- include "ml-pipelines.setup.containerSecurity" . | nindent 10 }}
-        # The password goes through standard input: arguments show up in process lists.
-        args:
-          - bash
-          # pipefail: a user that could not be made fails the Job, not `tee`.
-          - -euo
-          - pipefail
-          - -c
-          - |
-            password() { printf '%s\n%s\n' "$ADMIN_PASSWORD" "$ADMIN_PASSWORD"; }
-            result=$(mktemp)
-            # The webserver gives the role its permissions.
-            airflow roles create Admin
-            password | airflow users create --role Admin --username "$ADMIN_USERNAME" \
-              --email "$ADMIN_EMAIL" --firstname Airflow --lastname Admin | tee "$result"
-            if grep -q 'already exist' "$result"; then
-              # The Secret decides, also after it was changed.
-              password | airflow users reset-password --username "$ADMIN_USERNAME"
-            fi
-        envFrom: {{- include "custom_airflow_environment_from" $airflow | indent 8 }}
-        env:
-          {{- include "standard_airflow_environment" $airflow | indent 8 }}
-          {{- include "custom_airflow_environment" $airflow | indent 8 }}
-          # The webserver writes all roles and permissions when it starts, which is when this runs
-          # on an empty database: two writers trip over each other's rows.
-          - name: AIRFLOW__FAB__UPDATE_FAB_PERMS
-            value: "False"
-          - name: ADMIN_USERNAME
-            value: {{ .Values.admin.username | quote }}
-          - name: ADMIN_EMAIL
-            value: {{ .Values.admin.email | quote }}
-          - name: ADMIN_PASSWORD
-            valueFrom:
-              secretKeyRef:
-                name: {{ include "ml-pipelines.admin.secretName" . }}
-                key: {{ .Values.admin.secretKey }}
-        resources:
-          {{- toYaml .Values.setup.resources | nindent 10 }}
-        volumeMounts:
-          {{- include "ml-pipelines.setup.mounts" . | nindent 10 }}
-    {{- else }}
-    containers:
-      {{- include "ml-pipelines.setup.migrate" . | nindent 6 }}
-    {{- end }}
-    volumes:
-      - name: config
-        configMap:
-          name: {{ include "airflow_config" $airflow }}
-      - name: tmp
-        emptyDir: {}
+  {{- include "ml-pipelines.pod" (list . (include "ml-pipelines.setup.pod" .)) | nindent 2 }}
 {{- end }}
 
 {{- define "ml-pipelines.setup.migrate" -}}
@@ -119,4 +49,78 @@ template:
 allowPrivilegeEscalation: false
 capabilities:
   drop: [ALL]
+{{- end }}
+
+{{- define "ml-pipelines.setup.pod" -}}
+{{- $airflow := .Subcharts.airflow -}}
+metadata:
+  labels:
+    {{- include "ml-pipelines.podLabels" (list . "setup") | nindent 4 }}
+    # Of Airflow's pods: the official chart's network policies let these reach PgBouncer.
+    tier: airflow
+    release: {{ .Release.Name }}
+spec:
+  {{- include "ml-pipelines.podCommon" . | nindent 2 }}
+  serviceAccountName: {{ include "ml-pipelines.pods.accountName" . }}
+  restartPolicy: OnFailure
+  securityContext:
+    {{- include "ml-pipelines.podSecurity" (dict "user" (int .Values.airflow.uid) "group" (int .Values.airflow.gid)) | nindent 4 }}
+  {{- if .Values.admin.enabled }}
+  initContainers:
+    {{- include "ml-pipelines.setup.migrate" . | nindent 4 }}
+  containers:
+    - name: admin-user
+      image: {{ include "airflow_image" $airflow }}
+      imagePullPolicy: {{ .Values.airflow.images.airflow.pullPolicy }}
+      securityContext:
+        {{- include "ml-pipelines.setup.containerSecurity" . | nindent 8 }}
+      # The password goes through standard input: arguments show up in process lists.
+      args:
+        - bash
+        # pipefail: a user that could not be made fails the Job, not `tee`.
+        - -euo
+        - pipefail
+        - -c
+        - |
+          password() { printf '%s\n%s\n' "$ADMIN_PASSWORD" "$ADMIN_PASSWORD"; }
+          result=$(mktemp)
+          # The webserver gives the role its permissions.
+          airflow roles create Admin
+          password | airflow users create --role Admin --username "$ADMIN_USERNAME" \
+            --email "$ADMIN_EMAIL" --firstname Airflow --lastname Admin | tee "$result"
+          if grep -q 'already exist' "$result"; then
+            # The Secret decides, also after it was changed.
+            password | airflow users reset-password --username "$ADMIN_USERNAME"
+          fi
+      envFrom: {{- include "custom_airflow_environment_from" $airflow | indent 6 }}
+      env:
+        {{- include "standard_airflow_environment" $airflow | indent 6 }}
+        {{- include "custom_airflow_environment" $airflow | indent 6 }}
+        # The webserver writes all roles and permissions when it starts, which is when this runs
+        # on an empty database: two writers trip over each other's rows.
+        - name: AIRFLOW__FAB__UPDATE_FAB_PERMS
+          value: "False"
+        - name: ADMIN_USERNAME
+          value: {{ .Values.admin.username | quote }}
+        - name: ADMIN_EMAIL
+          value: {{ .Values.admin.email | quote }}
+        - name: ADMIN_PASSWORD
+          valueFrom:
+            secretKeyRef:
+              name: {{ include "ml-pipelines.admin.secretName" . }}
+              key: {{ .Values.admin.secretKey }}
+      resources:
+        {{- toYaml .Values.setup.resources | nindent 8 }}
+      volumeMounts:
+        {{- include "ml-pipelines.setup.mounts" . | nindent 8 }}
+  {{- else }}
+  containers:
+    {{- include "ml-pipelines.setup.migrate" . | nindent 4 }}
+  {{- end }}
+  volumes:
+    - name: config
+      configMap:
+        name: {{ include "airflow_config" $airflow }}
+    - name: tmp
+      emptyDir: {}
 {{- end }}

@@ -11,41 +11,7 @@ end. As the setup Job it is no hook, and its name ends in a hash of this spec.
 # A quarter of an hour with the pauses between: the volume can be mended meanwhile.
 backoffLimit: 7
 template:
-  metadata:
-    labels:
-      {{- include "ml-pipelines.podLabels" (list $root .component) | nindent 6 }}
-  spec:
-    {{- include "ml-pipelines.podCommon" $root | nindent 4 }}
-    # The failed ones stay, with their logs.
-    restartPolicy: Never
-    securityContext:
-      {{- include "ml-pipelines.podSecurity" . | nindent 6 }}
-    containers:
-      - name: check-volume
-        image: {{ include "airflow_image" $root.Subcharts.airflow }}
-        imagePullPolicy: {{ $root.Values.airflow.images.airflow.pullPolicy }}
-        securityContext:
-          {{- include "ml-pipelines.containerSecurity" $root | nindent 10 }}
-        command: [python, -c]
-        args:
-          - |
-            {{- $root.Files.Get "files/check_volume.py" | nindent 12 }}
-          - {{ .subPath | ternary "/directory" "/volume" }}
-          - /volume
-        resources:
-          {{- toYaml $root.Values.setup.resources | nindent 10 }}
-        volumeMounts:
-          - name: volume
-            mountPath: /volume
-          {{- if .subPath }}
-          - name: volume
-            mountPath: /directory
-            subPath: _check
-          {{- end }}
-    volumes:
-      - name: volume
-        persistentVolumeClaim:
-          claimName: {{ .claim }}
+  {{- include "ml-pipelines.pod" (list .root (include "ml-pipelines.storage.check.pod" .)) | nindent 2 }}
 {{- end }}
 
 {{/* The Job: as above, and "namespace" and "name". */}}
@@ -60,4 +26,44 @@ metadata:
     {{- include "ml-pipelines.labels" (list .root .component) | nindent 4 }}
 spec:
   {{- $spec | nindent 2 }}
+{{- end }}
+
+{{- define "ml-pipelines.storage.check.pod" -}}
+{{- $root := .root -}}
+metadata:
+  labels:
+    {{- include "ml-pipelines.podLabels" (list $root .component) | nindent 4 }}
+spec:
+  {{- include "ml-pipelines.podCommon" $root | nindent 2 }}
+  serviceAccountName: {{ include "ml-pipelines.pods.accountName" $root }}
+  # The failed ones stay, with their logs.
+  restartPolicy: Never
+  securityContext:
+    {{- include "ml-pipelines.podSecurity" . | nindent 4 }}
+  containers:
+    - name: check-volume
+      image: {{ include "airflow_image" $root.Subcharts.airflow }}
+      imagePullPolicy: {{ $root.Values.airflow.images.airflow.pullPolicy }}
+      securityContext:
+        {{- include "ml-pipelines.containerSecurity" $root | nindent 8 }}
+      command: [python, -c]
+      args:
+        - |
+          {{- $root.Files.Get "files/check_volume.py" | nindent 10 }}
+        - {{ .subPath | ternary "/directory" "/volume" }}
+        - /volume
+      resources:
+        {{- toYaml $root.Values.setup.resources | nindent 8 }}
+      volumeMounts:
+        - name: volume
+          mountPath: /volume
+        {{- if .subPath }}
+        - name: volume
+          mountPath: /directory
+          subPath: _check
+        {{- end }}
+  volumes:
+    - name: volume
+      persistentVolumeClaim:
+        claimName: {{ .claim }}
 {{- end }}
