@@ -62,7 +62,7 @@ def test_the_sidecar_for_xcoms_may_have_an_image_of_its_own():
         c.where
         for c in manifests.containers()
         if c.spec["image"].startswith("mirror.test/airflow")
-        and c.spec["name"] not in ("scheduler-log-groomer", "test")
+        and c.spec["name"] not in ("scheduler-log-groomer", "test", "check-volume")
         and {"configMapRef": {"name": "ml-pipelines-environment"}} not in c.spec["envFrom"]
     ]
     assert lacking == []

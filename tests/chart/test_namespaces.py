@@ -13,10 +13,12 @@ def manifests():
 
 
 def there(manifests, namespace):
+    """Kinds and names, those of Jobs without their hash."""
     return {
-        (o["kind"], o["metadata"]["name"])
+        (o["kind"], name.rsplit("-", 1)[0] if o["kind"] == "Job" else name)
         for o in manifests.objects
         if o["metadata"].get("namespace") == namespace
+        for name in [o["metadata"]["name"]]
     }
 
 
@@ -47,6 +49,7 @@ def test_each_has_exactly_what_tasks_need(manifests, namespace):
     assert there(manifests, namespace) == {
         ("ConfigMap", "ml-pipelines-janitor"),
         ("CronJob", "ml-pipelines-janitor"),
+        ("Job", "ml-pipelines-storage"),
         ("PersistentVolumeClaim", "training-storage"),
         ("Role", "ml-pipelines-pod-janitor"),
         ("Role", "ml-pipelines-pod-launcher"),
@@ -54,6 +57,7 @@ def test_each_has_exactly_what_tasks_need(manifests, namespace):
         ("RoleBinding", "ml-pipelines-pod-janitor"),
         ("RoleBinding", "ml-pipelines-pod-launcher"),
         ("RoleBinding", "ml-pipelines-pod-watcher"),
+        ("ServiceAccount", "ml-pipelines-pod"),
         ("ServiceAccount", "ml-pipelines-task"),
     }
     claims = [
@@ -122,7 +126,9 @@ def test_parts_that_are_off_leave_nothing():
         "airflow": {"triggerer": {"enabled": False}},
     }
     assert there(render(NAMESPACES, off), "team-b") == {
+        ("Job", "ml-pipelines-storage"),
         ("Role", "ml-pipelines-pod-launcher"),
         ("RoleBinding", "ml-pipelines-pod-launcher"),
+        ("ServiceAccount", "ml-pipelines-pod"),
         ("ServiceAccount", "ml-pipelines-task"),
     }

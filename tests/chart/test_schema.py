@@ -109,6 +109,28 @@ def test_impossible_values_are_refused(major):
         assert expected in text
 
 
+@pytest.mark.parametrize("major", [3, 4])
+def test_a_part_that_is_taken_away_is_named(major):
+    """Null takes a key away, with all the defaults below it."""
+    gone = {"storage": {"local": None}, "janitor": None, "images": {"mlflow": None}}
+    with pytest.raises(HelmError) as error:
+        render(gone, major=major)
+    assert all(name in str(error.value) for name in ("local", "janitor", "mlflow"))
+
+
+def test_the_official_way_to_say_none_is_answered():
+    """A Secret's name that is null; the official values.yaml has it so."""
+    names = {
+        "fernetKeySecretName": None,
+        "webserverSecretKeySecretName": None,
+        "data": {"metadataSecretName": None},
+    }
+    with pytest.raises(HelmError) as error:
+        render({"airflow": names})
+    for name in ("fernetKeySecretName", "webserverSecretKeySecretName", "data.metadataSecretName"):
+        assert f"airflow.{name}: must name" in str(error.value)
+
+
 def test_every_own_key_is_described():
     def undescribed(entry, path):
         if not entry.get("description"):

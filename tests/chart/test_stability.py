@@ -73,8 +73,9 @@ def test_setup_job_keeps_its_name_while_it_is_the_same():
         {"setup": {"resources": {"limits": {"memory": "2Gi"}}}},
         {"airflow": {"extraEnv": "- {name: HTTPS_PROXY, value: 'http://proxy'}"}},
         {"airflow": {"tolerations": [{"operator": "Exists"}]}},
+        {"setup": {"generation": "2"}},
     ],
-    ids=["image", "user", "no user", "resources", "environment", "nodes"],
+    ids=["image", "user", "no user", "resources", "environment", "nodes", "generation"],
 )
 def test_another_setup_job_has_another_name(values):
     """A Job cannot be changed: with the old name an upgrade fails, "field is immutable"."""

@@ -35,7 +35,7 @@ own records are Secrets; without a cluster there is no list, not an empty one.
 {{/* Base64 of one key of a Secret of the release's namespace, or nothing: (list . name key). */}}
 {{- define "ml-pipelines.kept" -}}
 {{- $root := index . 0 -}}
-{{- $secret := lookup "v1" "Secret" $root.Release.Namespace (index . 1) -}}
+{{- $secret := lookup "v1" "Secret" $root.Release.Namespace (index . 1 | default "none") -}}
 {{- dig "data" (index . 2) "" ($secret | default dict) -}}
 {{- end }}
 

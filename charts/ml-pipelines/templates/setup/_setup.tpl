@@ -54,6 +54,10 @@ capabilities:
 {{- define "ml-pipelines.setup.pod" -}}
 {{- $airflow := .Subcharts.airflow -}}
 metadata:
+  {{- with .Values.setup.generation }}
+  annotations:
+    ml-pipelines/setup-generation: {{ . | quote }}
+  {{- end }}
   labels:
     {{- include "ml-pipelines.podLabels" (list . "setup") | nindent 4 }}
     # Of Airflow's pods: the official chart's network policies let these reach PgBouncer.
