@@ -15,6 +15,8 @@ READ_ONLY = ("check-volume", "janitor", "mlflow", "postgres", "upgrade-database"
 # Parts of the official chart that are off in every environment.
 OPTIONAL = {
     "airflow": {
+        "dagProcessor": {"enabled": True},
+        "cleanup": {"enabled": True},
         "statsd": {"enabled": True},
         "pgbouncer": {
             "enabled": True,
@@ -58,7 +60,9 @@ def test_optional_parts_pass_it_too_and_have_limits():
     containers = render(OPTIONAL, environment="production").containers()
     there = {c.where for c in rendered("production").containers()}
     added = [c for c in containers if c.where not in there]
-    assert {c.spec["name"] for c in added} == {"statsd", "pgbouncer", "metrics-exporter"}
+    assert {"dag-processor", "airflow-cleanup-pods", "statsd", "pgbouncer", "metrics-exporter"} < {
+        c.spec["name"] for c in added
+    }
     assert {c.where: faults(c) for c in added if faults(c)} == {}
     assert [c.where for c in added if "memory" not in c.spec["resources"]["limits"]] == []
 

@@ -457,12 +457,13 @@ def test_documented_values_are_taken(values):
 
 @pytest.mark.parametrize("release", ["ml-pipelines", "team-a"])
 def test_settings_are_mounted_where_the_dags_look(release):
-    manifests = render(environment="local", release=release)
+    processor = {"airflow": {"dagProcessor": {"enabled": True}}}
+    manifests = render(processor, environment="local", release=release)
     prefix = release if release == "ml-pipelines" else f"{release}-ml-pipelines"
     assert manifests.settings(prefix)["pod"]["spec"]["serviceAccountName"] == f"{prefix}-task"
     containers = [
         (manifests.one("Deployment", f"{release}-{name}")["spec"]["template"], name)
-        for name in ("scheduler", "triggerer")
+        for name in ("scheduler", "triggerer", "dag-processor")
     ]
     for pod, name in (*containers, (manifests.worker(), "base")):
         (volume,) = [v for v in pod["spec"]["volumes"] if v["name"] == "ml-pipelines-settings"]

@@ -190,6 +190,10 @@ REFUSED = {
         {"airflow": {"triggerer": {"extraVolumeMounts": []}}},
         "airflow.triggerer.extraVolumes",
     ),
+    "DAG processor without settings": (
+        {"airflow": {"dagProcessor": {"extraVolumeMounts": []}}},
+        "airflow.dagProcessor.extraVolumes",
+    ),
     "no registry": ({"mlflow": {"enabled": False}}, "no model registry"),
 }
 

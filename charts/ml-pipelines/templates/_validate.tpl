@@ -55,7 +55,7 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- if $a.dags.gitSync.rev -}}
 {{- $problems = append $problems "airflow.dags.gitSync.rev: git-sync 4 lets it win over ref; set ref alone" -}}
 {{- end -}}
-{{- range $component := list "scheduler" "workers" "triggerer" -}}
+{{- range $component := list "scheduler" "workers" "triggerer" "dagProcessor" -}}
 {{- $mounted := false -}}
 {{- range (index $a $component).extraVolumeMounts -}}
 {{- if eq .mountPath "/opt/airflow/ml-pipelines" -}}{{- $mounted = true -}}{{- end -}}
