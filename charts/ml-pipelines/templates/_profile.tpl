@@ -91,7 +91,7 @@ nothing of it is asked. A message names the value and the way out, as those of _
 
 {{/*
 Values that hold a user and password, or a token, inside a URL: (list prefix values). One path a
-line, never the text. $(NAME) is no password but its variable.
+line, never the text. With http a user alone may be a token. $(NAME) is no password but its variable.
 */}}
 {{- define "ml-pipelines.problems.urls" -}}
 {{- $path := index . 0 -}}

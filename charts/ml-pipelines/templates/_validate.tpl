@@ -201,7 +201,7 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
       "airflow.dags.gitSync.repo" "put it into a Secret and name that in airflow.dags.gitSync.credentialsSecret"
       "mlflow.trackingUri" "let MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in pipelines.presets.registry.env come from a Secret" -}}
 {{- range include "ml-pipelines.problems.urls" (list "" $v) | splitList "\n" | compact -}}
-{{- $problems = append $problems (printf "%s: whoever reads the release can read the password or token in this URL; %s" . (get $ways . | default "put it into a Secret")) -}}
+{{- $problems = append $problems (printf "%s: whoever reads the release can read the login in this URL; %s" . (get $ways . | default "take it out, and put it into a Secret")) -}}
 {{- end -}}
 
 {{- if eq $v.profile "shared" -}}
