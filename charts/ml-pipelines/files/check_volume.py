@@ -26,14 +26,15 @@ def main(directory, root):
         raise SystemExit(
             f"ERROR: {error.strerror}: the volume's root {owner(root)}, a directory that the"
             f" kubelet makes there {owner(directory)}; user {os.getuid()} of the groups {groups}"
-            " must be able to write. Make the root's mode 1777, or take a storage class whose"
+            " must be able to write. Make the root's mode 0777, or take a storage class whose"
             " driver heeds fsGroup: see step 1 of docs/production.md"
         ) from error
     finally:
-        # The kubelet has made it; where the root is its own it stays, empty.
+        # The kubelet has made them; where they can't be removed they stay, empty.
         if directory != root:
-            with suppress(OSError):
-                (root / "_check").rmdir()
+            for made in (root / "_check" / "run", root / "_check"):
+                with suppress(OSError):
+                    made.rmdir()
     print(f"user {os.getuid()} can write on the volume, whose root {owner(root)}")
 
 

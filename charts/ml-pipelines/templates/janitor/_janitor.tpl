@@ -33,8 +33,8 @@ spec:
 {{- end }}
 
 {{/*
-Where a janitor cleans a volume, as a JSON list: in each namespace with a claim. With storage.local
-all claims are the same directory.
+Where a janitor cleans a volume, and a Job tries it, as a JSON list: in each namespace with a claim.
+With storage.local all claims are the same directory.
 */}}
 {{- define "ml-pipelines.janitor.namespaces" -}}
 {{- if .Values.storage.local.path -}}

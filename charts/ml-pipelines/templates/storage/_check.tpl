@@ -8,8 +8,8 @@ end. As the setup Job it is no hook, and its name ends in a hash of this spec.
 */}}
 {{- define "ml-pipelines.storage.check" -}}
 {{- $root := .root -}}
-# A quarter of an hour with the pauses between: the volume can be mended meanwhile.
-backoffLimit: 7
+# As the setup Job: the volume can be mended meanwhile.
+backoffLimit: 20
 template:
   {{- include "ml-pipelines.pod" (list .root (include "ml-pipelines.storage.check.pod" .)) | nindent 2 }}
 {{- end }}
@@ -36,8 +36,7 @@ metadata:
 spec:
   {{- include "ml-pipelines.podCommon" $root | nindent 2 }}
   serviceAccountName: {{ include "ml-pipelines.pods.accountName" $root }}
-  # The failed ones stay, with their logs.
-  restartPolicy: Never
+  restartPolicy: OnFailure
   securityContext:
     {{- include "ml-pipelines.podSecurity" . | nindent 4 }}
   containers:
@@ -60,7 +59,8 @@ spec:
         {{- if .subPath }}
         - name: volume
           mountPath: /directory
-          subPath: _check
+          # Two, as the directory of a run has: what the first one hands on shows in the second.
+          subPath: _check/run
         {{- end }}
   volumes:
     - name: volume
