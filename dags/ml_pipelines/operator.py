@@ -6,6 +6,8 @@ comes from its DAG's `default_args`, then from the chart's values (settings.py),
 * The container's termination message, as JSON, is the task's result, with the image that it ran.
 * A pod's end is noticed within 0.2 s. Why it does not start, or has failed, is told in one line.
 * An API server that is away for a short time costs no try.
+* A pod that a ResourceQuota refuses is waited for by the triggerer, where there is one: a worker
+  that waits takes room itself.
 * A pod of an earlier try is followed while it runs, its success is taken over, its failure is not.
 * A failed pod stays until the chart's janitor deletes it; one that still runs when its try ends is
   deleted (but with `on_finish_action="keep_pod"`).
@@ -17,10 +19,12 @@ For cncf-kubernetes 8.3.3 (Airflow 2.9.3) to 10.25.0 (Airflow 3.3.2).
 from __future__ import annotations
 
 import json
+import random
 import sys
 import time
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,6 +51,7 @@ from ml_pipelines.pod_manager import (
 )
 
 try:
+    from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
     from airflow.sdk.definitions._internal.contextmanager import DagContext, TaskGroupContext
     from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
@@ -54,6 +59,7 @@ try:
 except ImportError:  # Airflow 2
     from airflow.exceptions import AirflowException, AirflowFailException, AirflowSkipException
     from airflow.models.dag import DagContext
+    from airflow.triggers.temporal import TimeDeltaTrigger
     from airflow.utils.task_group import TaskGroupContext
 
     current_dag = DagContext.get_current_dag
@@ -75,7 +81,11 @@ HOUSE: dict[str, Any] = {
 GENERATION = "ml-pipelines/generation"
 # Airflow deletes the pod at the execution timeout; a little later it ends with nobody watching.
 DEADLINE_MARGIN_SECONDS = 60
-QUOTA_RETRY_SECONDS = 5  # while a ResourceQuota is used up
+QUOTA_RETRY_SECONDS = 1  # while a ResourceQuota is used up
+# How long a worker waits for room itself, and then without one. Some of those that wait together
+# leave early, and the others get their room.
+QUOTA_WORKER_SECONDS = (5, 20)
+QUOTA_AWAY_SECONDS = (20, 60)
 MESSAGE_BYTES = 4096  # where the kubelet cuts a termination message off
 
 
@@ -108,6 +118,7 @@ class PodOperator(KubernetesPodOperator):
         self.stuck_timeout_seconds = stuck_timeout_seconds or below["stuck_timeout_seconds"]
         self.xcom_sidecar = wanted is True
         self._context, self._handled, self._resumed = None, None, False
+        self._refused = 0.0  # when a quota has refused the pod of this try for the first time
 
     @classmethod
     def partial(cls, *, task_id: str, **kwargs: Any) -> Any:
@@ -188,7 +199,8 @@ class PodOperator(KubernetesPodOperator):
     def get_or_create_pod(self, pod_request_obj: k8s.V1Pod, context: Any) -> k8s.V1Pod:
         """The pod of an earlier try that `find_pod` gives, else a new one.
 
-        Raises AirflowException when it is refused, by a quota until `startup_timeout_seconds` end.
+        Raises AirflowException when it is refused, by a quota until `startup_timeout_seconds` end;
+        TaskDeferred before that.
         """
         name, namespace = pod_request_obj.metadata.name, pod_request_obj.metadata.namespace
         pod = self.find_pod(namespace, context=context)
@@ -196,7 +208,7 @@ class PodOperator(KubernetesPodOperator):
             return pod
         self.pod = pod_request_obj  # known before it exists: on_kill finds it in any case
         body = self.client.api_client.sanitize_for_serialization(pod_request_obj)
-        give_up, logged = time.monotonic() + self.startup_timeout_seconds, False
+        leave, logged = time.time() + random.uniform(*QUOTA_WORKER_SECONDS), False
         while True:
             try:
                 self.pod_manager.request("create_namespaced_pod", body=body, namespace=namespace)
@@ -206,14 +218,29 @@ class PodOperator(KubernetesPodOperator):
                     there = self.pod_manager.read_pod(pod_request_obj).metadata.labels or {}
                     if pod_request_obj.metadata.labels.items() <= there.items():
                         return pod_request_obj
-                said = failures.explain_refusal(error)
-                if not failures.exceeds_quota(error) or time.monotonic() >= give_up:
+                said, now = failures.explain_refusal(error), time.time()
+                self._refused = self._refused or now
+                waited = now - self._refused
+                if not failures.exceeds_quota(error) or waited >= self.startup_timeout_seconds:
                     self.pod = None  # a pod of this name is another task's: not for on_kill
                     raise AirflowException(f"Pod {name} was refused: {said}") from error
                 if not logged:
                     self.log.info("Pod %s waits: %s", name, said)
                 logged = True
+            if now >= leave and (self.deferrable or settings.load().get("triggerer")):
+                self.pod = None
+                pause = timedelta(seconds=random.uniform(*QUOTA_AWAY_SECONDS))
+                self.defer(
+                    trigger=TimeDeltaTrigger(pause),
+                    method_name="execute_again",
+                    kwargs={"refused": self._refused},
+                )
             time.sleep(QUOTA_RETRY_SECONDS)
+
+    def execute_again(self, context: Any, refused: float, event: Any = None) -> Any:
+        """Go on with a pod that a quota has refused since `refused`, and return its result."""
+        self._refused = refused
+        return self.execute(context)
 
     def find_pod(self, namespace: str, context: Any) -> k8s.V1Pod | None:
         """This try's pod once it has one, before that the one of an earlier try to go on with.

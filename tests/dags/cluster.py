@@ -35,6 +35,7 @@ LABELS = {
 }
 XCOM_SIDECAR = "airflow-xcom-sidecar"
 LABEL = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
+TERMINAL = ("Succeeded", "Failed")
 STEP = 0.1
 
 
@@ -261,6 +262,9 @@ class Cluster:
         self.log_lead = log_lead
         """The log ends so long before the API server knows of a container's end."""
         self.injected = injected
+        self.quota: int | None = None
+        """So many pods may be there that have not ended; `workers` are such pods too."""
+        self.workers = 0
         self.lost_node = lost_node
         """Deleted pods stay: no kubelet says that they are gone."""
         self.made: dict[str, Made] = {}
@@ -308,6 +312,12 @@ class Cluster:
     def there(self) -> list[str]:
         """The pods that are there now."""
         return [name for name in list(self.made) if self._there(name)]
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the quota takes another pod."""
+        going = [one for one in self.there if self._read(one).status.phase not in TERMINAL]
+        return self.quota is None or len(going) + self.workers < self.quota
 
     # CoreV1Api
 
@@ -432,6 +442,9 @@ class Cluster:
         for key, value in body["metadata"].get("labels", {}).items():
             if len(value) > 63 or not LABEL.fullmatch(value):
                 raise answer(422, "Unprocessable Entity", f"{key}: Invalid value: {value!r}")
+        if not self.has_room:
+            full = f'pods "{name}" is forbidden: exceeded quota: team, limited: pods={self.quota}'
+            raise answer(403, "Forbidden", full)
         response = SimpleNamespace(data=json.dumps(body))
         try:
             pod = self.api_client.deserialize(response, "V1Pod")

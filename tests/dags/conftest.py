@@ -288,12 +288,18 @@ def make_task() -> Callable[..., Any]:
 def run_task(context_of, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """Run a task on a played cluster.
 
-    `event` is what the triggerer says, of a task that was deferred. Other arguments are the task
-    instance's, and `run_id` and `started` of its run.
+    `event` is what the triggerer says, of a task that was deferred, `how` the TaskDeferred that it
+    was deferred with. Other arguments are the task instance's, and `run_id` and `started` of its
+    run.
     """
 
     def run(
-        task: Any, cluster: Cluster, event: Any = None, run_id: str = RUN_ID, **of_run: Any
+        task: Any,
+        cluster: Cluster,
+        event: Any = None,
+        how: Any = None,
+        run_id: str = RUN_ID,
+        **of_run: Any,
     ) -> Outcome:
         from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
         from airflow.providers.cncf.kubernetes.utils.pod_manager import PodManager
@@ -308,6 +314,9 @@ def run_task(context_of, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outco
         try:
             if event is None:
                 result = task.execute(context)
+            elif how is not None:
+                arguments = {**(how.kwargs or {}), "event": event}
+                result = task.resume_execution(how.method_name, arguments, context)
             else:
                 result = task.trigger_reentry(context, event)
         except (Exception, *interruptions()) as raised:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +16,12 @@ from tests.dags.cluster import RUNNING, Cluster, ended, until
 from tests.dags.conftest import START, hook_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def run_instance(instance: Any, dag: Any, session: Any) -> None:
+    instance.refresh_from_task(dag.get_task(instance.task_id))
+    with suppress(Exception):
+        instance.run(ignore_ti_state=True, ignore_all_deps=True, session=session)
 
 
 @pytest.fixture
@@ -36,14 +43,10 @@ def run_dag(session, clock, monkeypatch: pytest.MonkeyPatch):
             session=session,
         )
         session.commit()
+        instances = {one.task_id: one for one in dag_run.get_task_instances(session=session)}
         for task_id in task_ids:
-            instance = dag_run.get_task_instance(task_id, session=session)
-            instance.refresh_from_task(dag.get_task(task_id))
-            try:
-                instance.run(ignore_ti_state=True, ignore_all_deps=True, session=session)
-            except Exception as error:
-                instance.error = error
-        return {one.task_id: one for one in dag_run.get_task_instances(session=session)}
+            run_instance(instances[task_id], dag, session)
+        return instances
 
     return run
 
@@ -113,3 +116,36 @@ def test_a_task_that_is_deferred_waits_with_its_pod(run_dag, clock) -> None:
     cluster = Cluster(clock, [(0, RUNNING)])
     assert run_dag(dag, cluster, "t")["t"].state == "deferred"
     assert len(cluster.there) == 1
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_task_that_waits_for_a_quota_costs_no_try(
+    run_dag, clock, session, settings_file, mapped: bool
+) -> None:
+    from airflow.models.trigger import Trigger
+    from airflow.triggers.base import TriggerEvent
+
+    settings_file({"triggerer": True})
+    with DAG(f"quota_{mapped}", schedule=None, start_date=START) as dag:
+        arguments = {"task_id": "t", "image": "i", "namespace": "default", "retries": 0}
+        if mapped:
+            PodOperator.partial(**arguments).expand(cmds=[["a"]])
+        else:
+            PodOperator(**arguments)
+    cluster = Cluster(clock, until(10, ended(0, message='["done"]')))
+    cluster.quota = 0
+    instance = run_dag(dag, cluster, "t")["t"]
+    assert instance.state == "deferred"
+    assert cluster.created == []
+    cluster.quota = None
+    Trigger.submit_event(instance.trigger_id, TriggerEvent(START), session=session)
+    session.commit()
+    instance.refresh_from_db(session=session)
+    assert instance.state == "scheduled"
+    run_instance(instance, dag, session)
+    assert instance.state == "success"
+    assert instance.prev_attempted_tries == 1
+    assert cluster.labels(cluster.created[0])["try_number"] == "1"
+    result = instance.xcom_pull(task_ids="t", map_indexes=instance.map_index, session=session)
+    assert result == ["done"]
+    assert cluster.there == []

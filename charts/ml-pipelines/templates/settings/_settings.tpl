@@ -30,6 +30,7 @@ in it: for every task, and for presets and single tasks, arguments of the operat
       "schedule" $schedule
       "inferenceOnNewModel" .Values.pipelines.inferenceOnNewModel
       "modelName" .Values.pipelines.modelName
+      "triggerer" .Values.airflow.triggerer.enabled
     | toPrettyJson -}}
 {{- end }}
 
