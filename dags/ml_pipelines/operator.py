@@ -10,7 +10,7 @@ comes from its DAG's `default_args`, then from the chart's values (settings.py),
   that waits takes room itself.
 * A pod of an earlier try is followed while it runs, its success is taken over, its failure is not.
 * A failed pod stays until the chart's janitor deletes it; one that still runs when its try ends is
-  deleted (but with `on_finish_action="keep_pod"`).
+  deleted (but with `on_finish_action="keep_pod"`), also if its worker has died in the last try.
 * A sidecar that the cluster injects does not hold the task up when its own container has ended.
 
 For cncf-kubernetes 8.3.3 (Airflow 2.9.3) to 10.25.0 (Airflow 3.3.2).
@@ -118,6 +118,7 @@ class PodOperator(KubernetesPodOperator):
         self.stuck_timeout_seconds = stuck_timeout_seconds or below["stuck_timeout_seconds"]
         self.xcom_sidecar = wanted is True
         self._context, self._handled, self._resumed = None, None, False
+        self.on_failure_callback = _and_ours(self.on_failure_callback)
         self._refused = 0.0  # when a quota has refused the pod of this try for the first time
 
     @classmethod
@@ -127,7 +128,10 @@ class PodOperator(KubernetesPodOperator):
         for above in _surroundings(kwargs):
             given = (above.default_args if above else {}) | given
         below = _defaults(kwargs | {"task_id": task_id}, given, kwargs.get("presets", ()))
-        return super().partial(task_id=task_id, default_args=below, **kwargs)
+        mapped = super().partial(task_id=task_id, default_args=below, **kwargs)
+        ours = _and_ours(mapped.kwargs.get("on_failure_callback"))
+        mapped.kwargs["on_failure_callback"] = ours
+        return mapped
 
     @cached_property
     def pod_manager(self) -> PatientPodManager:
@@ -410,6 +414,29 @@ class PodOperator(KubernetesPodOperator):
         if self.pod is not None and getattr(self, "on_kill_action", "") != "keep_pod":
             with suppress(*REQUEST_ERRORS):
                 self.pod_manager.delete_and_wait(self.pod, self.termination_grace_period)
+
+
+def delete_unwatched_pod(context: Any) -> None:
+    """Delete the pod that still runs though its task has failed: nobody follows it any more.
+
+    A callback: Airflow calls it, in its DAG processor, when a worker has died in the last try. A try
+    that ends by itself has seen to its pod. Raises ApiException or HTTPError.
+    """
+    task = context["task"].unmap({})
+    if task.on_finish_action == "keep_pod":
+        return
+    namespace = task.build_pod_request_obj().metadata.namespace
+    labels = {"label_selector": task._build_find_pod_label_selector(context)}
+    for pod in task.pod_manager.request("list_namespaced_pod", namespace, **labels).items:
+        if pod.status.phase not in PodPhase.terminal_states:
+            task.log.warning("Pod %s still runs and is deleted", pod.metadata.name)
+            task.pod_manager.delete_pod(pod)
+
+
+def _and_ours(callbacks: Any) -> list[Any]:
+    """What a task wants to be called when it has failed, and `delete_unwatched_pod`."""
+    own = [callbacks] if callable(callbacks) else list(callbacks or [])
+    return [*(one for one in own if one is not delete_unwatched_pod), delete_unwatched_pod]
 
 
 def _defaults(known: dict, given: dict, presets: Iterable[str]) -> dict[str, Any]:

@@ -51,9 +51,11 @@ def test_each_has_exactly_what_tasks_need(manifests, namespace):
         ("CronJob", "ml-pipelines-janitor"),
         ("Job", "ml-pipelines-storage"),
         ("PersistentVolumeClaim", "training-storage"),
+        ("Role", "ml-pipelines-pod-ender"),
         ("Role", "ml-pipelines-pod-janitor"),
         ("Role", "ml-pipelines-pod-launcher"),
         ("Role", "ml-pipelines-pod-watcher"),
+        ("RoleBinding", "ml-pipelines-pod-ender"),
         ("RoleBinding", "ml-pipelines-pod-janitor"),
         ("RoleBinding", "ml-pipelines-pod-launcher"),
         ("RoleBinding", "ml-pipelines-pod-watcher"),
@@ -81,6 +83,7 @@ def test_each_account_may_do_what_it_does_there(manifests, namespace):
             "pods": {"get", "list", "watch"},
             "pods/log": {"get"},
         },
+        "ml-pipelines-airflow-scheduler": {"pods": {"delete", "list"}},
         "ml-pipelines-pod-janitor": {"pods": {"delete", "list"}},
     }
 
@@ -127,6 +130,8 @@ def test_parts_that_are_off_leave_nothing():
     }
     assert there(render(NAMESPACES, off), "team-b") == {
         ("Job", "ml-pipelines-storage"),
+        ("Role", "ml-pipelines-pod-ender"),
+        ("RoleBinding", "ml-pipelines-pod-ender"),
         ("Role", "ml-pipelines-pod-launcher"),
         ("RoleBinding", "ml-pipelines-pod-launcher"),
         ("ServiceAccount", "ml-pipelines-pod"),

@@ -6,7 +6,7 @@
 {{/*
 Rights in a namespace of tasks, by account and nothing more: [{name, account, rules}] as YAML. In the
 release's own namespace the official chart's roles `pod-launcher` and `pod-log-reader` say the same
-for workers and triggerer. The webserver reads the logs of workers, which run there.
+for workers, scheduler and triggerer. The webserver reads the logs of workers, which run there.
 */}}
 {{- define "ml-pipelines.tasks.roles" -}}
 - name: {{ include "ml-pipelines.fullname" . }}-pod-launcher
@@ -26,6 +26,14 @@ for workers and triggerer. The webserver reads the logs of workers, which run th
     - apiGroups: [""]
       resources: [events]
       verbs: [list]
+# The DAG processor, which runs beside the scheduler, deletes the pod of a worker that has died in its
+# last try.
+- name: {{ include "ml-pipelines.fullname" . }}-pod-ender
+  account: {{ include "scheduler.serviceAccountName" .Subcharts.airflow }}
+  rules:
+    - apiGroups: [""]
+      resources: [pods]
+      verbs: [delete, list]
 {{- if .Values.airflow.triggerer.enabled }}
 - name: {{ include "ml-pipelines.fullname" . }}-pod-watcher
   account: {{ include "triggerer.serviceAccountName" .Subcharts.airflow }}
