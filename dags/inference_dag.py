@@ -24,27 +24,30 @@ from typing import Any
 
 from airflow import DAG
 
+from example_parts import (
+    CLI,
+    DATA_SOURCE,
+    EMPTY_RUN_DIRECTORY,
+    WITH_PARAMETERS,
+    model_dataset,
+    model_name,
+)
 from ml_pipelines import PodOperator
 from ml_pipelines.lineage import image_digest_of
-from ml_pipelines.schedules import model_dataset, model_name, schedule_of
 from ml_pipelines.settings import load
 
 try:
     from airflow.sdk import AssetOrTimeSchedule, Param
     from airflow.sdk import CronTriggerTimetable as CronTimetable
-    from airflow.sdk.definitions.timetables.simple import OnceTimetable
 
     DATASETS = "assets"
 except ImportError:  # Airflow 2
     from airflow.models.param import Param
     from airflow.timetables.datasets import DatasetOrTimeSchedule as AssetOrTimeSchedule
     from airflow.timetables.interval import CronDataIntervalTimetable as CronTimetable
-    from airflow.timetables.simple import OnceTimetable
 
     DATASETS = "datasets"
 
-CLI = ["python", "classic_example/cli.py"]
-EMPTY_RUN_DIRECTORY = ["sh", "-ceu", "find /tmp -mindepth 1 -print -delete"]  # see training_dag.py
 # The predictions are what an inference run is for: they stay, the data and the model go. Into the
 # space that run_inference leaves for it in pred.json comes the digest of the image it has run.
 KEEP_PREDICTIONS = r"""
@@ -84,35 +87,21 @@ PARAMETERS = {
         title="Sample size",
         description="Predict the first rows only, 1 to 1000000. Empty: all.",
     ),
-    "data_source": Param(
-        None,
-        type=["null", "string"],
-        pattern="^(auto|glue|bundled)$",
-        examples=["auto", "glue", "bundled"],
-        title="Data source",
-        description="glue: SST-2 from the Hugging Face hub; bundled: the sentences of the image; "
-        "auto: glue where it can be reached, else bundled. Empty: as configured.",
-    ),
+    "data_source": DATA_SOURCE,
 }
-WITH_PARAMETERS = {"ML_PIPELINES_PARAMS": r"{{ params | tojson | replace('$', '\\u0024') }}"}
 
 
-def inference_schedule() -> Any:
-    """The clock, as Airflow makes one of it, and with `inferenceOnNewModel` each new model too."""
-    cron, models = schedule_of("inference_dag", "0 9 * * *"), [model_dataset()]
-    if not load().get("inferenceOnNewModel"):
-        return cron
-    if cron is None:
-        return models
-    clock = OnceTimetable() if cron == "@once" else CronTimetable(cron, timezone="UTC")
-    return AssetOrTimeSchedule(timetable=clock, **{DATASETS: models})
-
+# pipelines.dags of the values may name another one.
+SCHEDULE: Any = "0 9 * * *"
+if load().get("inferenceOnNewModel"):
+    CLOCK = CronTimetable(SCHEDULE, timezone="UTC")
+    SCHEDULE = AssetOrTimeSchedule(timetable=CLOCK, **{DATASETS: [model_dataset()]})
 
 with DAG(
     dag_id="inference_dag",
     description="Predict with the latest model",
     doc_md=__doc__,
-    schedule=inference_schedule(),
+    schedule=SCHEDULE,
     start_date=datetime(2021, 1, 1, tzinfo=UTC),
     catchup=False,
     # As for training: five at once, further ones wait for their turn.

@@ -26,21 +26,23 @@ from typing import Any
 
 from airflow import DAG
 
+from example_parts import (
+    CLI,
+    DATA_SOURCE,
+    EMPTY_RUN_DIRECTORY,
+    WITH_PARAMETERS,
+    model_dataset,
+    model_name,
+)
 from ml_pipelines import PodOperator
 from ml_pipelines.lineage import image_digest_of
-from ml_pipelines.schedules import model_dataset, model_name, schedule_of
 
 try:
     from airflow.sdk import Param
 except ImportError:  # Airflow 2
     from airflow.models.param import Param
 
-CLI = ["python", "classic_example/cli.py"]
-# `find` and not `rm -rf /tmp/*`: it also takes hidden files, and finds nothing to complain about
-# in an empty directory. The mount point itself stays. The log lists what was removed.
-EMPTY_RUN_DIRECTORY = ["sh", "-ceu", "find /tmp -mindepth 1 -print -delete"]
-# Null, the default, is what the configuration and the values say. For a choice the page of Airflow
-# 2.9 would send the text "None" in the place of null: a text that has to match, with proposals.
+# Null, the default, is what the configuration and the values say.
 PARAMETERS = {
     "max_steps": Param(
         None,
@@ -69,15 +71,7 @@ PARAMETERS = {
         "Face hub where that can be reached, or a directory; at most 200 letters, digits, '.', "
         "'_', '-' and '/'. Empty: as configured.",
     ),
-    "data_source": Param(
-        None,
-        type=["null", "string"],
-        pattern="^(auto|glue|bundled)$",
-        examples=["auto", "glue", "bundled"],
-        title="Data source",
-        description="glue: SST-2 from the Hugging Face hub; bundled: the sentences of the image; "
-        "auto: glue where it can be reached, else bundled. Empty: as configured.",
-    ),
+    "data_source": DATA_SOURCE,
     "model_name": Param(
         None,
         type=["null", "string"],
@@ -88,8 +82,6 @@ PARAMETERS = {
         f"'_' and '-'. Empty: {model_name()}.",
     ),
 }
-# To the workload they go as one variable, in which Kubernetes finds no $(NAME) to replace.
-WITH_PARAMETERS = {"ML_PIPELINES_PARAMS": r"{{ params | tojson | replace('$', '\\u0024') }}"}
 
 
 def announce_no_other_model(context: dict[str, Any]) -> None:
@@ -102,7 +94,7 @@ with DAG(
     dag_id="training_dag",
     description="Load data, train, register the model",
     doc_md=__doc__,
-    schedule=schedule_of("training_dag", None),
+    schedule=None,
     start_date=datetime(2021, 1, 1, tzinfo=UTC),
     catchup=False,
     # The document starts five runs at once; further ones wait for their turn.

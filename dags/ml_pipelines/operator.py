@@ -419,8 +419,8 @@ class PodOperator(KubernetesPodOperator):
 def delete_unwatched_pod(context: Any) -> None:
     """Delete the pod that still runs though its task has failed: nobody follows it any more.
 
-    A callback: Airflow calls it, in its DAG processor, when a worker has died in the last try. A try
-    that ends by itself has seen to its pod. Raises ApiException or HTTPError.
+    Airflow calls it, in its DAG processor, when a worker has died in the last try. A try that ends
+    by itself has seen to its pod. Raises ApiException or HTTPError.
     """
     task = context["task"].unmap({})
     if task.on_finish_action == "keep_pod":

@@ -58,8 +58,10 @@ EXPECTED = {
         ("PersistentVolume", "training-storage"),
         # For the tasks that run in another namespace.
         ("PersistentVolume", "training-storage-default"),
+        ("Role", "ml-pipelines-pod-ender"),
         ("Role", "ml-pipelines-pod-launcher"),
         ("Role", "ml-pipelines-pod-watcher"),
+        ("RoleBinding", "ml-pipelines-pod-ender"),
         ("RoleBinding", "ml-pipelines-pod-launcher"),
         ("RoleBinding", "ml-pipelines-pod-watcher"),
     },

@@ -56,7 +56,7 @@ IMPOSSIBLE = {
     "mlflow": {"trackingUri": "mlflow:5000"},
     "janitor": {"schedule": "daily", "leftovers": {"maxAgeHours": 0}},
     "pipelines": {
-        "schedule": {"inference_dag": "daily"},
+        "dags": {"inference_dag": {"schedule": "daily", "maxActiveRuns": 0}},
         "inferenceOnNewModel": "yes",
         "defaults": {"retries": -1, "env": {"WANDB_API_KEY": "x"}},
         "tasks": {
@@ -96,7 +96,8 @@ def test_impossible_values_are_refused(major):
         "mlflow.trackingUri",
         "janitor.schedule",
         "janitor.leftovers.maxAgeHours",
-        "pipelines.schedule.inference_dag",
+        "pipelines.dags.inference_dag.maxActiveRuns",
+        "pipelines.dags.inference_dag.schedule",
         "pipelines.inferenceOnNewModel",
         "pipelines.defaults.retries",
         "pipelines.tasks.train_model.resources.limits",
@@ -194,7 +195,7 @@ def marked(value, token):
     return token
 
 
-EMPTY = [("presets",), ("tasks",)]
+EMPTY = [("dags",), ("presets",), ("tasks",)]
 
 
 def test_every_own_value_reaches_an_object():
@@ -203,7 +204,8 @@ def test_every_own_value_reaches_an_object():
     tokens = {
         path: f"token{number:03}"
         for number, (path, value) in enumerate(leaves(OWN))
-        # What stands in an empty preset or task is one of the keys that the defaults have.
+        # What stands in an empty preset or task is one of the keys that the defaults have; a
+        # DAG's are in test_settings.py.
         if not isinstance(value, bool)
         and not (path[1:2] in EMPTY and value == {})
         # Decides what is refused, and how often a volume may be mounted.

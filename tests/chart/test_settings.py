@@ -113,14 +113,34 @@ def label(name, key):
 
 def test_what_else_the_dags_are_told():
     found = rendered("local").settings()
-    assert found["schedule"] == {"training_dag": None, "inference_dag": "0 9 * * *"}
+    assert found["dags"] == {}
+    assert found["triggerer"] is True
     assert (found["modelName"], found["inferenceOnNewModel"]) == ("airflow-pipeline", False)
     # A task that nothing is said about has no entry.
     assert set(found["tasks"]) == {"clean_storage_before_start", "train_model", "clean_up"}
     assert set(found["presets"]) == {"registry"}
-    other = {"schedule": {"churn": "@daily"}, "modelName": "my-model", "inferenceOnNewModel": True}
-    found = render({"pipelines": other}).settings()
-    assert found["schedule"]["churn"] == "@daily"
+    dags = {
+        "churn": {
+            "schedule": "@daily",
+            "maxActiveRuns": 1,
+            "maxActiveTasks": 4,
+            "runTimeoutSeconds": 7200,
+        },
+        "training_dag": {"schedule": ""},
+    }
+    other = {"dags": dags, "modelName": "my-model", "inferenceOnNewModel": True}
+    off = {"airflow": {"triggerer": {"enabled": False}}}
+    found = render({"pipelines": other}, off).settings()
+    assert found["dags"] == {
+        "churn": {
+            "schedule": "@daily",
+            "max_active_runs": 1,
+            "max_active_tasks": 4,
+            "dagrun_timeout": 7200,
+        },
+        "training_dag": {"schedule": None},
+    }
+    assert found["triggerer"] is False
     assert (found["modelName"], found["inferenceOnNewModel"]) == ("my-model", True)
 
 
@@ -424,14 +444,16 @@ def examples():
 def test_the_examples_in_the_values_are_some(of_task):
     """Whoever takes the comment marks away gets what they say."""
     found = dict(examples())
-    assert set(found) == {"pod", "presets", "tasks", "airflowLocalSettings"}
-    example = {key: yaml.safe_load(found[key]) for key in ("pod", "presets", "tasks")}
+    assert set(found) == {"dags", "pod", "presets", "tasks", "airflowLocalSettings"}
+    example = {key: yaml.safe_load(found[key]) for key in ("dags", "pod", "presets", "tasks")}
     pipelines = {
+        "dags": example["dags"],
         "defaults": {"pod": example["pod"]},
         "presets": example["presets"],
         "tasks": example["tasks"],
     }
     manifests = render({"pipelines": pipelines})
+    assert manifests.settings()["dags"]["inference_dag"]["dagrun_timeout"] == 7200
     arguments, pod = of_task(manifests, "training_dag", "train_model", presets=["gpu"])
     is_pod(pod)
     assert base(pod)["resources"]["limits"] == {"memory": "16Gi", "nvidia.com/gpu": "1"}
@@ -479,6 +501,6 @@ def test_environments_say_nothing_of_single_tasks():
     """The tests above hold for them too."""
     files = [yaml.safe_load((VALUES / f"{name}.yaml").read_text()) for name in ENVIRONMENTS]
     assert {key for values in files for key in values.get("pipelines", {})} <= {
-        "schedule",
+        "dags",
         "namespaces",
     }

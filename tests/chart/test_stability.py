@@ -43,7 +43,7 @@ def test_new_passwords_restart_no_pod():
     "values",
     [
         {"pipelines": {"tasks": {"train_model": {"retries": 5}}}},
-        {"pipelines": {"schedule": {"inference_dag": ""}}},
+        {"pipelines": {"dags": {"inference_dag": {"schedule": ""}}}},
         {"images": {"classicExample": {"tag": "next"}, "mlflow": {"repository": "x"}}},
         {"wandb": {"enabled": True, "existingSecret": "key"}},
     ],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import sys
 import tempfile
@@ -23,6 +24,8 @@ import pytest
 from tests.dags.cluster import Clock, Cluster, Log
 
 DAGS = Path(__file__).parents[2] / "dags"
+TEMPLATES = DAGS.parent / "charts" / "ml-pipelines" / "templates"
+AIRFLOW_2 = find_spec("airflow.sdk") is None
 
 _HOME = tempfile.TemporaryDirectory(prefix="airflow-dag-tests-")
 os.environ.update(
@@ -40,7 +43,7 @@ os.environ.update(
 os.environ.pop("ML_PIPELINES_SETTINGS", None)
 sys.path.insert(0, str(DAGS))
 # On Airflow 3 a task is run by its SDK, which asks an API server for everything.
-collect_ignore = ["test_operator_in_airflow.py"] if find_spec("airflow.sdk") else []
+collect_ignore = [] if AIRFLOW_2 else ["test_operator_in_airflow.py"]
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 RUN_ID = "manual__1"
@@ -144,7 +147,7 @@ CHART_SETTINGS = {
         "inference_dag.load_data": {"pod": {"spec": {"nodeSelector": {"pool": "inference"}}}},
     },
     "modelName": "airflow-pipeline",
-    "schedule": {"training_dag": None, "inference_dag": "0 9 * * *"},
+    "dags": {},
     "inferenceOnNewModel": False,
 }
 
@@ -167,6 +170,49 @@ def chart_settings(settings_file: Callable[[Any], Path]) -> dict[str, Any]:
     """Have the DAGs read a file like the chart's; what it says."""
     settings_file(CHART_SETTINGS)
     return CHART_SETTINGS
+
+
+@pytest.fixture
+def local_settings() -> str:
+    """What the chart has every Airflow process run at its start."""
+    text = (TEMPLATES / "airflow" / "_local_settings.tpl").read_text(encoding="utf-8")
+    return re.search(r"airflowLocalSettings\" -}}\n(.*)\n{{- end }}", text, re.DOTALL)[1]
+
+
+@pytest.fixture
+def run_local_settings(
+    local_settings: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Run them in this process, until the test has ended; gives the names that they leave."""
+    from airflow import settings
+
+    of_airflow_2 = getattr(settings, "POLICY_PLUGIN_MANAGER", None)
+    policies = of_airflow_2 or settings.get_policy_plugin_manager()
+    before = policies.get_plugins()
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+
+    def run() -> dict[str, Any]:
+        names: dict[str, Any] = {}
+        exec(compile(local_settings, "airflow_local_settings.py", "exec"), names)
+        return names
+
+    yield run
+    for plugin in policies.get_plugins() - before:
+        policies.unregister(plugin)
+
+
+@pytest.fixture
+def as_stored(run_local_settings) -> Callable[[Any], Any]:
+    """What becomes of a DAG of a file, by the policies of the chart."""
+    from airflow import settings
+
+    run_local_settings()
+
+    def apply(dag: Any) -> Any:
+        settings.dag_policy(dag)
+        return dag
+
+    return apply
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from sqlalchemy.pool import QueuePool
 
 from tests.helpers.labels import LABELS
 
-TEMPLATES = Path(__file__).parents[2] / "charts" / "ml-pipelines" / "templates"
 # What Kubernetes takes as the value of a label, and as the name of a pod.
 LABEL = r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?"
 NAME = r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?"
@@ -25,23 +24,14 @@ IDS = ["training_dag", "поезд", "モデル", "_", "..", "a.b-c_d", "ꯃꯅ�
 PROVIDER = "airflow.providers.cncf.kubernetes"
 
 
-@pytest.fixture
-def local_settings() -> str:
-    """The code between `define` and `end`."""
-    text = (TEMPLATES / "airflow" / "_local_settings.tpl").read_text(encoding="utf-8")
-    return re.search(r"airflowLocalSettings\" -}}\n(.*)\n{{- end }}", text, re.DOTALL)[1]
-
-
 def test_a_forked_process_leaves_its_parents_connections_alone(
-    local_settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_local_settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = create_engine(f"sqlite:///{tmp_path}/pool.db", poolclass=QueuePool)
     engine.connect().close()
     assert engine.pool.checkedin() == 1
     monkeypatch.setattr(settings, "engine", engine, raising=False)
-    # Restored at the end: what is mended on import stays in this process else.
-    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
-    exec(compile(local_settings, "airflow_local_settings.py", "exec"), {})
+    run_local_settings()
 
     child = os.fork()
     if child == 0:
@@ -52,14 +42,9 @@ def test_a_forked_process_leaves_its_parents_connections_alone(
     assert engine.pool.checkedin() == 1
 
 
-def test_nothing_is_added_to_airflows_own_settings(
-    local_settings: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_added_to_airflows_own_settings(run_local_settings) -> None:
     # Airflow copies the names of the module into its own, and takes hooks for a team's.
-    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
-    names: dict[str, object] = {}
-    exec(compile(local_settings, "airflow_local_settings.py", "exec"), names)
-    assert set(names) == {"__builtins__"}
+    assert set(run_local_settings()) == {"__builtins__"}
 
 
 def run(local_settings: str, directory: Path, code: str) -> dict[str, object]:

@@ -8,13 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
-import airflow
 import pytest
 from airflow import DAG
 
 from ml_pipelines import PodOperator
 from tests.dags.cluster import LABELS, RUNNING, STARTING, Cluster, ended
-from tests.dags.conftest import RUN_ID, START, hook_of
+from tests.dags.conftest import AIRFLOW_2, RUN_ID, START, hook_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 FAILURE = ended(2)
@@ -37,7 +36,7 @@ def make_dag(mapped: bool, **arguments: Any) -> Any:
     return dag
 
 
-if airflow.__version__.startswith("2."):
+if AIRFLOW_2:
 
     @pytest.fixture
     def lose_worker(session):

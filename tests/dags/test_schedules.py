@@ -1,18 +1,19 @@
-"""What starts inference_dag, with and without `inferenceOnNewModel`."""
+"""Schedule and limits of any DAG by values, and `inferenceOnNewModel`."""
 
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
+from zoneinfo import ZoneInfo
 
-import airflow
 import pytest
+from airflow import DAG
 
-from ml_pipelines.schedules import model_dataset
+from example_parts import model_dataset
+from tests.dags.conftest import AIRFLOW_2, START
 from tests.helpers.pipelines import stored
 
-AIRFLOW_2 = airflow.__version__.startswith("2.")
 UPLOAD = "upload_model"
 PRESETS = {"presets": {"registry": {}}}
 MODEL = "x-ml-pipelines://models/airflow-pipeline"
@@ -27,12 +28,80 @@ def waited_for(dag: object) -> set[str]:
     return {asset.uri for asset in condition.objects} if condition else set()
 
 
+def timetable(dag: object) -> dict[str, object]:
+    """As the scheduler has it."""
+    found = json.loads(stored(dag))["dag"]
+    return {key: found.get(key) for key in ("timetable", "schedule_interval", "dataset_triggers")}
+
+
+@pytest.mark.parametrize("cron", ["0 6 * * *", "@daily", "@once", "@yearly", None])
+@pytest.mark.parametrize("before", ["0 9 * * *", None])
+def test_a_schedule_is_what_airflow_makes_of_it(
+    settings_file, as_stored, cron: str | None, before: str | None
+) -> None:
+    settings_file({"dags": {"anybodys": {"schedule": cron}}})
+    dag = as_stored(DAG("anybodys", schedule=before, start_date=START))
+    assert timetable(dag) == timetable(DAG("anybodys", schedule=cron, start_date=START))
+    assert dag.timetable.can_be_scheduled is (cron is not None)
+
+
+def test_a_schedule_is_in_the_time_zone_of_its_dag(settings_file, as_stored) -> None:
+    settings_file({"dags": {"anybodys": {"schedule": "0 6 * * *"}}})
+    start = datetime(2024, 1, 1, tzinfo=ZoneInfo("Europe/Kyiv"))
+    dag = as_stored(DAG("anybodys", schedule=None, start_date=start))
+    assert "Europe/Kyiv" in json.dumps(timetable(dag))
+
+
+def test_what_a_dag_waits_for_besides_the_clock_stays(settings_file, as_stored) -> None:
+    def make(schedule: object = "waits") -> DAG:
+        schedule = [model_dataset()] if schedule == "waits" else schedule
+        return DAG("anybodys", schedule=schedule, start_date=START)
+
+    settings_file({"dags": {"anybodys": {"schedule": None}}})
+    assert timetable(as_stored(make())) == timetable(make())
+    settings_file({"dags": {"anybodys": {"schedule": "@daily"}}})
+    dag = as_stored(make())
+    assert waited_for(dag) == {MODEL}
+    assert dag.timetable.can_be_scheduled is True
+
+
+def test_limits_of_a_dag(settings_file, as_stored) -> None:
+    def make(**limits: object) -> DAG:
+        return DAG("anybodys", schedule=None, start_date=START, **limits)
+
+    limits = {"max_active_runs": 2, "max_active_tasks": 3}
+    settings_file({"dags": {"anybodys": {**limits, "dagrun_timeout": 7200}}})
+    timeout = timedelta(hours=2)
+    assert stored(as_stored(make())) == stored(make(**limits, dagrun_timeout=timeout))
+
+
+@pytest.mark.parametrize("content", [{"dags": {"another": {"schedule": "@daily"}}}, {}])
+def test_a_dag_that_nothing_is_said_about_stays_as_it_is(
+    settings_file, as_stored, content: dict[str, object]
+) -> None:
+    settings_file(content)
+    dag = DAG("anybodys", schedule="@hourly", start_date=START)
+    before = stored(dag)
+    assert stored(as_stored(dag)) == before
+
+
+def test_a_process_without_settings_reads_dags(as_stored, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("ML_PIPELINES_SETTINGS", str(tmp_path / "none.json"))
+    assert as_stored(DAG("anybodys", schedule="@hourly", start_date=START)).timetable
+
+
+def test_a_schedule_that_cannot_be_is_an_import_error(settings_file, as_stored) -> None:
+    settings_file({"dags": {"anybodys": {"schedule": "61 * * * *"}}})
+    with pytest.raises(Exception, match="61"):
+        as_stored(DAG("anybodys", schedule=None, start_date=START))
+
+
 @pytest.fixture
-def inference(load_dag, settings_file):
+def inference(load_dag, settings_file, as_stored):
     def load(cron: str | None, *, on_new_model: bool):
-        schedule = {"inference_dag": cron}
-        settings_file(PRESETS | {"schedule": schedule, "inferenceOnNewModel": on_new_model})
-        return load_dag("inference_dag")
+        dags = {"inference_dag": {"schedule": cron}}
+        settings_file(PRESETS | {"dags": dags, "inferenceOnNewModel": on_new_model})
+        return as_stored(load_dag("inference_dag"))
 
     return load
 

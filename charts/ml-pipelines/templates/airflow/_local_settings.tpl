@@ -7,11 +7,14 @@ importing them here would cost each process 0.3 s. Airflow runs this before it i
 */}}
 {{- define "ml-pipelines.airflowLocalSettings" -}}
 def _ml_pipelines():
+    import json
     import os
     import sys
+    from contextlib import suppress
+    from datetime import datetime, timedelta
     from importlib.machinery import PathFinder
 
-    from airflow import settings
+    from airflow import policies, settings
 
     # Airflow 2.9 forks (its health server, the DAG processor, each task) while pooled database
     # connections are open. The child's first query tests an inherited one with SELECT 1, and only
@@ -97,6 +100,49 @@ def _ml_pipelines():
             return spec
 
     sys.meta_path.insert(0, Mending)
+
+    # pipelines.dags of the values, for DAGs of any author. First, so that a policy below has the
+    # last word.
+    class FromValues:
+        @policies.hookimpl(tryfirst=True)
+        def dag_policy(self, dag):
+            path = os.environ.get("ML_PIPELINES_SETTINGS") or "/opt/airflow/ml-pipelines/settings.json"
+            wanted = {}
+            with suppress(FileNotFoundError), open(path) as file:  # the webserver has none
+                wanted = json.load(file).get("dags", {}).get(dag.dag_id, {})
+            for name in ("max_active_runs", "max_active_tasks"):
+                setattr(dag, name, int(wanted.get(name, getattr(dag, name))))
+            if "dagrun_timeout" in wanted:
+                dag.dagrun_timeout = timedelta(seconds=wanted["dagrun_timeout"])
+            if "schedule" in wanted:
+                self.schedule(dag, wanted["schedule"])
+
+        # Another DAG gets the schedule, so that it becomes what Airflow makes of it. What a DAG
+        # waits for besides the clock stays.
+        @staticmethod
+        def schedule(dag, schedule):
+            from airflow import DAG
+
+            try:
+                from airflow.sdk import AssetOrTimeSchedule
+
+                of_assets, assets = "assets", getattr(dag.timetable, "asset_condition", None)
+            except ImportError:  # Airflow 2
+                from airflow.timetables.datasets import DatasetOrTimeSchedule as AssetOrTimeSchedule
+
+                of_assets, assets = "datasets", dag.dataset_triggers
+            begin = datetime(2000, 1, 1, tzinfo=dag.timezone)
+            other = DAG(dag.dag_id, schedule=schedule, start_date=begin)
+            other.timetable.validate()
+            if assets:
+                clock = AssetOrTimeSchedule(timetable=other.timetable, **{of_assets: assets})
+                other = DAG(dag.dag_id, schedule=clock if schedule else assets, start_date=begin)
+            for name in ("timetable", "schedule_interval"):
+                if hasattr(other, name):
+                    setattr(dag, name, getattr(other, name))
+
+    of_airflow_2 = getattr(settings, "POLICY_PLUGIN_MANAGER", None)
+    (of_airflow_2 or settings.get_policy_plugin_manager()).register(FromValues())
 
 
 _ml_pipelines()

@@ -18,16 +18,25 @@ in it: for every task, and for presets and single tasks, arguments of the operat
 {{- $_ := set $tasks $name . -}}
 {{- end -}}
 {{- end -}}
-{{- $schedule := dict -}}
-{{- range $dag, $expression := .Values.pipelines.schedule -}}
-{{- $_ := set $schedule $dag ($expression | default nil) -}}
+{{- $dags := dict -}}
+{{- range $dag, $values := .Values.pipelines.dags -}}
+{{- $arguments := dict -}}
+{{- range $key, $argument := dict "maxActiveRuns" "max_active_runs" "maxActiveTasks" "max_active_tasks" "runTimeoutSeconds" "dagrun_timeout" -}}
+{{- if hasKey $values $key -}}
+{{- $_ := set $arguments $argument (index $values $key) -}}
+{{- end -}}
+{{- end -}}
+{{- if hasKey $values "schedule" -}}
+{{- $_ := set $arguments "schedule" ($values.schedule | default nil) -}}
+{{- end -}}
+{{- $_ := set $dags $dag $arguments -}}
 {{- end -}}
 {{- dict
       "operator" $everyTask.operator
       "pod" $everyTask.pod
       "presets" $presets
       "tasks" $tasks
-      "schedule" $schedule
+      "dags" $dags
       "inferenceOnNewModel" .Values.pipelines.inferenceOnNewModel
       "modelName" .Values.pipelines.modelName
       "triggerer" .Values.airflow.triggerer.enabled
