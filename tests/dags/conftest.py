@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kubernetes.client.exceptions import ApiException
 
 from tests.dags.cluster import Clock, Cluster, Log
 
@@ -190,6 +191,7 @@ def run_local_settings(
     policies = of_airflow_2 or settings.get_policy_plugin_manager()
     before = policies.get_plugins()
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    monkeypatch.setattr(ApiException, "__str__", ApiException.__str__)
 
     def run() -> dict[str, Any]:
         names: dict[str, Any] = {}

@@ -14,6 +14,7 @@ from airflow import settings
 from sqlalchemy import create_engine
 from sqlalchemy.pool import QueuePool
 
+from tests.dags.conftest import DAGS
 from tests.helpers.labels import LABELS
 
 # What Kubernetes takes as the value of a label, and as the name of a pod.
@@ -179,6 +180,48 @@ print(json.dumps(ApiClient().sanitize_for_serialization(pod.spec.containers[1]))
         "requests": {"cpu": "1m", "memory": "10Mi"},
         "limits": {"memory": "64Mi"},
     }
+
+
+FORBIDDEN = (
+    'pods is forbidden: User "system:serviceaccount:ml-pipelines:ml-pipelines-worker" cannot list '
+    'resource "pods" in API group "" in the namespace "team-b"'
+)
+
+
+@pytest.mark.parametrize("operator", ["ml_pipelines.PodOperator", f"{PROVIDER}.operators.pod."])
+def test_a_namespace_that_is_not_listed_is_told_in_one_line(
+    local_settings: str, tmp_path: Path, operator: str
+) -> None:
+    module, name = operator.rsplit(".", 1)
+    code = f"""{START}
+from importlib import import_module
+from types import SimpleNamespace
+from airflow import DAG
+from datetime import datetime
+sys.path.insert(0, {str(DAGS)!r})
+from kubernetes.client import ApiClient
+from kubernetes.client.exceptions import ApiException
+Operator = getattr(import_module({module!r}), {name or "KubernetesPodOperator"!r})
+def refuse(*_, **__):
+    error = ApiException(status=403, reason="Forbidden")
+    error.body = json.dumps({{"message": {FORBIDDEN!r}}})
+    raise error
+client = SimpleNamespace(list_namespaced_pod=refuse, api_client=ApiClient())
+with DAG("d", schedule=None, start_date=datetime(2024, 1, 1)) as dag:
+    task = Operator(task_id="t", image="i", namespace="team-b")
+vars(task)["client"] = client
+vars(task)["hook"] = SimpleNamespace(core_v1_client=client, is_in_cluster=True)
+ti = SimpleNamespace(dag_id="d", task_id="t", run_id="r", map_index=-1, try_number=1)
+try:
+    task.find_pod("team-b", context={{"ti": ti, "dag": dag, "run_id": "r"}})
+except ApiException as error:
+    said = str(error)
+print(json.dumps([said, str(ApiException(status=403, reason="Forbidden"))]))
+"""
+    said, other = run(local_settings, tmp_path, code)
+    hint = "(list the namespace in pipelines.namespaces of the chart's values)"
+    assert said == f"{FORBIDDEN} {hint}"
+    assert "pipelines.namespaces" not in other
 
 
 def test_a_hook_below_them_has_the_last_word(local_settings: str, tmp_path: Path) -> None:

@@ -76,8 +76,23 @@ def _ml_pipelines():
 
         handler._read_from_local = staticmethod(read)
 
+    # Tasks may run in namespaces that the values list; of others the API server says it at length.
+    def mend_refusals(module):
+        tell = module.ApiException.__str__
+
+        def told(self):
+            said = str(self.body)
+            if self.status != 403 or " in the namespace " not in said:
+                return tell(self)
+            with suppress(ValueError, KeyError):
+                said = json.loads(said)["message"]
+            return f"{said} (list the namespace in pipelines.namespaces of the chart's values)"
+
+        module.ApiException.__str__ = told
+
     provider = "airflow.providers.cncf.kubernetes"
     mends = {
+        "kubernetes.client.exceptions": mend_refusals,
         "airflow.utils.log.file_task_handler": mend_logs,
         f"{provider}.pod_generator": mend_labels,
         f"{provider}.kubernetes_helper_functions": mend_names,
@@ -100,6 +115,9 @@ def _ml_pipelines():
             return spec
 
     sys.meta_path.insert(0, Mending)
+    refusals = "kubernetes.client.exceptions"
+    if refusals in sys.modules:  # Airflow 2 has imported it by now
+        mends[refusals](sys.modules[refusals])
 
     # pipelines.dags of the values, for DAGs of any author. First, so that a policy below has the
     # last word.
