@@ -77,10 +77,12 @@ def explain_absence(last_seen: k8s.V1Pod | None) -> str:
     return eviction or "it was deleted or evicted, or its node was lost"
 
 
-def explain_refusal(error: ApiException) -> str:
-    """The API server's own words on a request that it refused."""
+def explain_refusal(error: Exception) -> str:
+    """A failed request in a few words, those of the API server if it has answered with some."""
+    if not isinstance(error, ApiException):
+        return f"{type(error).__name__}: {error}"
     with suppress(TypeError, ValueError, KeyError):
-        return json.loads(error.body)["message"]
+        return json.loads(error.body)["message"] or error.reason
     return f"{error.status} {error.reason}"
 
 

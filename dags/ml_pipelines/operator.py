@@ -46,7 +46,6 @@ from ml_pipelines.pod_manager import (
     REQUEST_ERRORS,
     XCOM_SIDECAR,
     PatientPodManager,
-    in_short,
     limit_requests,
 )
 
@@ -374,7 +373,8 @@ class PodOperator(KubernetesPodOperator):
             elif raising is None:
                 raise
             else:  # it may be working well: the next try follows it
-                self.log.warning("Pod %s stays as it is: %s", pod.metadata.name, in_short(error))
+                said = failures.explain_refusal(error)
+                self.log.warning("Pod %s stays as it is: %s", pod.metadata.name, said)
             return
         phase = remote_pod.status.phase
         if phase == PodPhase.SUCCEEDED:

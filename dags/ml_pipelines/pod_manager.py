@@ -16,7 +16,7 @@ from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from ml_pipelines.failures import exceeds_quota
+from ml_pipelines.failures import exceeds_quota, explain_refusal
 
 XCOM_SIDECAR = PodDefaults.SIDECAR_CONTAINER_NAME
 
@@ -52,7 +52,7 @@ class PatientPodManager(PodManager):
                 if not is_transient(error, outage=outage) or time.monotonic() >= give_up:
                     raise
                 if not outage:
-                    self.log.warning("Kubernetes API: %s; trying again", in_short(error))
+                    self.log.warning("Kubernetes API: %s; trying again", explain_refusal(error))
                 outage = True
             time.sleep(RETRY_SECONDS)
 
@@ -98,7 +98,7 @@ class PatientPodManager(PodManager):
             read = PodManager.read_pod_logs.__wrapped__  # without the provider's repetitions
             lines = read(self, pod, container_name, *args, **kwargs)
         except REQUEST_ERRORS as error:
-            self.log.warning("The log cannot be read: %s", in_short(error))
+            self.log.warning("The log cannot be read: %s", explain_refusal(error))
             again = time.monotonic() + self.log_pause
             self.log_pause = min(2 * self.log_pause, OUTAGE_SECONDS)
             while super().container_is_running(pod, container_name) and time.monotonic() < again:
@@ -175,9 +175,3 @@ def is_transient(error: Exception, *, outage: bool = False) -> bool:
         # Another pod was counted against the ResourceQuota at the same moment.
         return "AlreadyExists" not in str(error.body)
     return error.status in (0, None, 429) or error.status >= 500
-
-
-def in_short(error: Exception) -> str:
-    """A failed request in a few words."""
-    answered = isinstance(error, ApiException)
-    return f"{error.status} {error.reason}" if answered else f"{type(error).__name__}: {error}"

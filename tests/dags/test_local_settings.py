@@ -233,3 +233,17 @@ settings.pod_mutation_hook(pod)
 print(json.dumps(pod.metadata.labels))
 """
     assert run(f"{local_settings}\n\n{own}", tmp_path, code) == {"team": "a"}
+
+
+def test_a_policy_below_them_has_the_last_word(
+    local_settings: str, tmp_path: Path, settings_file
+) -> None:
+    settings_file({"dags": {"anybodys": {"max_active_runs": 2, "max_active_tasks": 3}}})
+    own = "def dag_policy(dag):\n    dag.max_active_runs *= 10\n"
+    code = f"""{START}
+from airflow import DAG
+dag = DAG("anybodys", schedule=None)
+settings.dag_policy(dag)
+print(json.dumps([dag.max_active_runs, dag.max_active_tasks]))
+"""
+    assert run(f"{local_settings}\n\n{own}", tmp_path, code) == [20, 3]
