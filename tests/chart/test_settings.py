@@ -41,74 +41,24 @@ def base(pod):
     return container
 
 
-def test_every_task_starts_from_this():
-    found = rendered("local").settings()
-    assert found["operator"] == {
-        "retries": 2,
-        "retry_delay": 10,
-        "execution_timeout": 3600,
-        "startup_timeout_seconds": 600,
-        "stuck_timeout_seconds": 120,
-    }
-    assert found["pod"] == {
-        "metadata": {"labels": LABELS},
-        "spec": {
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            "serviceAccountName": "ml-pipelines-task",
-            "terminationGracePeriodSeconds": 5,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": 10001,
-                "runAsGroup": 10001,
-                "fsGroup": 10001,
-                "fsGroupChangePolicy": "OnRootMismatch",
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "containers": [
-                {
-                    "name": "base",
-                    "image": "localhost/classic-example:1.0.0-abc",
-                    "imagePullPolicy": "IfNotPresent",
-                    "securityContext": {
-                        "allowPrivilegeEscalation": False,
-                        "capabilities": {"drop": ["ALL"]},
-                    },
-                    "resources": {
-                        "requests": {"cpu": "50m", "memory": "256Mi"},
-                        "limits": {"memory": "2Gi"},
-                    },
-                    # In this order: the last one is made of the others.
-                    "env": [
-                        label("ML_PIPELINES_DAG", "dag_id"),
-                        label("ML_PIPELINES_RUN", "run_id"),
-                        {
-                            "name": "ML_PIPELINES_RUN_DIRECTORY",
-                            "value": "$(ML_PIPELINES_DAG)/$(ML_PIPELINES_RUN)",
-                        },
-                    ],
-                    "volumeMounts": [
-                        {
-                            "name": "training-storage",
-                            "mountPath": "/tmp",
-                            "subPathExpr": "$(ML_PIPELINES_RUN_DIRECTORY)",
-                        }
-                    ],
-                }
-            ],
-            "volumes": [
-                {
-                    "name": "training-storage",
-                    "persistentVolumeClaim": {"claimName": "training-storage"},
-                }
-            ],
+def test_the_dags_are_tested_with_what_the_chart_writes():
+    values = {
+        "imagePullSecrets": [{"name": "registry-login"}],
+        "images": {
+            "classicExample": {"repository": "registry.example/classic-example", "tag": "1"}
+        },
+        "pipelines": {
+            "defaults": {"operator": {"namespace": "ml-pipelines"}},
+            "tasks": {"inference_dag.load_data": {"nodeSelector": {"pool": "inference"}}},
+        },
+        "wandb": {
+            "enabled": True,
+            "project": "visible-project",
+            "existingSecret": "ml-pipelines-wandb",
         },
     }
-
-
-def label(name, key):
-    field = {"fieldPath": f"metadata.labels['{key}']"}
-    return {"name": name, "valueFrom": {"fieldRef": field}}
+    expected = (ROOT / "tests" / "helpers" / "chart_settings.json").read_text()
+    assert render(values).settings() == json.loads(expected)
 
 
 def test_what_else_the_dags_are_told():

@@ -50,8 +50,11 @@ def expected_spec(chart: dict[str, Any], task: Any) -> dict[str, Any]:
     }
     seconds = 3600
     if task_id == "train_model":
-        container["resources"]["limits"]["memory"] = "4Gi"
+        container["resources"] = resources("200m", "1Gi", "4Gi")
         seconds = 7200
+    if task_id.startswith("clean_"):
+        container["resources"] = resources("50m", "32Mi", "128Mi")
+        seconds = 900
     if (dag_id, task_id) == ("inference_dag", "load_data"):
         spec["nodeSelector"] = {"pool": "inference"}
     return spec | {
@@ -60,6 +63,10 @@ def expected_spec(chart: dict[str, Any], task: Any) -> dict[str, Any]:
         "enableServiceLinks": False,
         "restartPolicy": "Never",
     }
+
+
+def resources(cpu: str, memory: str, limit: str) -> dict[str, Any]:
+    return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": limit}}
 
 
 def without_empty(value: object) -> object:
