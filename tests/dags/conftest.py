@@ -26,7 +26,6 @@ from tests.dags.cluster import Clock, Cluster, Log
 
 DAGS = Path(__file__).parents[2] / "dags"
 TEMPLATES = DAGS.parent / "charts" / "ml-pipelines" / "templates"
-AIRFLOW_2 = find_spec("airflow.sdk") is None
 
 _HOME = tempfile.TemporaryDirectory(prefix="airflow-dag-tests-")
 os.environ.update(
@@ -43,6 +42,7 @@ os.environ.update(
 )
 os.environ.pop("ML_PIPELINES_SETTINGS", None)
 sys.path.insert(0, str(DAGS))
+AIRFLOW_2 = find_spec("airflow.sdk") is None  # imports Airflow
 # On Airflow 3 a task is run by its SDK, which asks an API server for everything.
 collect_ignore = [] if AIRFLOW_2 else ["test_operator_in_airflow.py"]
 
