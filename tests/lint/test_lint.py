@@ -1,5 +1,6 @@
 """Form of the sources. Every check only reads; `ruff format` and `gofmt -w` mend what they find."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -97,3 +98,19 @@ def test_links_of_the_documents_lead_somewhere() -> None:
     for name in tracked("*.md"):
         for target in link.findall((ROOT / name).read_text()):
             assert ((ROOT / name).parent / target).exists(), f"{name}: {target}"
+
+
+def test_the_tests_that_the_documents_name_are_there() -> None:
+    named = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+    for name in tracked("*.md"):
+        for file, test in named.findall((ROOT / name).read_text()):
+            tree = ast.parse((ROOT / file).read_text())
+            there = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+            assert test in there, f"{name}: {file}::{test}"
+
+
+def test_each_public_case_is_open_or_has_a_test() -> None:
+    page = (ROOT / "docs" / "public-cases.md").read_text()
+    cases = re.findall(r"^\| (\d+) \| .* \| (.*) \| (.*)\|$", page, re.MULTILINE)
+    assert [number for number, *_ in cases] == [str(number) for number in range(1, 21)]
+    assert [number for number, here, by in cases if "*open*" not in here and "::" not in by] == []
