@@ -416,7 +416,8 @@ def test_the_examples_in_the_values_are_some(of_task):
 
 def documented():
     """The values in the pages for people."""
-    for page in (ROOT / "docs" / "operations.md", CHART / "README.md"):
+    names = ("operations", "add-a-pipeline", "bring-your-dags")
+    for page in (*(ROOT / "docs" / f"{name}.md" for name in names), CHART / "README.md"):
         for text in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
             yield yaml.safe_load(text)
 

@@ -118,3 +118,23 @@ def test_status_names_every_dag_and_a_triggerer_that_is_off(
     told = capsys.readouterr().out
     assert "churn: no run yet (paused)\ntraining_dag: success, r\n" in told
     assert ("deferrable tasks wait for ever (airflow.triggerer.enabled)" in told) is not on
+
+
+@pytest.mark.parametrize(("wanted", "others"), [("training_dag", False), ("", True)])
+def test_logs_are_the_last_lines_of_the_newest_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wanted: str, others: bool
+) -> None:
+    airflow = Airflow()
+    tasks = [Task("look", "success", 1, 2.5), Task("count", "upstream_failed", 0, None)]
+    lines = "".join(
+        f"[2026-11-23T09:00:0{n}.000+0000] {{pod_manager.py:1}} INFO - [base] epoch {n}\n"
+        for n in range(9)
+    )
+    monkeypatch.setattr(airflow, "tasks", lambda *_: tasks)
+    monkeypatch.setattr(airflow, "log_end", lambda *_: lines, raising=False)
+    stack = stack_of(airflow, cluster=SimpleNamespace(log_files=dict))
+    assert look.logs(stack, None, wanted) == 0
+    told = capsys.readouterr().out
+    assert ("churn: no run yet" in told) is others
+    assert "training_dag: r success\n  look: success 2.5 s\n" in told
+    assert "    epoch 8\n  count: upstream_failed\n" in told
