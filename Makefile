@@ -4,7 +4,7 @@ MLCTL := tools/python -m mlctl
 
 .DEFAULT_GOAL := help
 .PHONY: help run test up down status password ui logs train infer trigger new-dag sync kubeconfig \
-        doctor lint chart images lock bench soak drill package clean clean-cache test-mlctl \
+        doctor lint chart images lock bench soak drill mutation package clean clean-cache test-mlctl \
         test-chart test-dags test-images test-workload test-cluster test-e2e test-long test-wandb
 
 help: ## Show the targets and variables (this text)
@@ -54,6 +54,8 @@ soak: ## 20 runs of both DAGs and a mapped one at once (N=5 MAPPED=0), checked b
 	@$(MLCTL) soak
 drill: ## Break one part after the other in the middle of training runs (FAULT=oom: this one)
 	@$(MLCTL) drill
+mutation: ## Change dags/ml_pipelines in every small way: do the DAG tests find it? (no cluster)
+	@$(MLCTL) mutation
 package: ## Package the chart into build/
 	@$(MLCTL) package
 clean: ## Delete the cluster and its data
@@ -74,10 +76,11 @@ test-cluster: ## Tests of the cluster providers
 	@$(MLCTL) test cluster
 test-e2e: ## Install and run everything on a cluster of its own
 	@$(MLCTL) test e2e
-test-long: ## On the cluster of `make up`: a soak with 3 runs of both DAGs, every fault of the drill
+test-long: ## On the cluster of `make up` a soak and every fault of the drill; then mutants
 	@$(MLCTL) up
 	@$(MLCTL) soak --n 3
 	@$(MLCTL) drill
+	@$(MLCTL) mutation
 test-wandb: ## Upload and load a small model at the real W&B service (needs WANDB_API_KEY)
 	@$(MLCTL) test-wandb
 
