@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -46,23 +47,35 @@ def test_presets_are_laid_over_each_other_in_their_order(settings_file) -> None:
 
 def test_a_preset_that_is_not_there_is_named(settings_file) -> None:
     settings_file({"presets": {"registry": {}, "gpu": {}}})
-    with pytest.raises(SettingsError, match=r"no preset cpu in the values; there: gpu, registry"):
-        of_task("d", "t", ["gpu", "cpu"])
+    with pytest.raises(
+        SettingsError, match=r"^no preset a, b in the values; there: gpu, registry$"
+    ):
+        of_task("d", "t", ["b", "gpu", "a"])
     settings_file({})
-    with pytest.raises(SettingsError, match="there: none"):
+    with pytest.raises(SettingsError, match="there: none$"):
         of_task("d", "t", ["cpu"])
 
 
 def test_times_are_seconds_and_large_numbers_stay_whole(settings_file) -> None:
     # Helm reads a large number as 1e+06.
     settings_file(
-        {"operator": {"retry_delay": 10, "execution_timeout": 1e6, "priority_weight": 2e6}}
+        {
+            "operator": {
+                "retry_delay": 10,
+                "max_retry_delay": 60,
+                "execution_timeout": 1e6,
+                "priority_weight": 2e6,
+                "startup_check_interval_seconds": 0.5,
+            }
+        }
     )
     arguments, _ = of_task("d", "t")
     assert arguments == {
         "retry_delay": timedelta(seconds=10),
+        "max_retry_delay": timedelta(minutes=1),
         "execution_timeout": timedelta(seconds=1_000_000),
         "priority_weight": 2_000_000,
+        "startup_check_interval_seconds": 0.5,
     }
     assert isinstance(arguments["priority_weight"], int)
 
@@ -130,11 +143,10 @@ CONTAINER = {"name": "base", "image": "a:1", "env": [{"name": "A", "value": "1"}
             {"volumes": [{"name": "v", "configMap": {"name": "m"}}]},
         ),
         (
-            {"volumeMounts": [{"name": "a", "mountPath": "/tmp"}]},
             {
                 "volumeMounts": [
-                    {"name": "b", "mountPath": "/tmp"},
-                    {"name": "b", "mountPath": "/x"},
+                    {"name": "a", "mountPath": "/tmp"},
+                    {"name": "a", "mountPath": "/a"},
                 ]
             },
             {
@@ -143,6 +155,42 @@ CONTAINER = {"name": "base", "image": "a:1", "env": [{"name": "A", "value": "1"}
                     {"name": "b", "mountPath": "/x"},
                 ]
             },
+            {
+                "volumeMounts": [
+                    {"name": "b", "mountPath": "/tmp"},
+                    {"name": "a", "mountPath": "/a"},
+                    {"name": "b", "mountPath": "/x"},
+                ]
+            },
+        ),
+        (
+            {"volumeDevices": [{"name": "a", "devicePath": "/dev/a"}]},
+            {"volumeDevices": [{"name": "a", "devicePath": "/dev/b"}]},
+            {
+                "volumeDevices": [
+                    {"name": "a", "devicePath": "/dev/a"},
+                    {"name": "a", "devicePath": "/dev/b"},
+                ]
+            },
+        ),
+        (
+            {"hostAliases": [{"ip": "10.0.0.1", "hostnames": ["a"]}]},
+            {"hostAliases": [{"ip": "10.0.0.2", "hostnames": ["a"]}]},
+            {
+                "hostAliases": [
+                    {"ip": "10.0.0.1", "hostnames": ["a"]},
+                    {"ip": "10.0.0.2", "hostnames": ["a"]},
+                ]
+            },
+        ),
+        # A list of one kind above a list of another.
+        ({"a": [{"name": "n"}]}, {"a": ["name"]}, {"a": ["name"]}),
+        ({"a": ["name"]}, {"a": [{"name": "n"}]}, {"a": [{"name": "n"}]}),
+        ({"a": "text"}, {"a": [{"name": "n"}]}, {"a": [{"name": "n"}]}),
+        (
+            {"ephemeralContainers": [{"name": "e", "image": "a"}]},
+            {"ephemeralContainers": [{"name": "e", "args": ["x"]}]},
+            {"ephemeralContainers": [{"name": "e", "image": "a", "args": ["x"]}]},
         ),
         (
             {"initContainers": [{"name": "i", "image": "a"}]},
@@ -171,6 +219,23 @@ def test_without_a_file_the_settings_are_the_documents(monkeypatch: pytest.Monke
     (volume,) = pod["spec"]["volumes"]
     assert volume["persistentVolumeClaim"] == {"claimName": "training-storage"}
     assert {"name": "REGISTRY", "value": "wandb"} in container["env"]
+
+
+def test_without_a_variable_the_file_is_the_charts(settings_file, monkeypatch) -> None:
+    path = settings_file({"operator": {"queue": "chart's"}})
+    monkeypatch.delenv("ML_PIPELINES_SETTINGS")
+    monkeypatch.setattr(settings, "DEFAULT_PATH", str(path))
+    assert of_task("d", "t")[0] == {"queue": "chart's"}
+
+
+def test_the_file_is_utf_8_in_any_locale(settings_file) -> None:
+    settings_file('{"operator": {"queue": "поезд"}}')
+    before = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    try:
+        assert of_task("d", "t")[0] == {"queue": "поезд"}
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
 
 
 def test_keys_of_a_newer_chart_stop_no_pipeline(load_dag, settings_file) -> None:
