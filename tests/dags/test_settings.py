@@ -52,7 +52,7 @@ def test_a_preset_that_is_not_there_is_named(settings_file) -> None:
     ):
         of_task("d", "t", ["b", "gpu", "a"])
     settings_file({})
-    with pytest.raises(SettingsError, match="there: none$"):
+    with pytest.raises(SettingsError, match=r"there: none$"):
         of_task("d", "t", ["cpu"])
 
 
