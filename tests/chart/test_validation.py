@@ -24,6 +24,10 @@ REFUSED = {
         {"airflow": {"defaultAirflowDigest": "sha256:abc"}},
         "a digest goes behind the tag",
     ),
+    "a template of one's own for workers": (
+        {"airflow": {"podTemplate": "kind: Pod"}},
+        "airflow.podTemplate: takes the place",
+    ),
     "no repository": ({"airflow": {"dags": {"gitSync": {"repo": ""}}}}, "gitSync.repo: give"),
     "branch beside ref": (
         {"airflow": {"dags": {"gitSync": {"branch": "other"}}}},

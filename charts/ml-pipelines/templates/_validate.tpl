@@ -45,6 +45,10 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- end -}}
 {{- end -}}
 
+{{- if $a.podTemplate -}}
+{{- $problems = append $problems "airflow.podTemplate: takes the place of all that workers get, the settings of this chart too; say what is different in airflow.workers (extraContainers, extraInitContainers, extraVolumes, labels ...), airflow.schedulerName or a pod_mutation_hook" -}}
+{{- end -}}
+
 {{- /* DAGs */ -}}
 {{- if and $a.dags.gitSync.enabled (not $a.dags.gitSync.repo) -}}
 {{- $problems = append $problems "airflow.dags.gitSync.repo: give the URL of the git repository that holds dags/" -}}
