@@ -175,18 +175,18 @@ def test_ratings_become_labels():
         pytest.param("sentence,idx\na,0\n", "has no column label", id="no-label"),
         pytest.param(
             "sentence,label,idx\na,1,0\nb,2,1\n",
-            "line 3: label 2 is out of range; allowed: 0, 1",
-            id="label-out-of-range",
+            "line 2: no other row has label '1'; where it is meant, name all labels",
+            id="label-of-one-row",
         ),
         pytest.param(
             "sentence,label,idx\na,-1,0\n", "-1 marks a row without a label", id="unlabelled"
         ),
-        pytest.param("sentence,label,idx\na,0.5,0\n", "label 0.5 is out of range", id="half"),
+        pytest.param("sentence,label,idx\na,0.5,0\n", "label 0.5 is not a whole number", id="half"),
         pytest.param(
-            "sentence,label,idx\na,good,0\n", "line 2: label 'good' is not a number", id="text"
+            "sentence,label,idx\na,good,0\nb,good,1\n", "all 2 rows have label good", id="text"
         ),
-        pytest.param("sentence,label,idx\na,nan,0\n", "label nan is out of range", id="nan"),
-        pytest.param("sentence,label,idx\na,,0\n", "label '' is not a number", id="blank-label"),
+        pytest.param("sentence,label,idx\na,nan,0\n", "label nan is not a whole number", id="nan"),
+        pytest.param("sentence,label,idx\na,,0\n", "line 2: the label is empty", id="blank-label"),
         pytest.param("sentence,label,idx\n ,1,0\n", "line 2: the sentence is empty", id="blank"),
         pytest.param(
             "sentence,label,idx\na, b,1,0\n", "line 2: 4 fields, the header has 3", id="comma"
@@ -214,13 +214,13 @@ def test_missing_file_and_directory_are_told_apart(tmp_path: Path):
 def test_quotes_line_feeds_and_commas_survive(tmp_path: Path):
     odd = ['say "no", twice', "two\nlines", "naïve — 映画", " padded "]
     path = write_csv(tmp_path / "odd.csv", HEADER, [[text, i % 2, i] for i, text in enumerate(odd)])
-    assert [row.sentence for row in read_labelled(path)] == odd
+    assert [row.sentence for row in read_labelled(path)[0]] == odd
 
 
 def test_bom_and_whole_numbers_as_floats_are_fine(tmp_path: Path):
     path = tmp_path / "excel.csv"
     path.write_text("\ufeffsentence,label\na,1.0\nb,0.0\n", encoding="utf-8")
-    assert [row.label for row in read_labelled(path)] == [1, 0]
+    assert [row.label for row in read_labelled(path)[0]] == [1, 0]
 
 
 def test_load_into_an_unwritable_place_fails_clearly(cli: Cli, tmp_path: Path):

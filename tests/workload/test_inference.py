@@ -47,6 +47,7 @@ def test_predictions_keep_the_contract(cli: Cli, model: Path, data_directory: Pa
         "predictions": str(target),
         "model_version": "v7",
         "positive": positive,
+        "truncated": 0,
     }
     written = (tmp_path / "out" / "pred.json").read_text()
     description = json.loads(written)
@@ -132,7 +133,7 @@ def test_model_that_is_not_from_a_registry_has_no_version(
     assert json.loads((tmp_path / "pred.json").read_text())["model"] == {}
 
 
-@pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize("missing", ["model.safetensors", "config.json"])
 def test_incomplete_model_is_refused(
     model: Path, data_directory: Path, tmp_path: Path, missing: str
 ):

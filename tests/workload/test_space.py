@@ -123,7 +123,7 @@ def test_training_does_not_begin_without_room_for_the_model(
 
 
 def test_size_of_a_file_is_known_before_it_is_written(data_directory: Path, tmp_path: Path):
-    rows = read_labelled(data_directory / "train.csv")
+    rows, _ = read_labelled(data_directory / "train.csv")
     fill_csv(tmp_path / "file.csv", COLUMNS, fields_of(rows))
     assert size_of_csv(COLUMNS, fields_of(rows)) == (tmp_path / "file.csv").stat().st_size
 

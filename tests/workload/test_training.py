@@ -9,7 +9,7 @@ import numpy
 import pytest
 from classic_example import evaluate
 from classic_example.config import TrainingConfig
-from classic_example.data import Row
+from classic_example.data import BINARY, Row
 from classic_example.errors import WorkloadError
 from classic_example.plots import draw_confusion_matrix, draw_training_curve
 from classic_example.text_model import (
@@ -197,7 +197,10 @@ def test_failed_training_leaves_no_model(
 def test_bad_data_ends_the_command_with_one_line(cli: Cli, make_config: MakeConfig, tmp_path: Path):
     bad = write_csv(tmp_path / "bad.csv", HEADER, [["fine", 1, 0], ["odd", 3, 1]])
     ended = cli("train", make_config(tmp_path / "config.json", train_file=str(bad)))
-    assert ended.error == (f"ERROR: {bad} line 3: label 3 is out of range; allowed: 0, 1")
+    assert ended.error == (
+        f"ERROR: {bad} line 2: no other row has label '1'; where it is meant, name all labels by "
+        "`labels` in the configuration"
+    )
     assert ended.seconds < 30
 
 
@@ -215,22 +218,27 @@ def rows(pairs: list[list]) -> list[Row]:
 
 
 def test_baseline_learns_words_and_is_scored_on_held_out_rows():
-    perfect = evaluate.baseline(rows(sentences(100)), rows(sentences(40, offset=101)))
+    perfect = evaluate.baseline(rows(sentences(100)), rows(sentences(40, offset=101)), BINARY)
     assert perfect["accuracy"] == 1.0
     flipped = [Row(row.sentence, 1 - row.label, row.idx) for row in rows(sentences(40))]
-    assert evaluate.baseline(rows(sentences(100)), flipped)["accuracy"] == 0.0
+    assert evaluate.baseline(rows(sentences(100)), flipped, BINARY)["accuracy"] == 0.0
 
 
 def test_scores_follow_their_definitions():
     # 3 true positives, 1 false positive, 2 false negatives, 4 true negatives.
     labels, predicted = [1, 1, 1, 0, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
-    scores = evaluate.scores(labels, predicted)
+    scores = evaluate.scores(labels, predicted, BINARY)
     assert scores["accuracy"] == pytest.approx(0.7)
     assert scores["precision"] == pytest.approx(3 / 4)
     assert scores["recall"] == pytest.approx(3 / 5)
     assert scores["f1"] == pytest.approx(2 / 3)
     assert scores["f0.5"] == pytest.approx(1.25 * 0.75 * 0.6 / (0.25 * 0.75 + 0.6))
-    assert evaluate.confusion(labels, predicted) == [[4, 1], [2, 3]]
+    of_negative = 2 * 4 / (2 * 4 + 3)
+    assert scores["macro_f1"] == pytest.approx((2 / 3 + of_negative) / 2)
+    # With the positive label first, the same rows have other numbers.
+    turned = [[1 - one for one in rows] for rows in (labels, predicted)]
+    assert evaluate.scores(*turned, ("positive", "negative")) == scores
+    assert evaluate.confusion(labels, predicted, 2) == [[4, 1], [2, 3]]
 
 
 def test_cross_entropy_follows_its_definition():
@@ -252,8 +260,8 @@ def test_plots_are_pictures_of_their_numbers(trained: tuple[Ended, Path], tmp_pa
         picture = pixels(trained[1] / name)
         assert min(picture.shape[:2]) > 300
         assert len(numpy.unique(picture.reshape(-1, 3), axis=0)) > 50
-    draw_confusion_matrix([[9, 1], [1, 9]], tmp_path / "good.png")
-    draw_confusion_matrix([[1, 9], [9, 1]], tmp_path / "bad.png")
+    draw_confusion_matrix([[9, 1], [1, 9]], BINARY, tmp_path / "good.png")
+    draw_confusion_matrix([[1, 9], [9, 1]], BINARY, tmp_path / "bad.png")
     assert (pixels(tmp_path / "good.png") != pixels(tmp_path / "bad.png")).mean() > 0.1
     final = {"accuracy": 0.8, "baseline_accuracy": 0.7, "steps": 2}
     falling, rising = [
@@ -312,4 +320,7 @@ def test_precision_auto_becomes_what_is_used():
 def test_model_names_are_looked_up_in_the_image_first(tmp_path: Path):
     assert resolve("sentence-transformers/all-MiniLM-L6-v2") == str(BASE_MODEL)
     assert resolve(str(tmp_path)) == str(tmp_path)
-    assert resolve("some/other-model") == "some/other-model"
+    assert resolve("all-MiniLM-L6-v2") == str(BASE_MODEL)
+    # Another's model of that name is another model.
+    for name in ("some/other-model", "acme/all-MiniLM-L6-v2"):
+        assert resolve(name) == name

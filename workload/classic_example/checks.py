@@ -38,12 +38,16 @@ def checked(origin: str, declared: Any, value: Any) -> Any:
     elif "float" in kind:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
         value = float(value) if fits else value
+    elif "tuple" in kind:
+        fits = isinstance(value, list) and all(isinstance(one, str) and one for one in value)
+        fits = fits and len(set(value)) == len(value) > 1
+        value = tuple(value) if fits else value
     else:
         fits = isinstance(value, str)
     if not fits:
         raise WorkloadError(f"{origin}: {name} must be {described(kind)}, not {value!r}")
     low, high = declared.metadata.get("low", -math.inf), declared.metadata.get("high", math.inf)
-    if not isinstance(value, bool | str) and not low <= value <= high:
+    if not isinstance(value, bool | str | tuple) and not low <= value <= high:
         limit = f"at least {low:g}" if value < low else f"at most {high:g}"
         raise WorkloadError(f"{origin}: {name} is {value:g}, it must be {limit}")
     return value
@@ -55,6 +59,8 @@ def described(kind: str) -> str:
         return "true or false"
     if "int" in kind:
         return "a whole number"
+    if "tuple" in kind:
+        return "a list of two or more different texts"
     return "a number" if "float" in kind else "a text"
 
 

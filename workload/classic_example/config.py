@@ -71,7 +71,8 @@ class TrainingConfig:
 
     Own additions, which trade a little capacity for a lot of time on a CPU: `freeze_embeddings`,
     `freeze_layers` (from the input side), `dropout` (None keeps the model's own) and `precision` of
-    the matrix products in training (`auto` is bf16 where the processor computes with it).
+    the matrix products (`auto` is bf16 where the processor computes with it). And `labels`, the
+    names of the classes in their order; None takes those of the training file.
     """
 
     model_name_or_path: str
@@ -104,6 +105,7 @@ class TrainingConfig:
     freeze_embeddings: bool = False
     freeze_layers: int = setting(0, 0)
     dropout: float | None = setting(None, 0, 0.99)
+    labels: tuple[str, ...] | None = None
     precision: str = "fp32"
 
 

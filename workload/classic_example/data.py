@@ -2,7 +2,8 @@
 
 import csv
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,18 +12,44 @@ from classic_example.errors import WorkloadError, not_there
 from classic_example.files import sha256_of, write_csv
 
 COLUMNS = ("sentence", "label", "idx")
-LABELS = {0: "negative", 1: "positive"}
+# What 0 and 1 mean.
+BINARY = ("negative", "positive")
 # GLUE's mark for a row whose label is not published.
 UNLABELLED = -1
 
 
 @dataclass(frozen=True)
 class Row:
-    """One sentence. `label` is 0 (negative), 1 (positive) or -1 (not published)."""
+    """One sentence. `label` is the number of a class or -1 (not published)."""
 
     sentence: str
     label: int
     idx: int
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes: their names by number, and the number of each text that may stand in a file."""
+
+    names: tuple[str, ...]
+    numbers: Mapping[str, int]
+
+    @classmethod
+    def named(cls, names: Sequence[str]) -> "Labels":
+        """Return labels of these names; a file may have their numbers, where no name is one."""
+        numbers = {name: number for number, name in enumerate(names)}
+        if not any(name.lstrip("-").isdecimal() for name in names):
+            numbers |= {str(number): number for number in range(len(names))}
+        return cls(tuple(names), numbers)
+
+
+def positive_of(names: Sequence[str]) -> int | None:
+    """Return the number of the label that `correct_sentence_conf` and F1 are about.
+
+    It is the one that is called so, else the second of two; None where there is neither.
+    """
+    called = [at for at, name in enumerate(names) if name.casefold() in ("positive", "pos")]
+    return called[0] if called else 1 if len(names) == 2 else None
 
 
 def fields_of(rows: list[Row]) -> Iterator[tuple[str, int, int]]:
@@ -84,46 +111,75 @@ def numbered(path: Path, reader: Iterator, width: int) -> Iterator[tuple[int, li
         yield reader.line_num, fields
 
 
-def read_labelled(path: Path, limit: int | None = None) -> list[Row]:
-    """Return the first `limit` rows of a file in which every row has a label.
+def read_labelled(
+    path: Path, limit: int | None = None, labels: Labels | None = None
+) -> tuple[list[Row], Labels]:
+    """Return the first `limit` rows of a file in which every row has a label, and the labels.
+
+    Without `labels` they are those of the file.
 
     Raises:
-        WorkloadError: as read_table, or an empty sentence, or a label that is not 0 or 1, or only
-            one label in the whole file.
+        WorkloadError: as read_table, or an empty sentence, a label that is none or not among
+            `labels`, or one label only in the whole file.
     """
     header, table = read_table(path, ("sentence", "label"), limit)
     sentence_at, label_at = header.index("sentence"), header.index("label")
+    texts = [label_text(path, line, fields[label_at]) for line, fields in table]
+    labels = labels or labels_of(path, texts, [line for line, _ in table])
     rows = []
-    for position, (line, fields) in enumerate(table):
+    for position, ((line, fields), text) in enumerate(zip(table, texts, strict=True)):
         sentence = fields[sentence_at]
         if not sentence.strip():
             raise WorkloadError(f"{path} line {line}: the sentence is empty")
-        rows.append(Row(sentence, parse_label(path, line, fields[label_at]), position))
-    present = sorted({row.label for row in rows})
-    if len(present) < len(LABELS):
+        if text not in labels.numbers:
+            allowed = names(labels.numbers)
+            raise WorkloadError(f"{path} line {line}: label {text} is unknown; allowed: {allowed}")
+        rows.append(Row(sentence, labels.numbers[text], position))
+    if len({row.label for row in rows}) == 1:
         raise WorkloadError(
-            f"{path}: all {len(rows)} rows have label {present[0]}; rows of both labels are needed"
+            f"{path}: all {len(rows)} rows have label {texts[0]}; rows of two labels are needed"
         )
-    return rows
+    return rows, labels
 
 
-def parse_label(path: Path, line: int, text: str) -> int:
-    """Return a label as 0 or 1.
+def label_text(path: Path, line: int, text: str) -> str:
+    """Return a label as it is compared: a whole number in its shortest form, other text as it is.
 
     Raises:
-        WorkloadError: it is something else.
+        WorkloadError: there is none, or it is another number.
     """
-    allowed = f"allowed: {names(str(label) for label in LABELS)}"
+    text = text.strip()
     try:
         number = float(text)
     except ValueError:
-        raise WorkloadError(f"{path} line {line}: label {text!r} is not a number; {allowed}") from (
-            None
-        )
-    if number not in LABELS:
-        hint = " (-1 marks a row without a label)" if number == UNLABELLED else ""
-        raise WorkloadError(f"{path} line {line}: label {text} is out of range{hint}; {allowed}")
-    return int(number)
+        if not text:
+            raise WorkloadError(f"{path} line {line}: the label is empty") from None
+        return text
+    if number == UNLABELLED or not number.is_integer():
+        why = "marks a row without a label" if number == UNLABELLED else "is not a whole number"
+        raise WorkloadError(f"{path} line {line}: label {text} {why}")
+    return str(int(number))
+
+
+def labels_of(path: Path, texts: Sequence[str], lines: Sequence[int]) -> Labels:
+    """Return the labels of a training file: in order of number, else of the alphabet.
+
+    0 and 1 alone are negative and positive.
+
+    Raises:
+        WorkloadError: only one row has a label, as happens by a typing error.
+    """
+    counts = Counter(texts)
+    if counts.keys() <= {"0", "1"}:
+        return Labels.named(BINARY)
+    for line, text in zip(lines, texts, strict=True):
+        if counts[text] == 1:
+            raise WorkloadError(
+                f"{path} line {line}: no other row has label {text!r}; where it is meant, name all "
+                "labels by `labels` in the configuration"
+            )
+    numeric = all(text.lstrip("-").isdecimal() for text in counts)
+    return Labels.named(sorted(counts, key=int if numeric else None))
 
 
 def names(items: object) -> str:

@@ -6,20 +6,20 @@ from classic_example.model_files import CONFUSION_MATRIX, TRAINING_CURVE
 
 TEMPLATE = """\
 ---
-language: en
 library_name: transformers
 pipeline_tag: text-classification
 base_model: {base_model}
 metrics: [accuracy, f1]
 ---
-# Sentence sentiment: negative (0) or positive (1)
+# Text classification: {labels}
 
-Fine-tuned from `{base_model}` on {train_samples} sentences in {steps} steps of {batch_size}.
+Fine-tuned from `{base_model}` on {train_samples} rows ({rows}) in {steps} steps of {batch_size}.
 
 | | held out ({eval_samples} rows) | tf-idf + logistic regression |
 |---|---|---|
 | accuracy | {accuracy:.4f} | {baseline_accuracy:.4f} |
-| F1 | {f1:.4f} | {baseline_f1:.4f} |
+| {f1_of} | {f1:.4f} | {baseline_f1:.4f} |
+| macro-F1 | {macro_f1:.4f} | {baseline_macro_f1:.4f} |
 
 The held-out rows took no part in training or in any choice during it.
 
@@ -33,13 +33,13 @@ Data: {data_source} (SHA-256 `{data_sha256}`).
 ```python
 from transformers import pipeline
 
-pipeline("text-classification", model=".")("a warm, funny, engaging film")
+pipeline("text-classification", model=".", truncation=True)("a text of any length")
 ```
 
 ## Limits
 
-English film reviews, one sentence at a time, at most {max_seq_length} tokens. Not tried on other
-text.
+Trained, measured and used on the first {max_seq_length} tokens of a text; the rest is cut.
+Not tried on text of another kind than the data above.
 """
 
 

@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from classic_example.data import LABELS
-
 DPI = 110
 
 
-def draw_confusion_matrix(counts: Sequence[Sequence[int]], path: Path) -> None:
+def draw_confusion_matrix(
+    counts: Sequence[Sequence[int]], names: Sequence[str], path: Path
+) -> None:
     """Draw counts by [true label][predicted label], each with its share of the true label."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    larger = max(1, len(names) / 4)
+    figure = Figure(figsize=(4.6 * larger, 4.2 * larger), layout="constrained")
     axes = figure.subplots()
     shares = [[count / max(1, sum(row)) for count in row] for row in counts]
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -27,8 +28,8 @@ def draw_confusion_matrix(counts: Sequence[Sequence[int]], path: Path) -> None:
                 va="center",
                 color="white" if share > 0.5 else "black",
             )
-    axes.set_xticks(list(LABELS), LABELS.values())
-    axes.set_yticks(list(LABELS), LABELS.values(), rotation=90, va="center")
+    axes.set_xticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names, rotation=90, va="center")
     axes.set(xlabel="predicted", ylabel="true", title="Held-out sentences")
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true label")
     figure.savefig(path, dpi=DPI)

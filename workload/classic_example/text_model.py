@@ -1,12 +1,13 @@
-"""A BERT-like sentence classifier on the CPU: loading, batching, predicting."""
+"""A sentence classifier on the CPU: loading, batching, predicting."""
 
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from classic_example.data import LABELS
+from classic_example.data import names
 from classic_example.errors import WorkloadError, one_line
 from classic_example.progress import Ticker, heartbeat
 
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Pre-trained models that the image carries, by the last part of their name.
+# Pre-trained models that the image carries, by name, and those whose directory has another.
 MODELS_DIRECTORY = "/opt/models"
+CARRIED = {"sentence-transformers/all-MiniLM-L6-v2": "all-MiniLM-L6-v2"}
+# transformers' way to say that a tokenizer knows no limit is a number far above this.
+LONGEST = 1_000_000
 # Read together before they are cut into batches of like length.
 POOL_BATCHES = 16
 
@@ -68,7 +72,8 @@ def resolve(name: str) -> str:
     """
     if Path(name).is_dir():
         return name
-    carried = Path(os.environ.get("MODELS_DIRECTORY", "") or MODELS_DIRECTORY, Path(name).name)
+    directory = os.environ.get("MODELS_DIRECTORY", "") or MODELS_DIRECTORY
+    carried = Path(directory, CARRIED.get(name, name))
     if carried.is_dir():
         logger.info("base model %s from %s", name, carried)
         return str(carried)
@@ -97,10 +102,32 @@ def load_tokenizer(source: str) -> Any:
     return load_pretrained("tokenizer", source, AutoTokenizer.from_pretrained)
 
 
-def load_classifier(source: str, config_source: str | None = None, dropout: float | None = None):
-    """Return a classifier for LABELS; where `source` has no such head, a new one is made.
+def load_classifier(source: str) -> Any:
+    """Return a trained classifier as it is, with labels of its own.
 
-    `dropout` replaces the model's own, None keeps it.
+    Raises:
+        WorkloadError: as load_pretrained, or it does not choose one of several labels.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    load = AutoModelForSequenceClassification.from_pretrained
+    classifier, about = load_pretrained("model", source, load, output_loading_info=True)
+    if about["missing_keys"]:
+        raise WorkloadError(
+            f"{source} is not a trained classifier: it has no {names(about['missing_keys'])}"
+        )
+    config = classifier.config
+    if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
+        raise WorkloadError(f"{source} does not choose one label of several")
+    return classifier
+
+
+def new_classifier(
+    source: str, labels: Sequence[str], config_source: str | None, dropout: float | None
+) -> Any:
+    """Return a pre-trained model with a new head for `labels`.
+
+    A head of as many labels is kept. `dropout` replaces the model's own, None keeps it.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -108,23 +135,53 @@ def load_classifier(source: str, config_source: str | None = None, dropout: floa
         "model configuration",
         config_source or source,
         AutoConfig.from_pretrained,
-        num_labels=len(LABELS),
-        id2label=dict(LABELS),
-        label2id={text: label for label, text in LABELS.items()},
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={name: number for number, name in enumerate(labels)},
+        problem_type="single_label_classification",
     )
     if dropout is not None:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             if hasattr(config, name):
                 setattr(config, name, dropout)
     return load_pretrained(
-        "model", source, AutoModelForSequenceClassification.from_pretrained, config=config
+        "model",
+        source,
+        AutoModelForSequenceClassification.from_pretrained,
+        config=config,
+        ignore_mismatched_sizes=True,
     )
 
 
-def encode(tokenizer: Any, sentences: Sequence[str], max_length: int) -> list[list[int]]:
-    """Return the token ids of each sentence, cut at `max_length` tokens."""
-    limit = min(max_length, tokenizer.model_max_length)
-    return tokenizer(list(sentences), truncation=True, max_length=limit)["input_ids"]
+@dataclass
+class Model:
+    """A classifier with its tokenizer, whose `model_max_length` is the one that counts."""
+
+    tokenizer: Any
+    classifier: Any
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.model_max_length > LONGEST:
+            # Nobody has said it. RoBERTa's positions begin behind two that no token has.
+            positions = getattr(self.classifier.config, "max_position_embeddings", 514)
+            self.tokenizer.model_max_length = min(512, positions - 2)
+
+    @property
+    def pad(self) -> int:
+        """Id of the padding token."""
+        return self.tokenizer.pad_token_id or 0
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the labels by number."""
+        config = self.classifier.config
+        return [str(config.id2label[number]) for number in range(config.num_labels)]
+
+    def encode(self, sentences: Sequence[str]) -> tuple[list[list[int]], int]:
+        """Return the token ids of each sentence, and how many sentences were cut."""
+        encoded = self.tokenizer(list(sentences), truncation=True)
+        cut = sum(bool(one.overflowing) for one in encoded.encodings)
+        return encoded["input_ids"], cut
 
 
 def batches_by_length(
@@ -156,21 +213,22 @@ def padded(encoded: Sequence[Sequence[int]], pad: int) -> dict[str, "torch.Tenso
 
 
 def predict_logits(
-    model: Any, encoded: Sequence[Sequence[int]], pad: int, size: int, what: str
+    model: Model, encoded: Sequence[Sequence[int]], size: int, what: str
 ) -> "numpy.ndarray":
     """Return the model's logits, shape (rows, labels), in the order of `encoded`."""
     import numpy
     import torch
 
-    logits = numpy.zeros((len(encoded), model.config.num_labels), dtype=numpy.float32)
-    was_training, ticker, done = model.training, Ticker(), 0
-    model.eval()
+    classifier = model.classifier
+    logits = numpy.zeros((len(encoded), classifier.config.num_labels), dtype=numpy.float32)
+    was_training, ticker, done = classifier.training, Ticker(), 0
+    classifier.eval()
     with torch.inference_mode():
         for batch in batches_by_length(encoded, range(len(encoded)), size):
-            inputs = padded([encoded[at] for at in batch], pad)
-            logits[batch] = model(**inputs).logits.numpy()
+            inputs = padded([encoded[at] for at in batch], model.pad)
+            logits[batch] = classifier(**inputs).logits.numpy()
             done += len(batch)
             if ticker.due():
                 logger.info("%s: %d of %d rows", what, done, len(encoded))
-    model.train(was_training)
+    classifier.train(was_training)
     return logits

@@ -10,14 +10,15 @@ import logging
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from classic_example import evaluate, lineage, sources
 from classic_example.config import TrainingConfig, read_config
-from classic_example.data import Row, read_labelled
+from classic_example.data import Labels, Row, read_labelled
 from classic_example.errors import WorkloadError, one_line
 from classic_example.files import cannot_write, new_directory, remove
 from classic_example.model_card import model_card
@@ -35,11 +36,11 @@ from classic_example.plots import draw_confusion_matrix, draw_training_curve
 from classic_example.progress import Ticker, heartbeat
 from classic_example.space import require_space
 from classic_example.text_model import (
+    Model,
     batches_by_length,
-    encode,
     import_torch,
-    load_classifier,
     load_tokenizer,
+    new_classifier,
     padded,
     predict_logits,
     resolve,
@@ -47,19 +48,6 @@ from classic_example.text_model import (
 )
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Model:
-    """A classifier with its tokenizer."""
-
-    tokenizer: Any
-    classifier: Any
-
-    @property
-    def pad(self) -> int:
-        """Id of the padding token."""
-        return self.tokenizer.pad_token_id or 0
 
 
 def train(config_path: Path) -> dict[str, Any]:
@@ -74,10 +62,13 @@ def train(config_path: Path) -> dict[str, Any]:
         logger.info("accepted without effect: %s", ", ".join(ignored))
     output = Path(config.output_dir)
     train_file, validation_file = Path(config.train_file), Path(config.validation_file)
-    train_rows = read_labelled(train_file, config.max_train_samples)
-    held_out = read_labelled(validation_file, config.max_eval_samples)
+    labels = Labels.named(config.labels) if config.labels else None
+    train_rows, labels = read_labelled(train_file, config.max_train_samples, labels)
+    held_out, _ = read_labelled(validation_file, config.max_eval_samples, labels)
+    names = labels.names
     origin = {**sources.describe(train_file, validation_file), **lineage.of_this_run()}
     logger.info("%d training rows, %d held out; %s", len(train_rows), len(held_out), origin)
+    logger.info("labels: %s", ", ".join(names))
     # A retry must not leave the model of an earlier attempt where a new one is expected.
     try:
         remove(output)
@@ -85,19 +76,20 @@ def train(config_path: Path) -> dict[str, Any]:
         raise cannot_write(output, error) from None
 
     with new_directory(output) as directory:
-        baseline = evaluate.baseline(train_rows, held_out)
+        baseline = evaluate.baseline(train_rows, held_out, names)
         logger.info("baseline: held-out accuracy %.4f", baseline["accuracy"])
-        config = replace(config, precision=resolve_precision(config.precision))
+        config = replace(config, labels=names, precision=resolve_precision(config.precision))
         model = load_model(config)
+        config = replace(config, max_seq_length=model.tokenizer.model_max_length)
         # Now, not after an hour of training.
         require_space({output: size_of(model)})
         history, steps = fit(model, config, train_rows, held_out)
-        labels = [row.label for row in held_out]
+        true = [row.label for row in held_out]
         logits = predict(model, config, held_out)
         predicted = logits.argmax(axis=1).tolist()
         metrics = {
-            **evaluate.scores(labels, predicted),
-            "eval_loss": evaluate.cross_entropy(labels, logits),
+            **evaluate.scores(true, predicted, names),
+            "eval_loss": evaluate.cross_entropy(true, logits),
             "train_loss": mean_loss(history),
             **{f"baseline_{name}": value for name, value in baseline.items()},
             "train_samples": len(train_rows),
@@ -105,10 +97,12 @@ def train(config_path: Path) -> dict[str, Any]:
             "steps": steps,
         }
         save_model(model, directory)
-        draw_confusion_matrix(evaluate.confusion(labels, predicted), directory / CONFUSION_MATRIX)
+        counts = evaluate.confusion(true, predicted, len(names))
+        draw_confusion_matrix(counts, names, directory / CONFUSION_MATRIX)
         draw_training_curve(history, metrics, directory / TRAINING_CURVE)
         seconds = round(time.monotonic() - start, 1)
-        write_reports(directory, config, {**metrics, "seconds": seconds}, history, origin)
+        rows = Counter(names[row.label] for row in train_rows)
+        write_reports(directory, config, {**metrics, "seconds": seconds}, history, origin, rows)
     logger.info(
         "held-out accuracy %.4f, baseline %.4f, %.0f s; model in %s",
         metrics["accuracy"],
@@ -126,15 +120,20 @@ def train(config_path: Path) -> dict[str, Any]:
 
 
 def load_model(config: TrainingConfig) -> Model:
-    """Return the base model with a new, seeded head; layers that shall not learn are frozen."""
+    """Return the base model with a new, seeded head; layers that shall not learn are frozen.
+
+    Its tokenizer cuts at max_seq_length, here and wherever the model is used.
+    """
     torch = import_torch()
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(True)
     source = resolve(config.model_name_or_path)
     model = Model(
         load_tokenizer(resolve(config.tokenizer_name or config.model_name_or_path)),
-        load_classifier(source, config.config_name, config.dropout),
+        new_classifier(source, config.labels, config.config_name, config.dropout),
     )
+    tokenizer = model.tokenizer
+    tokenizer.model_max_length = min(config.max_seq_length, tokenizer.model_max_length)
     freeze(model.classifier, config)
     return model
 
@@ -175,7 +174,9 @@ def fit(
     """
     import torch
 
-    encoded = encode(model.tokenizer, [row.sentence for row in rows], config.max_seq_length)
+    encoded, cut = model.encode([row.sentence for row in rows])
+    if cut:
+        logger.info("%d training rows are cut at %d tokens", cut, config.max_seq_length)
     labels = torch.tensor([row.label for row in rows])
     size, parts = config.per_device_train_batch_size, config.gradient_accumulation_steps
     per_epoch = math.ceil(math.ceil(len(rows) / size) / parts)
@@ -244,7 +245,7 @@ def fit(
         if step in evaluations:
             labels_held_out = [row.label for row in held_out]
             predicted = predict(model, config, held_out).argmax(axis=1).tolist()
-            accuracy = evaluate.scores(labels_held_out, predicted)["accuracy"]
+            accuracy = evaluate.scores(labels_held_out, predicted, config.labels)["accuracy"]
             history.append({"step": step, "eval_accuracy": accuracy})
             logger.info("step %d/%d  held-out accuracy %.4f", step, steps, accuracy)
     return history, steps
@@ -300,9 +301,8 @@ def mean_loss(history: Sequence[dict]) -> float:
 
 def predict(model: Model, config: TrainingConfig, rows: Sequence[Row]) -> Any:
     """Return the logits for held-out rows."""
-    encoded = encode(model.tokenizer, [row.sentence for row in rows], config.max_seq_length)
-    size = config.per_device_eval_batch_size
-    return predict_logits(model.classifier, encoded, model.pad, size, "evaluating")
+    encoded, _ = model.encode([row.sentence for row in rows])
+    return predict_logits(model, encoded, config.per_device_eval_batch_size, "evaluating")
 
 
 def save_model(model: Model, directory: Path) -> None:
@@ -330,8 +330,12 @@ def write_reports(
     metrics: dict[str, float],
     history: Sequence[dict],
     origin: dict[str, str],
+    rows: Counter[str],
 ) -> None:
-    """Write what a person, the registry or the Trainer's tools want to know about the model."""
+    """Write what a person, the registry or the Trainer's tools want to know about the model.
+
+    `rows` counts the training rows of each label.
+    """
     plain = ("train_loss", "train_samples", "eval_samples", "eval_loss", "steps", "seconds")
     trainer = {
         name if name in plain or name.startswith("baseline_") else f"eval_{name}": value
@@ -352,5 +356,8 @@ def write_reports(
         "base_model": config.model_name_or_path,
         "batch_size": config.per_device_train_batch_size * config.gradient_accumulation_steps,
         "max_seq_length": config.max_seq_length,
+        "labels": ", ".join(config.labels),
+        "rows": ", ".join(f"{name} {rows[name]}" for name in config.labels),
+        "f1_of": "F1" if len(config.labels) == 2 else "F1, weighted by rows",
     }
     (directory / "README.md").write_text(model_card(values, origin), encoding="utf-8")
