@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from classic_example.errors import WorkloadError
 from classic_example.inference import run_inference_on_dataframe
+from classic_example.text_model import resolve_precision
 from workload_helpers import HEADER, Cli, Ended, everything_below, read_csv, sentences, write_csv
 
 
@@ -51,6 +52,7 @@ def test_predictions_keep_the_contract(cli: Cli, model: Path, data_directory: Pa
     }
     written = (tmp_path / "out" / "pred.json").read_text()
     description = json.loads(written)
+    assert description["precision"] == resolve_precision("auto")
     assert description["model"] == json.loads((model / "registry.json").read_text())
     assert description["made_by"] == made_by
     # What clean_up of the pipeline looks for, to fill it in.
@@ -90,7 +92,11 @@ def test_rows_after_the_sample_are_not_read(
     assert run_inference_on_dataframe(source, model, tmp_path / "pred.csv")["rows"] == 1
 
 
-def test_predictions_are_right_and_do_not_depend_on_order_or_batch(model: Path, tmp_path: Path):
+def test_predictions_are_right_and_do_not_depend_on_order_or_batch(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # To more digits than bf16 has.
+    monkeypatch.setenv("PREDICT_PRECISION", "fp32")
     rows = sentences(70, offset=500)
     forward = write_csv(tmp_path / "forward.csv", HEADER, rows)
     backward = write_csv(tmp_path / "backward.csv", HEADER, rows[::-1])
@@ -107,6 +113,29 @@ def test_predictions_are_right_and_do_not_depend_on_order_or_batch(model: Path, 
         for row in first.values()
     )
     assert right / len(rows) >= 0.95
+
+
+def test_bf16_gives_the_labels_of_fp32(
+    model: Path, data_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rows = {}
+    for precision in ("fp32", "bf16"):
+        monkeypatch.setenv("PREDICT_PRECISION", precision)
+        target = tmp_path / f"{precision}.csv"
+        run_inference_on_dataframe(data_directory / "test.csv", model, target)
+        assert json.loads(target.with_suffix(".json").read_text())["precision"] == precision
+        rows[precision] = [float(row["correct_sentence_conf"]) for row in read_csv(target)]
+    assert rows["bf16"] != rows["fp32"]
+    assert rows["bf16"] == pytest.approx(rows["fp32"], abs=0.05)
+    assert [one >= 0.5 for one in rows["bf16"]] == [one >= 0.5 for one in rows["fp32"]]
+
+
+def test_unknown_precision_is_refused(
+    model: Path, data_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PREDICT_PRECISION", "int8")
+    with pytest.raises(WorkloadError, match="PREDICT_PRECISION is 'int8', allowed: fp32, bf16"):
+        run_inference_on_dataframe(data_directory / "test.csv", model, tmp_path / "pred.csv")
 
 
 def test_other_columns_stay_as_they_are(model: Path, tmp_path: Path):

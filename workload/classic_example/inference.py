@@ -1,6 +1,7 @@
 """Batch prediction over a CSV file."""
 
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from classic_example import lineage, parameters
+from classic_example.checks import require_one_of
+from classic_example.config import PRECISIONS
 from classic_example.data import BINARY, names, positive_of, read_table
 from classic_example.errors import WorkloadError, not_there
 from classic_example.files import fill_csv, fill_json, new_files, read_json, sha256_of
@@ -19,6 +22,7 @@ from classic_example.text_model import (
     load_classifier,
     load_tokenizer,
     predict_logits,
+    resolve_precision,
 )
 
 logger = logging.getLogger(__name__)
@@ -26,6 +30,8 @@ logger = logging.getLogger(__name__)
 CONFIDENCE = "correct_sentence_conf"
 PREDICTED, SCORE, PROBABILITY = "predicted_label", "predicted_score", "probability_"
 BATCH_SIZE = 32
+# Environment variable: fp32 or bf16 in place of auto.
+PRECISION = "PREDICT_PRECISION"
 
 
 def run_inference_on_dataframe(source: Path, model_directory: Path, target: Path) -> dict[str, Any]:
@@ -74,6 +80,7 @@ def run_inference_on_dataframe(source: Path, model_directory: Path, target: Path
                 **counts,
                 "labels": {label: chosen[label] for label in model.labels},
                 "positive_label": None if at is None else model.labels[at],
+                "precision": model.precision,
                 "max_tokens": model.tokenizer.model_max_length,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": seconds,
@@ -133,8 +140,14 @@ def require_model(directory: Path) -> None:
 
 def load_model(directory: Path) -> Model:
     """Return the model in a directory, with its own labels and its own longest text."""
+    precision = os.environ.get(PRECISION, "").strip() or "auto"
+    require_one_of("the environment", PRECISION, precision, PRECISIONS)
     import_torch()
-    return Model(load_tokenizer(str(directory)), load_classifier(str(directory)))
+    return Model(
+        load_tokenizer(str(directory)),
+        load_classifier(str(directory)),
+        resolve_precision(precision),
+    )
 
 
 def predict(model: Model, sentences: Sequence[str]) -> tuple[list[list[float]], int]:
