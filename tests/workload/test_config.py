@@ -1,5 +1,6 @@
 """The training configuration."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -62,8 +63,51 @@ def test_original_configuration_is_accepted():
     assert config.max_steps == 6
     assert config.per_device_train_batch_size == 2
     assert config.eval_steps == 500
-    assert {"save_strategy", "load_best_model_at_end", "report_to"} <= set(ignored)
-    assert "learning_rate" not in ignored
+    assert {"save_strategy", "run_name", "report_to"} <= set(ignored)
+    assert not {"learning_rate", "load_best_model_at_end"} & set(ignored)
+    assert (config.load_best_model_at_end, config.best_metric) == (True, "loss")
+    assert not config.best_is_greatest
+
+
+def test_every_setting_of_the_trainer_is_accepted_at_its_default():
+    from transformers import TrainingArguments
+
+    made_at_start = {"lr_scheduler_kwargs": {}, "accelerator_config": {"split_batches": False}}
+    content = {
+        one.name: made_at_start.get(one.name, one.default)
+        for one in dataclasses.fields(TrainingArguments)
+        if one.name not in ("output_dir", "evaluation_strategy")
+    }
+    assert parse_config({**content, **REQUIRED}, "c")[0] == parse_config(REQUIRED, "c")[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fp16": True}, "c: fp16 is True, which would change the training; it can only be False"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1, which would change"),
+        ({"optim": "adafactor"}, "it can only be 'adamw_torch'"),
+        ({"push_to_hub": True}, "push_to_hub is True"),
+        ({"data_seed": 7}, "data_seed is 7"),
+        ({"dataloader_drop_last": True}, "dataloader_drop_last is True"),
+        ({"lr_scheduler_kwargs": {"num_cycles": 2}}, "; it cannot be set"),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end needs an eval_strategy"),
+        ({"metric_for_best_model": "bleu"}, "metric_for_best_model is 'bleu', allowed: loss"),
+        ({"labels": ["a", "a"]}, "labels must be a list of two or more different texts"),
+        ({"labels": "a, b"}, "labels must be a list of two or more different texts, not 'a, b'"),
+    ],
+)
+def test_setting_that_would_change_the_model_is_refused(changes: dict, message: str):
+    with pytest.raises(WorkloadError) as caught:
+        parse_config({**REQUIRED, **changes}, "c")
+    assert message in str(caught.value)
+
+
+def test_bf16_of_the_trainer_is_a_precision():
+    assert parse_config({**REQUIRED, "bf16": True}, "c")[0].precision == "bf16"
+    assert (
+        parse_config({**REQUIRED, "bf16": False, "precision": "auto"}, "c")[0].precision == "auto"
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,8 +189,10 @@ def test_variables_go_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TRAIN_MAX_STEPS", "50")
     monkeypatch.setenv("TRAIN_PRECISION", "bf16")
     monkeypatch.setenv("TRAIN_DROPOUT", "null")
+    monkeypatch.setenv("TRAIN_LABELS", '["ham", "spam"]')
     config, _ = read_config(path)
     assert (config.max_steps, config.precision, config.dropout) == (50, "bf16", None)
+    assert config.labels == ("ham", "spam")
 
 
 @pytest.mark.parametrize(

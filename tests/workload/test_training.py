@@ -146,6 +146,33 @@ def test_every_optional_setting_is_used(make_config: MakeConfig, tmp_path: Path)
     assert config["hidden_dropout_prob"] == 0.1
 
 
+def test_best_step_is_what_is_kept(
+    trained: tuple[Ended, Path], make_config: MakeConfig, tmp_path: Path, monkeypatch
+):
+    from classic_example import train as training
+    from safetensors.torch import load_file
+
+    # Worse from evaluation to evaluation, as of an overfitted model.
+    losses, weights, real = iter([0.3, 0.4, 0.5, 0.6]), [], training.figures
+
+    def figures(model, *given):
+        state = model.classifier.state_dict()
+        weights.append({name: weight.clone() for name, weight in state.items()})
+        return {**real(model, *given), "loss": next(losses)}
+
+    monkeypatch.setattr(training, "figures", figures)
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}
+    train(make_config(tmp_path / "config.json", max_steps=8, **best))
+    results = tmp_path / "results"
+    assert json.loads((results / "metrics.json").read_text())["best_step"] == 2
+    assert "those of step 2, where their loss was best" in (results / "README.md").read_text()
+    assert "took no part in training or in any choice" in (trained[1] / "README.md").read_text()
+    kept = load_file(results / "model.safetensors")
+    assert len(weights) == 4
+    assert all((weight == weights[0][name]).all() for name, weight in kept.items())
+    assert any((weight != weights[-1][name]).any() for name, weight in kept.items())
+
+
 def test_frozen_weights_stay_and_others_move(
     make_config: MakeConfig, tiny_base: Path, tmp_path: Path
 ):
@@ -301,6 +328,9 @@ def test_evaluations_on_the_way():
     assert evaluation_steps(settings(), 10, 4) == set()
     assert evaluation_steps(settings(eval_strategy="steps", eval_steps=3), 9, 4) == {3, 6}
     assert evaluation_steps(settings(eval_strategy="epoch"), 10, 4) == {4, 8}
+    assert evaluation_steps(settings(eval_strategy="epoch", eval_delay=2), 10, 4) == {8}
+    best = settings(eval_strategy="steps", eval_steps=5, load_best_model_at_end=True)
+    assert evaluation_steps(best, 9, 4) == {5, 9}
 
 
 @pytest.mark.parametrize(

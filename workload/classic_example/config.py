@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,49 +15,24 @@ SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 STRATEGIES = ("no", "steps", "epoch")
 PRECISIONS = ("fp32", "bf16", "auto")
 
-# Names of transformers.TrainingArguments (and of the original example's own arguments) that change
-# nothing here: the loop is on the CPU, keeps no checkpoints and reports to the registry on upload.
-# They are accepted, so that a configuration written for the Trainer runs as it is.
+METRICS = ("loss", "accuracy", "precision", "recall", "f1", "f0.5", "macro_f1")
+
+# Settings of transformers.TrainingArguments (and of the original example) that have no effect here
+# and none on the model: how a training is shown, saved on the way, or fed with data. All others are
+# as TrainingConfig has them, or refused when they are not at their default.
 WITHOUT_EFFECT = frozenset(
-    {
-        "cache_dir",
-        "dataloader_drop_last",
-        "dataloader_num_workers",
-        "dataloader_pin_memory",
-        "disable_tqdm",
-        "do_eval",
-        "do_predict",
-        "do_train",
-        "eval_delay",
-        "fp16",
-        "bf16",
-        "greater_is_better",
-        "group_by_length",
-        "label_names",
-        "load_best_model_at_end",
-        "log_level",
-        "logging_dir",
-        "logging_first_step",
-        "logging_strategy",
-        "metric_for_best_model",
-        "no_cuda",
-        "optim",
-        "overwrite_cache",
-        "overwrite_output_dir",
-        "pad_to_max_length",
-        "push_to_hub",
-        "remove_unused_columns",
-        "report_to",
-        "run_name",
-        "save_model",
-        "save_safetensors",
-        "save_steps",
-        "save_strategy",
-        "save_total_limit",
-        "use_cpu",
-        "use_fast_tokenizer",
-        "use_wandb",
-    }
+    (
+        *("_n_gpu", "accelerator_config", "cache_dir", "dataloader_num_workers"),
+        *("dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
+        *("ddp_timeout", "disable_tqdm", "do_eval", "do_predict", "do_train", "fsdp_config"),
+        *("full_determinism", "group_by_length", "hub_token", "label_names", "local_rank"),
+        *("log_level", "log_level_replica", "log_on_each_node", "logging_dir"),
+        *("logging_first_step", "logging_nan_inf_filter", "logging_strategy", "no_cuda"),
+        *("overwrite_cache", "overwrite_output_dir", "pad_to_max_length", "remove_unused_columns"),
+        *("report_to", "run_name", "save_model", "save_on_each_node", "save_only_model"),
+        *("save_safetensors", "save_steps", "save_strategy", "save_total_limit"),
+        *("skip_memory_metrics", "use_cpu", "use_fast_tokenizer", "use_wandb"),
+    )
 )
 # A variable of this prefix and a name in capitals goes over the file: TRAIN_MAX_STEPS=50.
 VARIABLE_PREFIX = "TRAIN_"
@@ -68,6 +43,8 @@ RENAMED = {"evaluation_strategy": "eval_strategy"}
 @dataclass(frozen=True)
 class TrainingConfig:
     """What to train, on what, and how. Names and meanings are those of TrainingArguments.
+
+    With load_best_model_at_end the last step is evaluated too, and is one of those to choose from.
 
     Own additions, which trade a little capacity for a lot of time on a CPU: `freeze_embeddings`,
     `freeze_layers` (from the input side), `dropout` (None keeps the model's own) and `precision` of
@@ -101,12 +78,27 @@ class TrainingConfig:
     logging_steps: int = setting(500, 1)
     eval_strategy: str = "no"
     eval_steps: int | None = setting(None, 1)
+    eval_delay: float = setting(0.0, 0)
+    load_best_model_at_end: bool = False
+    metric_for_best_model: str | None = None
+    greater_is_better: bool | None = None
     seed: int = setting(42, 0, 2**32 - 1)
     freeze_embeddings: bool = False
     freeze_layers: int = setting(0, 0)
     dropout: float | None = setting(None, 0, 0.99)
     labels: tuple[str, ...] | None = None
     precision: str = "fp32"
+
+    @property
+    def best_metric(self) -> str:
+        """Name of what the best model is best at."""
+        return (self.metric_for_best_model or "loss").removeprefix("eval_")
+
+    @property
+    def best_is_greatest(self) -> bool:
+        """Whether more of it is better."""
+        told = self.greater_is_better
+        return self.best_metric != "loss" if told is None else told
 
 
 def read_config(path: Path) -> tuple[TrainingConfig, list[str]]:
@@ -164,11 +156,10 @@ def from_parameters() -> dict[str, Any]:
 def parse_config(content: dict[str, Any], origin: str) -> tuple[TrainingConfig, list[str]]:
     """Return the configuration in `content`, as read_config; `origin` names it in errors."""
     content = {RENAMED.get(name, name): value for name, value in content.items()}
+    if content.get("bf16") is True:
+        content = {"precision": "bf16", **content, "bf16": False}
     known = {one.name: one for one in fields(TrainingConfig)}
-    for name in content:
-        if name not in known and name not in WITHOUT_EFFECT:
-            meant = suggestion(name, [*known, *WITHOUT_EFFECT])
-            raise WorkloadError(f"{origin}: unknown key {name!r}{meant}")
+    require_default(origin, content.keys() - known.keys() - WITHOUT_EFFECT, content, known)
     required = ("model_name_or_path", "train_file", "validation_file", "output_dir")
     missing = [name for name in required if not content.get(name)]
     if missing:
@@ -182,6 +173,36 @@ def parse_config(content: dict[str, Any], origin: str) -> tuple[TrainingConfig, 
     require_one_of(origin, "lr_scheduler_type", config.lr_scheduler_type, SCHEDULES)
     require_one_of(origin, "eval_strategy", config.eval_strategy, STRATEGIES)
     require_one_of(origin, "precision", config.precision, PRECISIONS)
+    require_one_of(origin, "metric_for_best_model", config.best_metric, METRICS)
+    if config.load_best_model_at_end and config.eval_strategy == "no":
+        raise WorkloadError(f"{origin}: load_best_model_at_end needs an eval_strategy")
     if config.max_steps <= 0 and config.num_train_epochs <= 0:
         raise WorkloadError(f"{origin}: max_steps or num_train_epochs must be above 0")
-    return config, sorted(name for name in content if name in WITHOUT_EFFECT)
+    return config, sorted(content.keys() - known.keys())
+
+
+def require_default(
+    origin: str, names: Iterable[str], content: Mapping[str, Any], known: Iterable[str]
+) -> None:
+    """Make sure that settings which are not known here are transformers', and at their default.
+
+    Raises:
+        WorkloadError: one of them is not.
+    """
+    if not names:
+        return
+    # Seconds, which a configuration without such names does not wait.
+    from transformers import TrainingArguments
+
+    theirs = {one.name: one for one in fields(TrainingArguments)}
+    for name in sorted(names):
+        if name not in theirs:
+            meant = suggestion(name, [*known, *WITHOUT_EFFECT, *theirs])
+            raise WorkloadError(f"{origin}: unknown key {name!r}{meant}")
+        default = theirs[name].default
+        # The Trainer's own files have {} or [] where the default is None or made at the start.
+        if content[name] != default and (content[name] or (default and default is not MISSING)):
+            told = "it cannot be set" if default is MISSING else f"it can only be {default!r}"
+            raise WorkloadError(
+                f"{origin}: {name} is {content[name]!r}, which would change the training; {told}"
+            )

@@ -4,6 +4,11 @@ from typing import Any
 
 from classic_example.model_files import CONFUSION_MATRIX, TRAINING_CURVE
 
+NOT_CHOSEN = "The held-out rows took no part in training or in any choice during it."
+CHOSEN = (
+    "The held-out rows took no part in training, but the weights are those of step {best_step}, "
+    "where their {metric} was best: the figures are a little too good."
+)
 TEMPLATE = """\
 ---
 library_name: transformers
@@ -21,7 +26,7 @@ Fine-tuned from `{base_model}` on {train_samples} rows ({rows}) in {steps} steps
 | {f1_of} | {f1:.4f} | {baseline_f1:.4f} |
 | macro-F1 | {macro_f1:.4f} | {baseline_macro_f1:.4f} |
 
-The held-out rows took no part in training or in any choice during it.
+{chosen}
 
 Data: {data_source} (SHA-256 `{data_sha256}`).
 {origin}

@@ -45,6 +45,8 @@ def draw_training_curve(history: Sequence[dict], final: dict[str, float], path: 
 
     trained = [point for point in history if "loss" in point]
     held_out = [point for point in history if "eval_accuracy" in point]
+    if "best_step" not in final:
+        held_out.append({"step": final["steps"], "eval_accuracy": final["accuracy"]})
     steps = [point["step"] for point in trained]
 
     figure = Figure(figsize=(9, 3.8), layout="constrained")
@@ -60,8 +62,8 @@ def draw_training_curve(history: Sequence[dict], final: dict[str, float], path: 
         label="training batches, before each update",
     )
     right.plot(
-        [*(point["step"] for point in held_out), final["steps"]],
-        [*(point["eval_accuracy"] for point in held_out), final["accuracy"]],
+        [point["step"] for point in held_out],
+        [point["eval_accuracy"] for point in held_out],
         marker="o",
         color="tab:green",
         label=f"held out: {final['accuracy']:.3f}",

@@ -21,7 +21,7 @@ from classic_example.config import TrainingConfig, read_config
 from classic_example.data import Labels, Row, read_labelled
 from classic_example.errors import WorkloadError, one_line
 from classic_example.files import cannot_write, new_directory, remove
-from classic_example.model_card import model_card
+from classic_example.model_card import CHOSEN, NOT_CHOSEN, model_card
 from classic_example.model_files import (
     ARGUMENTS_FILE,
     CONFUSION_MATRIX,
@@ -83,7 +83,7 @@ def train(config_path: Path) -> dict[str, Any]:
         config = replace(config, max_seq_length=model.tokenizer.model_max_length)
         # Now, not after an hour of training.
         require_space({output: size_of(model)})
-        history, steps = fit(model, config, train_rows, held_out)
+        history, steps, best = fit(model, config, train_rows, held_out)
         true = [row.label for row in held_out]
         logits = predict(model, config, held_out)
         predicted = logits.argmax(axis=1).tolist()
@@ -95,6 +95,7 @@ def train(config_path: Path) -> dict[str, Any]:
             "train_samples": len(train_rows),
             "eval_samples": len(held_out),
             "steps": steps,
+            **({"best_step": best} if best else {}),
         }
         save_model(model, directory)
         counts = evaluate.confusion(true, predicted, len(names))
@@ -131,6 +132,7 @@ def load_model(config: TrainingConfig) -> Model:
     model = Model(
         load_tokenizer(resolve(config.tokenizer_name or config.model_name_or_path)),
         new_classifier(source, config.labels, config.config_name, config.dropout),
+        config.precision,
     )
     tokenizer = model.tokenizer
     tokenizer.model_max_length = min(config.max_seq_length, tokenizer.model_max_length)
@@ -163,11 +165,12 @@ def freeze(classifier: Any, config: TrainingConfig) -> None:
 
 def fit(
     model: Model, config: TrainingConfig, rows: Sequence[Row], held_out: Sequence[Row]
-) -> tuple[list[dict], int]:
-    """Train the classifier in place; return the history and the number of optimizer steps.
+) -> tuple[list[dict], int, int]:
+    """Train the classifier in place; return the history, the number of steps, and the best one.
 
-    The history has a point with step, loss, train_accuracy and learning_rate for each group of
-    logging_steps steps, and one with eval_accuracy for each evaluation on the way.
+    The best step is 0 unless load_best_model_at_end asks for it; then the classifier ends with the
+    weights of that step. The history has a point with step, loss, train_accuracy and learning_rate
+    for each group of logging_steps steps, and one with eval_accuracy for each evaluation.
 
     Raises:
         WorkloadError: the loss is not a number any more.
@@ -195,6 +198,7 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(config, steps))
     batches = endless_batches(encoded, size, config.seed)
     history, losses, hits, seen, total = [], [], 0, 0, 0
+    best_step, best_value, best_weights = 0, -math.inf, {}
     start, ticker = time.monotonic(), Ticker()
     logger.info("training: %d steps of %d sentences in %s", steps, size * parts, config.precision)
     model.classifier.train()
@@ -203,7 +207,7 @@ def fit(
         for _ in range(parts):
             batch = next(batches)
             inputs = padded([encoded[at] for at in batch], model.pad)
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+            with model.computing():
                 output = model.classifier(**inputs, labels=labels[batch])
             (output.loss / parts).backward()
             loss_of_step += output.loss.item() / parts
@@ -243,23 +247,42 @@ def fit(
             history.append(point)
             losses, hits, seen = [], 0, 0
         if step in evaluations:
-            labels_held_out = [row.label for row in held_out]
-            predicted = predict(model, config, held_out).argmax(axis=1).tolist()
-            accuracy = evaluate.scores(labels_held_out, predicted, config.labels)["accuracy"]
+            found = figures(model, config, held_out)
+            accuracy = found["accuracy"]
             history.append({"step": step, "eval_accuracy": accuracy})
             logger.info("step %d/%d  held-out accuracy %.4f", step, steps, accuracy)
-    return history, steps
+            value = found[config.best_metric] * (1 if config.best_is_greatest else -1)
+            if config.load_best_model_at_end and value > best_value:
+                best_step, best_value = step, value
+                state = model.classifier.state_dict().items()
+                best_weights = {name: weight.clone() for name, weight in state}
+    if best_step:
+        model.classifier.load_state_dict(best_weights)
+        logger.info("best %s at step %d", config.best_metric, best_step)
+    return history, steps, best_step
+
+
+def figures(model: Model, config: TrainingConfig, held_out: Sequence[Row]) -> dict[str, float]:
+    """Return the scores and the loss on the held-out rows."""
+    true, logits = [row.label for row in held_out], predict(model, config, held_out)
+    scores = evaluate.scores(true, logits.argmax(axis=1).tolist(), config.labels)
+    return {**scores, "loss": evaluate.cross_entropy(true, logits)}
 
 
 def evaluation_steps(config: TrainingConfig, steps: int, per_epoch: int) -> set[int]:
-    """Return the steps after which the held-out rows are predicted, the last one excepted.
+    """Return the steps after which the held-out rows are predicted.
 
-    The last step is always evaluated, after the training. These points are for the curve only:
-    nothing is chosen by them, so that the final accuracy stays honest.
+    The last one is among them only where the best is to be chosen: it is evaluated in any case,
+    after the training. Else these points are for the curve only, nothing is chosen by them, and
+    the final accuracy stays honest.
     """
     every = {"no": 0, "steps": config.eval_steps or config.logging_steps, "epoch": per_epoch}
     interval = every[config.eval_strategy]
-    return set(range(interval, steps, interval)) if interval else set()
+    delay = config.eval_delay * (per_epoch if config.eval_strategy == "epoch" else 1)
+    found = (
+        {step for step in range(interval, steps, interval) if step >= delay} if interval else set()
+    )
+    return found | {steps} if config.load_best_model_at_end else found
 
 
 def endless_batches(encoded: Sequence[Sequence[int]], size: int, seed: int) -> Iterator[list[int]]:
@@ -336,7 +359,18 @@ def write_reports(
 
     `rows` counts the training rows of each label.
     """
-    plain = ("train_loss", "train_samples", "eval_samples", "eval_loss", "steps", "seconds")
+    plain = (
+        "best_step",
+        "train_loss",
+        "train_samples",
+        "eval_samples",
+        "eval_loss",
+        "steps",
+        "seconds",
+    )
+    chosen = ""
+    if "best_step" in metrics:
+        chosen = CHOSEN.format(metric=config.best_metric, **metrics)
     trainer = {
         name if name in plain or name.startswith("baseline_") else f"eval_{name}": value
         for name, value in metrics.items()
@@ -358,6 +392,7 @@ def write_reports(
         "max_seq_length": config.max_seq_length,
         "labels": ", ".join(config.labels),
         "rows": ", ".join(f"{name} {rows[name]}" for name in config.labels),
+        "chosen": chosen or NOT_CHOSEN,
         "f1_of": "F1" if len(config.labels) == 2 else "F1, weighted by rows",
     }
     (directory / "README.md").write_text(model_card(values, origin), encoding="utf-8")
