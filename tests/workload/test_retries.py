@@ -125,7 +125,15 @@ def test_killed_loading_of_a_model(trained: tuple[Ended, Path], tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
-def test_killed_inference(trained: tuple[Ended, Path], data_directory: Path, tmp_path: Path):
+@pytest.mark.parametrize("chunk", [8192, 10], ids=["one-piece", "four-pieces"])
+def test_killed_inference(
+    trained: tuple[Ended, Path],
+    data_directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    chunk: int,
+):
+    monkeypatch.setattr("classic_example.inference.CHUNK_ROWS", chunk)
     source, out = data_directory / "test.csv", tmp_path / "out"
     run_inference_on_dataframe(source, trained[1], tmp_path / "undisturbed" / "pred.csv")
     expected = (tmp_path / "undisturbed" / "pred.csv").read_bytes()
@@ -145,7 +153,7 @@ def test_killed_inference(trained: tuple[Ended, Path], data_directory: Path, tmp
 
     work = lambda: run_inference_on_dataframe(source, trained[1], out / "pred.csv")  # noqa: E731
     # The description of before goes first: a kill at any removal must leave the two in step too.
-    assert try_until_done(work, check, (*MOMENTS, "unlink")) == 7
+    assert try_until_done(work, check, (*MOMENTS, "unlink")) >= 7
     assert (out / "pred.csv").read_bytes() == expected
     assert everything_below(out) == {"pred.csv", "pred.json"}
 

@@ -14,6 +14,8 @@ from classic_example.files import sha256_of, write_csv
 COLUMNS = ("sentence", "label", "idx")
 # What 0 and 1 mean.
 BINARY = ("negative", "positive")
+# Bytes; csv's own limit is 128 KiB, which a long text exceeds.
+LONGEST_FIELD = 1 << 26
 # GLUE's mark for a row whose label is not published.
 UNLABELLED = -1
 
@@ -62,15 +64,17 @@ def write_rows(path: Path, rows: list[Row]) -> None:
     write_csv(path, COLUMNS, fields_of(rows))
 
 
-def read_table(
+def read_rows(
     path: Path, required: tuple[str, ...], limit: int | None = None
-) -> tuple[list[str], list[tuple[int, list]]]:
-    """Return the header of a CSV file and its first `limit` rows, each with its line number.
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield line number and fields of a CSV file's header, then of its first `limit` rows.
 
     Raises:
         WorkloadError: no such file, not readable, not UTF-8, no header, a `required` column is
             missing, a row of another width, or no rows.
     """
+    csv.field_size_limit(LONGEST_FIELD)
+    row = None
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
@@ -82,7 +86,9 @@ def read_table(
                 raise WorkloadError(
                     f"{path} has no column {names(missing)}; its columns are {names(header)}"
                 )
-            rows = list(islice(numbered(path, reader, len(header)), limit))
+            yield reader.line_num, header
+            for row in islice(numbered(path, reader, len(header)), limit):
+                yield row
     except FileNotFoundError:
         raise not_there(path, "load-sst2-data") from None
     except IsADirectoryError:
@@ -93,9 +99,17 @@ def read_table(
         raise WorkloadError(f"{path} is not UTF-8 text: {error.reason}") from None
     except csv.Error as error:
         raise WorkloadError(f"{path} is not a CSV file: {error}") from None
-    if not rows:
+    if row is None:
         raise WorkloadError(f"{path} has a header but no rows")
-    return header, rows
+
+
+def read_table(
+    path: Path, required: tuple[str, ...], limit: int | None = None
+) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Return the header of a CSV file, and what read_rows yields after it."""
+    rows = read_rows(path, required, limit)
+    _, header = next(rows)
+    return header, list(rows)
 
 
 def numbered(path: Path, reader: Iterator, width: int) -> Iterator[tuple[int, list]]:

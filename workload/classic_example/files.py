@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -152,6 +153,74 @@ def put_csv(file: Any, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
+
+
+def csv_lines(rows: Iterable[Sequence[Any]]) -> str:
+    """Return the lines of a CSV file, as fill_csv writes them."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+class Unfinished:
+    """A file `path` that is to become `target`, whose beginning outlives a try that is killed.
+
+    `done` is what the earlier try has kept last, when its `key` is the same; else it is empty, and
+    so is the file. An error removes the beginning: the next try would meet it again.
+
+    Raises:
+        WorkloadError: the place cannot be written.
+    """
+
+    def __init__(self, target: Path, key: dict[str, Any]) -> None:
+        self.target, self.key = target, key
+        self.path = target.with_name(f".{target.name}.begun")
+        self.note = target.with_name(f".{target.name}.begun.json")
+        self.done: dict[str, int] = {}
+        self.kept = False
+
+    def __enter__(self) -> "Unfinished":
+        known = read_json(self.note)
+        with self.naming_target():
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self.kept = known.get("key") == self.key and self.path.is_file()
+            if self.kept:
+                self.done = known["done"]
+            else:
+                self.note.unlink(missing_ok=True)
+            self.file = self.path.open("r+b" if self.kept else "wb", buffering=0)
+            # What came after the note may be half a line.
+            self.file.truncate(known["bytes"] if self.kept else 0)
+            self.file.seek(0, os.SEEK_END)
+        return self
+
+    def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
+        self.file.close()
+        if error is None or isinstance(error, Exception) or not self.kept:
+            discard(self.path)
+            discard(self.note)
+
+    @contextmanager
+    def naming_target(self) -> Iterator[None]:
+        """Let errors say what it was that could not be written."""
+        try:
+            yield
+        except OSError as error:
+            raise cannot_write(self.target, error) from None
+
+    def write(self, text: str) -> None:
+        """Write behind what is there."""
+        content = memoryview(text.encode())
+        with self.naming_target():
+            while content:
+                content = content[self.file.write(content) :]
+
+    def keep(self, done: dict[str, int]) -> None:
+        """Make sure that the next try finds all that was written until now, and `done`."""
+        with self.naming_target():
+            os.fsync(self.file.fileno())
+        write_json(self.note, {"key": self.key, "done": done, "bytes": self.file.tell()})
+        self.kept = True
 
 
 class Counter:
