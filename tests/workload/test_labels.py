@@ -10,6 +10,7 @@ import pytest
 from classic_example.data import BINARY, Labels, read_labelled
 from classic_example.errors import WorkloadError
 from classic_example.inference import run_inference_on_dataframe
+from classic_example.text_model import new_classifier
 from classic_example.train import train
 from workload_helpers import HEADER, Ended, read_csv, sentences, write_csv
 
@@ -59,6 +60,26 @@ def test_labels_of_the_data_are_those_of_the_model(three: Path, tmp_path: Path):
     assert description["labels"] == {"bad": 30, "fair": 30, "good": 30}
     # No label of these is the positive one.
     assert (description["positive_label"], "positive" in description) == (None, False)
+
+
+def test_model_of_other_labels_gets_a_new_head(
+    three: Path, make_config: Callable[..., Path], tmp_path: Path
+):
+    train(make_config(tmp_path / "c.json", model_name_or_path=str(three / "results"), max_steps=1))
+    config = json.loads((tmp_path / "results" / "config.json").read_text())
+    assert config["id2label"] == {"0": "negative", "1": "positive"}
+
+
+def test_head_of_two_labels_is_that_of_transformers(tiny_base: Path):
+    # So that a seed gives the model that it has always given.
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(7)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=2)
+    torch.manual_seed(7)
+    ours = new_classifier(str(tiny_base), BINARY, None, None)
+    assert (ours.classifier.weight == theirs.classifier.weight).all()
 
 
 def turned_round(model: Path, target: Path, **names: str) -> Path:

@@ -132,10 +132,12 @@ def new_classifier(
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
+    what, load = "model configuration", AutoConfig.from_pretrained
+    other_head = load_pretrained(what, source, load).num_labels != len(labels)
     config = load_pretrained(
-        "model configuration",
+        what,
         config_source or source,
-        AutoConfig.from_pretrained,
+        load,
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={name: number for number, name in enumerate(labels)},
@@ -150,7 +152,8 @@ def new_classifier(
         source,
         AutoModelForSequenceClassification.from_pretrained,
         config=config,
-        ignore_mismatched_sizes=True,
+        # Only there: it draws the new head from other random numbers.
+        ignore_mismatched_sizes=other_head,
     )
 
 
