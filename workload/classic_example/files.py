@@ -142,24 +142,21 @@ def flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def fill_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file as pandas would: comma, minimal quotes, line feed, UTF-8."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        put_csv(file, header, rows)
-
-
-def put_csv(file: Any, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write the lines of a CSV file to something with a method `write`."""
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-
-
 def csv_lines(rows: Iterable[Sequence[Any]]) -> str:
-    """Return the lines of a CSV file, as fill_csv writes them."""
+    """Return lines of a CSV file as pandas writes them: comma, minimal quotes, line feed."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
+
+
+def fill_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file in UTF-8."""
+    path.write_text(csv_lines([header, *rows]), encoding="utf-8", newline="")
+
+
+def size_of_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
+    """Return the bytes of the file that fill_csv would write."""
+    return len(csv_lines([header, *rows]).encode())
 
 
 class Unfinished:
@@ -221,24 +218,6 @@ class Unfinished:
             os.fsync(self.file.fileno())
         write_json(self.note, {"key": self.key, "done": done, "bytes": self.file.tell()})
         self.kept = True
-
-
-class Counter:
-    """Counts the bytes that a text file would have."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-    def write(self, text: str) -> None:
-        """Count a text."""
-        self.bytes += len(text.encode())
-
-
-def size_of_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
-    """Return the bytes of the file that fill_csv would write."""
-    counter = Counter()
-    put_csv(counter, header, rows)
-    return counter.bytes
 
 
 def write_csv(target: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
