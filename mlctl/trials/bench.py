@@ -15,6 +15,7 @@ from mlctl.base.errors import UserError
 from mlctl.base.paths import BUILD
 from mlctl.base.progress import Phase, Phases, console
 from mlctl.clients.airflow import Airflow, run_seconds
+from mlctl.cluster.provider import breakable
 from mlctl.stack import Stack
 from mlctl.trials.own_dag import OwnDag, published
 
@@ -90,6 +91,7 @@ def main(stack: Stack) -> None:
 
     Raises UserError where no DAG of its own can be published.
     """
+    breakable(stack.cluster)  # Before anything is measured.
     phases = Phases()
     with phases.phase("bare pods") as phase:
         pods = bare_pods(stack, phase)
