@@ -110,6 +110,11 @@ class Result:
     phases: list[tuple[float, str]] = field(default_factory=list)
     """Seconds of each test and of the fixtures made for it."""
 
+    @classmethod
+    def broken(cls, suite: str, why: str) -> "Result":
+        """Return what a suite came to that did not get as far as its tests."""
+        return cls(Counter(error=1), bad=[(suite, why)])
+
     @property
     def good(self) -> bool:
         """Say whether tests ran and none of them failed."""
@@ -135,7 +140,7 @@ def read_junit(suite: str, file: Path) -> Result:
     try:
         cases = list(ElementTree.parse(file).getroot().iter("testcase"))
     except (OSError, ElementTree.ParseError):
-        return Result(Counter(error=1), bad=[(suite, "it ended before its tests did")])
+        return Result.broken(suite, "it ended before its tests did")
     for case in cases:
         name = f"{suite}: {case.get('classname', '')}::{case.get('name', '')}"
         # A test may fail and then break in its teardown: pytest counts both.
@@ -227,15 +232,14 @@ class Runner:
         """Run one suite after others and return what it came to."""
         wait([*before, *build])
         if any(one.result().bad for one in build):
-            return Result(Counter(error=1), bad=[(suite, "not run, what it needs is not built")])
+            return Result.broken(suite, "not run, what it needs is not built")
         file = RESULTS / f"{suite}.xml"
         file.unlink(missing_ok=True)
         started = time.monotonic()
         if suite == BUILD_STEP:
             status = self._run_aloud(suite, SUITES[suite].command)
-            result = Result()
-            if status != 0:
-                result = Result(Counter(error=1), bad=[(suite, f"ended with status {status}")])
+            why = f"ended with status {status}"
+            result = Result() if status == 0 else Result.broken(suite, why)
         else:
             status = self._run_aloud(suite, [*SUITES[suite].command, *pytest_options(file)])
             result = read_junit(suite, file)
