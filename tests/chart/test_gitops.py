@@ -1,19 +1,18 @@
 """The examples of docs/gitops.md install what the other page does."""
 
-import re
-
 import pytest
 import yaml
 
 from mlctl.base.paths import CHART, ROOT
 from tests.chart.test_production import mentioned
 from tests.helpers.helm import production, render, run
+from tests.helpers.pages import blocks
 
 
 @pytest.fixture(scope="module")
 def examples():
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "gitops.md").read_text(), re.DOTALL)
-    return {example["kind"]: example for example in map(yaml.safe_load, blocks)}
+    made = (yaml.safe_load(block.text) for block in blocks("docs/gitops.md", "yaml"))
+    return {example["kind"]: example for example in made}
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import re
 
 import kubernetes_validate
 import pytest
@@ -11,6 +10,7 @@ import yaml
 from ml_pipelines import settings as reader
 from mlctl.base.paths import CHART, ROOT, VALUES
 from tests.helpers.helm import ENVIRONMENTS, render, rendered
+from tests.helpers.pages import blocks
 
 NEWEST_KUBERNETES = ".".join(kubernetes_validate.latest_version().split(".")[:2])
 LABELS = {"app.kubernetes.io/name": "ml-pipelines", "app.kubernetes.io/component": "task"}
@@ -417,9 +417,8 @@ def test_the_examples_in_the_values_are_some(of_task):
 def documented():
     """The values in the pages for people."""
     names = ("operations", "add-a-pipeline", "bring-your-dags")
-    for page in (*(ROOT / "docs" / f"{name}.md" for name in names), CHART / "README.md"):
-        for text in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
-            yield yaml.safe_load(text)
+    pages = [*(f"docs/{name}.md" for name in names), "charts/ml-pipelines/README.md"]
+    return [yaml.safe_load(block.text) for page in pages for block in blocks(page, "yaml")]
 
 
 @pytest.mark.parametrize("values", documented(), ids=lambda values: next(iter(values)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import yaml
 
 from mlctl.commands import new_dag
 from tests.dags.conftest import CHART_SETTINGS
+from tests.helpers import pages
 
-DOCS = Path(__file__).parents[2] / "docs"
 POD_FILE = "/opt/airflow/ml-pipelines/pod.yaml"
 # What a page does not repeat in each of its blocks.
 AROUND = """
@@ -27,13 +26,11 @@ with DAG("documented", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC
 
 def blocks() -> list[Any]:
     """The blocks of the pages, each with the page's name and its line."""
-    found = []
-    for page in ("add-a-pipeline.md", "bring-your-dags.md"):
-        text = (DOCS / page).read_text()
-        for block in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-            line = text[: block.start()].count("\n") + 1
-            found.append(pytest.param(block[1], id=f"{page}:{line}"))
-    return found
+    return [
+        pytest.param(block.text, id=f"{page}:{block.line}")
+        for page in ("add-a-pipeline.md", "bring-your-dags.md")
+        for block in pages.blocks(f"docs/{page}", "python")
+    ]
 
 
 @pytest.mark.parametrize("block", blocks())

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -14,9 +13,10 @@ from typing import Any
 import yaml
 
 from mlctl.base import wheels
-from mlctl.base.paths import CHART, ROOT, VALUES
+from mlctl.base.paths import CHART, VALUES
 from tests.helpers.api_server import api_server
 from tests.helpers.manifests import Manifests
+from tests.helpers.pages import blocks
 
 OLDEST_KUBERNETES = "1.29"
 ENVIRONMENTS = ("local", "staging", "production")
@@ -45,8 +45,7 @@ class HelmError(Exception):
 @cache
 def page(language: str) -> list[str]:
     """Return the blocks of docs/production.md in a language, in their order."""
-    text = (ROOT / "docs" / "production.md").read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [block.text for block in blocks("docs/production.md", language)]
 
 
 def production() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mlctl.base.paths import ROOT
 from tests.helpers.checkouts import clone_of_the_checkout
+from tests.helpers.pages import blocks
 
 PAGES = ("add-a-pipeline.md", "bring-your-dags.md")
 BEGUN, PUBLISHED = "tests/dags/test_documents.py", "tests/e2e/test_dag_sync.py"
@@ -33,9 +34,8 @@ RUN_BY = {
 
 def commands() -> set[str]:
     """The commands in the blocks of the pages."""
-    text = "\n".join((ROOT / "docs" / page).read_text() for page in PAGES)
-    blocks = re.findall(r"^```(?:sh|console)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = (re.sub(r" +# .*", "", line) for block in blocks for line in block.splitlines())
+    found = [block.text for page in PAGES for block in blocks(f"docs/{page}", "sh", "console")]
+    lines = (re.sub(r" +# .*", "", line) for text in found for line in text.splitlines())
     return {line for line in lines if line}
 
 
