@@ -67,11 +67,11 @@ def build_all(
     ready(dict(entries))
     if missing:
         prepare_machine(phases)
-        base = _base(phases)
+        bases = {suite: _base(suite, phases) for suite in {known[name].suite() for name in missing}}
         foundations = {one.below.name for one in known.values() if one.below}
 
         def build(name: str) -> None:
-            below = [base]
+            below = [bases[known[name].suite()]]
             for one in known[name].chain():
                 key = keys.get(one.name) or one.key()
                 below = [_build(one, key, below, phases, one.name in foundations), *below]
@@ -114,7 +114,7 @@ def _entry(name: str, key: str) -> Entry:
 def _use(recipe: Recipe) -> None:
     """Note that an image is in use, and what it is built on: the cache forgets what is not."""
     directories = [_final(one.name, one.key()) for one in recipe.chain()]
-    for directory in (base_image().directory, *directories):
+    for directory in (base_image(recipe.suite()).directory, *directories):
         with suppress(FileNotFoundError):
             os.utime(directory)
 
@@ -145,21 +145,21 @@ def _log(name: str) -> Path:
     return log
 
 
-def base_image() -> Foundation:
-    """Return the base image, which may still have to be built."""
-    key = debian.base_key()
-    return Foundation(f"{repository(BASE)}:{debian.suite()}-{key}", _final(BASE, key))
+def base_image(suite: str) -> Foundation:
+    """Return the base image of a Debian suite, which may still have to be built."""
+    key = debian.base_key(suite)
+    return Foundation(f"{repository(BASE)}:{suite}-{key}", _final(f"{BASE}-{suite}", key))
 
 
-def _base(phases: Phases) -> Foundation:
-    base = base_image()
+def _base(suite: str, phases: Phases) -> Foundation:
+    base = base_image(suite)
     if base.directory.is_dir():
         return base
-    with phases.phase("Images: base") as phase:
+    with phases.phase(f"Images: base, {suite}") as phase:
 
         def make(directory: Path) -> None:
-            log = _log(BASE)
-            debian.build_base(directory, phase, log, base.name)
+            log = _log(f"{BASE}-{suite}")
+            debian.build_base(directory, suite, phase, log, base.name)
             buildah.pull_base(directory / "layout", directory / "store", base.name, log, phase)
 
         cached(KIND, base.directory.name, make)

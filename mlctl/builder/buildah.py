@@ -80,7 +80,11 @@ def build(
     store, out = directory / "store", directory / "out"
     store.mkdir()
     network.make_toolbox(directory / "toolbox")
-    apt = BuildApt(directory / "apt", foundations[-1].directory / "sources.list")
+    apt = BuildApt(
+        directory / "apt",
+        recipe.suite(),
+        foundations[-1].directory / "sources.list",
+    )
     mounts = {
         **apt.mounts(),
         directory / "toolbox": f"{network.TOOLBOX}:ro",

@@ -48,11 +48,15 @@ class Recipe:
 
     def key(self) -> str:
         """Return a hash over everything that decides what is in the image."""
-        below = self.below.key() if self.below else debian.base_key()
+        below = self.below.key() if self.below else debian.base_key(self.suite())
         parts: list[Path | str] = [LAYOUT, below, self.containerfile.text()]
         for name, file in self.files().items():
             parts += [name, file]
         return digest(*parts)
+
+    def suite(self) -> str:
+        """Return the Debian release that the image stands on."""
+        return self.containerfile.suite()
 
     def chain(self) -> list["Recipe"]:
         """Return the stages below, lowest first, and this one."""

@@ -10,6 +10,7 @@ from mlctl.base.errors import UserError
 
 VERSION_LABEL = "org.opencontainers.image.version"
 FROM_BASE = "FROM ${BASE_IMAGE}"
+BASE_ARGUMENT = re.compile(r"BASE_IMAGE=\S+/debian:(\w+)-slim")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,21 @@ class Containerfile:
         texts = [text for name, text in self.instructions if name == "LABEL"]
         return [word for text in texts for word in shlex.split(text)]
 
+    def suite(self) -> str:
+        """Return the Debian release of BASE_IMAGE, which the builder makes itself.
+
+        Raises UserError unless the file begins with ``ARG BASE_IMAGE=.../debian:SUITE-slim``.
+        """
+        for name, text in self.instructions:
+            if name == "FROM":
+                break
+            if name == "ARG" and (found := BASE_ARGUMENT.fullmatch(text)):
+                return found[1]
+        raise UserError(
+            f"{self.path} must begin with ARG BASE_IMAGE=docker.io/library/debian:SUITE-slim "
+            f"and {FROM_BASE}"
+        )
+
     def stages(self) -> list[tuple[str, "Containerfile"]]:
         """Return (name, file) of each stage, lowest first; the last one is the image, named ''.
 
@@ -66,13 +82,12 @@ class Containerfile:
         another one the image of the stage before it. So a stage is built when it changes, and
         not when a stage above it does.
 
-        Raises UserError unless the first stage is FROM ${BASE_IMAGE} and each other one FROM the
+        Raises UserError as suite, and unless the first stage is FROM ${BASE_IMAGE} and each other one FROM the
         name of the one before it, without COPY --from.
         """
         starts = [place for place, (name, _) in enumerate(self.instructions) if name == "FROM"]
         head = self.instructions[: starts[0]] if starts else ()
-        if not any(name == "ARG" and text.startswith("BASE_IMAGE=") for name, text in head):
-            raise UserError(f"{self.path} must begin with ARG BASE_IMAGE=... and {FROM_BASE}")
+        self.suite()
         found: list[tuple[str, Containerfile]] = []
         below = ""
         for start, end in zip(starts, [*starts[1:], len(self.instructions)], strict=True):

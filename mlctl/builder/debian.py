@@ -13,7 +13,6 @@ from mlctl.base.cache import digest, lock
 from mlctl.base.errors import output
 from mlctl.base.paths import CACHE, ROOT
 from mlctl.base.progress import Phase
-from mlctl.base.versions import pins
 from mlctl.builder import oci
 from mlctl.builder.isolation import run_isolated
 
@@ -38,48 +37,44 @@ DPKG_SETTINGS = "force-unsafe-io\n"
 """A build that is cut off is thrown away: no fsync after each file."""
 
 
-def suite() -> str:
-    """Return the Debian release of the images."""
-    return str(pins()["debian"]["suite"])
-
-
 def packages() -> list[str]:
     """Return the packages of the base image beyond apt's own needs."""
     lines = (RECIPE / "packages.txt").read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def base_key() -> str:
+def base_key(suite: str) -> str:
     """Return the cache key of the base image: a hash over all that decides what is in it."""
-    return digest(RECIPE, suite(), "layout 1")
+    return digest(RECIPE, suite, "layout 1")
 
 
 def source_lines(index_targets: str, suite: str) -> list[str]:
-    """Return the machine's ``deb`` lines for a Debian suite.
+    """Return the machine's ``deb`` lines, for a Debian suite in the place of its own.
 
-    ``index_targets``: output of ``apt-get indextargets`` in INDEX_FORMAT. Other vendors use
-    Debian's suite names too: only what calls itself Debian counts, or, where the lists were never
-    fetched and the origin is unknown, what lies where a Debian mirror lies.
+    A mirror has all suites that are supported. ``index_targets``: output of
+    ``apt-get indextargets`` in INDEX_FORMAT. Other vendors use Debian's suite names too: only what
+    calls itself Debian counts, or, where the lists were never fetched and the origin is unknown,
+    what lies where a Debian mirror lies.
     """
-    wanted = {suite, f"{suite}-updates", f"{suite}-security"}
     found: dict[str, None] = {}
     for line in index_targets.splitlines():
         uri, release, component, origin = line.split("|")
-        if release not in wanted or component != "main":
+        part = re.fullmatch(r"[a-z]+(|-updates|-security)", release)
+        if not part or component != "main":
             continue
         unknown = not origin or origin.startswith("$(")
         if origin == "Debian" or (unknown and re.search(r"/debian(-security)?/?$", uri)):
-            found[f"deb {uri} {release} {component}"] = None
+            found[f"deb {uri} {suite}{part[1]} {component}"] = None
     return list(found)
 
 
 INDEX_FORMAT = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(ORIGIN)"
 
 
-def host_sources() -> list[str]:
-    """Return the ``deb`` lines that this machine uses for the suite; empty if it has none."""
+def host_sources(suite: str) -> list[str]:
+    """Return this machine's ``deb`` lines for a Debian suite; empty if it has none."""
     targets = output(["apt-get", "indextargets", "--format", INDEX_FORMAT, "Created-By: Packages"])
-    return source_lines(targets, suite())
+    return source_lines(targets, suite)
 
 
 def host_settings() -> str:
@@ -88,7 +83,7 @@ def host_settings() -> str:
     return "".join(f"{line}\n" for line in dump if PASSED_ON.match(line)) + BUILD_SETTINGS
 
 
-def build_base(directory: Path, phase: Phase, log: Path, name: str) -> None:
+def build_base(directory: Path, suite: str, phase: Phase, log: Path, name: str) -> None:
     """Make the base image: an OCI layout at ``directory/layout``, and ``directory/sources.list``.
 
     Raises UserError when mmdebstrap fails, for example because Debian is out of reach.
@@ -109,10 +104,10 @@ def build_base(directory: Path, phase: Phase, log: Path, name: str) -> None:
         f"> '{directory}/sources.list'",
         f"--customize-hook=cp -a \"$1/var/lib/apt/lists/.\" '{work}/lists/'",
         f"--customize-hook='{RECIPE / 'finish.sh'}' \"$1\"",
-        suite(),
+        suite,
         str(archive),
     ]
-    if sources := host_sources():
+    if sources := host_sources(suite):
         mirrors = work / "mirrors.list"
         mirrors.write_text("\n".join(sources) + "\n")
         command.append(str(mirrors))
@@ -122,7 +117,7 @@ def build_base(directory: Path, phase: Phase, log: Path, name: str) -> None:
     with lock("apt-cache"):
         _link_files(work / "lists", APT_CACHE / "lists")
     config = {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]}
-    image = oci.image(config, [oci.blob(archive)], comment=f"mmdebstrap {suite()}")
+    image = oci.image(config, [oci.blob(archive)], comment=f"mmdebstrap {suite}")
     oci.write_layout(directory / "layout", name, image)
     archive.unlink()
     shutil.rmtree(work)
@@ -136,18 +131,18 @@ class BuildApt:
     a build that cleans up removes its own links only.
     """
 
-    def __init__(self, work: Path, fallback_sources: Path) -> None:
+    def __init__(self, work: Path, suite: str, fallback_sources: Path) -> None:
         self.etc, self.dpkg = work / "etc-apt", work / "dpkg.cfg.d"
         self.lists, self.archives = work / "lists", work / "archives"
-        self._write_settings(fallback_sources)
+        self._write_settings(suite, fallback_sources)
         with lock("apt-cache"):
             for name, target in (("lists", self.lists), ("archives", self.archives)):
                 _link_files(APT_CACHE / name, target)
 
-    def _write_settings(self, fallback_sources: Path) -> None:
+    def _write_settings(self, suite: str, fallback_sources: Path) -> None:
         for name in ("apt.conf.d", "preferences.d", "sources.list.d", "trusted.gpg.d"):
             (self.etc / name).mkdir(parents=True)
-        sources = host_sources()
+        sources = host_sources(suite)
         text = "\n".join(sources) + "\n" if sources else fallback_sources.read_text()
         (self.etc / "sources.list").write_text(text)
         (self.etc / "apt.conf.d" / "build").write_text(host_settings())

@@ -126,7 +126,7 @@ def test_build_uses_the_machines_settings_and_leaves_nothing_of_them(
     before = Path("/proc/self/mounts").read_text()
     processes, strays = commands(), {path.name for path in Path("/tmp").glob("buildah*")}
     log, phase = disk / "log", Phase("test")
-    built = buildah.build(recipe, "localhost/test/one:1", disk, [base_image()], log, phase)
+    built = buildah.build(recipe, "localhost/test/one:1", disk, [base_image("bookworm")], log, phase)
     assert Path("/proc/self/mounts").read_text() == before
     assert [line for line in commands() - processes if str(disk) in line] == []
     assert {path.name for path in Path("/tmp").glob("buildah*")} == strays
@@ -163,7 +163,7 @@ def test_stage_adds_a_layer_to_the_image_of_the_stage_below(entries, disk: Path)
     assert entries["git-sync"]  # The base is there.
     (disk / "Containerfile").write_text(STAGES)
     (disk / "code").write_text("code\n")
-    foundations = [base_image()]
+    foundations = [base_image("bookworm")]
     for number, (_, stage) in enumerate(parse(disk / "Containerfile").stages()):
         place = disk / str(number)
         (place / "context").mkdir(parents=True)
@@ -192,7 +192,7 @@ def test_plain_buildah_builds_the_stages_of_a_containerfile_as_one(entries, imag
     parsed = parse(ROOT / "images" / "classic_example" / "Containerfile")
     lines = [f"{name} {'true' if name == 'RUN' else text}" for name, text in parsed.instructions]
     (disk / "Containerfile").write_text("\n".join(lines) + "\n")
-    base, name = base_image(), "localhost/test/plain:1"
+    base, name = base_image("bookworm"), "localhost/test/plain:1"
     program = [
         *buildah.command(disk / "store"),
         *("--storage-opt", f"{buildah.storage_driver()}.imagestore={base.store / 'root'}"),

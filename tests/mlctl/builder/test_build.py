@@ -17,7 +17,7 @@ from mlctl.commands.building import save_image
 from tests.helpers.layouts import layer
 
 CONTAINERFILE = """\
-ARG BASE_IMAGE=debian
+ARG BASE_IMAGE=docker.io/library/debian:bookworm-slim
 FROM ${BASE_IMAGE} AS environment
 COPY lock /
 LABEL org.opencontainers.image.version=1.2
@@ -74,7 +74,7 @@ def builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builder:
     monkeypatch.setattr(build, "IMAGES_LOCK", tmp_path / "build" / "images.json")
     monkeypatch.setattr(build, "recipes", played.recipes)
     monkeypatch.setattr(build, "prepare_machine", lambda _: None)
-    monkeypatch.setattr(build, "_base", lambda _: played.base)
+    monkeypatch.setattr(build, "_base", lambda *_: played.base)
     monkeypatch.setattr(build.buildah, "build", played.play)
     return played
 

@@ -8,6 +8,8 @@ from mlctl.base.paths import ROOT
 from mlctl.builder.catalog import Recipe, recipes
 from mlctl.builder.containerfile import parse
 
+HEAD = "ARG BASE_IMAGE=docker.io/library/debian:bookworm-slim\nFROM ${BASE_IMAGE}\n"
+
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
@@ -17,7 +19,7 @@ def recipe(tmp_path: Path) -> Recipe:
     (tmp_path / "app" / "__pycache__" / "main.pyc").write_bytes(b"x")
     (tmp_path / "start.sh").write_text("#!/bin/sh\n")
     (tmp_path / "other").write_text("not copied\n")
-    (tmp_path / "Containerfile").write_text("FROM x\nCOPY app *.sh /opt/\n")
+    (tmp_path / "Containerfile").write_text(HEAD + "COPY app *.sh /opt/\n")
     return Recipe("one", parse(tmp_path / "Containerfile"), tmp_path)
 
 
@@ -35,8 +37,7 @@ def test_every_containerfile_stands_on_its_own_and_copies_files_that_exist():
     for recipe in recipes().values():
         assert recipe.version()
         assert recipe.files()
-        default = recipe.containerfile.instructions[0]
-        assert default == ("ARG", "BASE_IMAGE=docker.io/library/debian:bookworm-slim")
+        assert recipe.suite() in {"bookworm", "trixie"}
 
 
 def test_airflows_label_is_the_version_in_the_lock():
@@ -72,12 +73,12 @@ def test_key_follows_the_containerfile(recipe: Recipe):
 def test_comments_and_empty_lines_do_not_count(recipe: Recipe):
     before = recipe.key()
     path = recipe.root / "Containerfile"
-    path.write_text("# Why.\nFROM x\n\nCOPY app *.sh /opt/\n")
+    path.write_text(f"# Why.\n{HEAD}\nCOPY app *.sh /opt/\n")
     assert Recipe("one", parse(path), recipe.root).key() == before
 
 
 def test_key_follows_the_stage_below_and_not_the_one_above(recipe: Recipe):
-    text = "FROM x\nCOPY other /\n"
+    text = HEAD + "COPY other /\n"
     (recipe.root / "Above").write_text(text)
     above = Recipe("two", parse(recipe.root / "Above"), recipe.root, recipe)
     keys = (recipe.key(), above.key())
@@ -120,7 +121,7 @@ def test_staged_copy_has_the_same_key_and_modes_of_no_umask(recipe: Recipe, tmp_
 
 
 def test_missing_source_is_named(tmp_path: Path):
-    (tmp_path / "Containerfile").write_text("FROM x\nCOPY nowhere /opt/\n")
+    (tmp_path / "Containerfile").write_text(HEAD + "COPY nowhere /opt/\n")
     recipe = Recipe("one", parse(tmp_path / "Containerfile"), tmp_path)
     with pytest.raises(UserError, match="nowhere"):
         recipe.files()

@@ -15,7 +15,7 @@ def containerfile(tmp_path: Path, text: str):
 
 def test_sources_are_all_that_copy_and_add_read(tmp_path: Path):
     text = """\
-ARG BASE_IMAGE=debian
+ARG BASE_IMAGE=docker.io/library/debian:bookworm-slim
 FROM ${BASE_IMAGE} AS first
 # COPY commented.out /
 COPY --chmod=755 --chown=1:1 one two/ \\
@@ -52,7 +52,7 @@ def test_missing_version_is_an_error_that_names_the_label(tmp_path: Path, label:
 
 
 STAGES = """\
-ARG BASE_IMAGE=debian
+ARG BASE_IMAGE=docker.io/library/debian:bookworm-slim
 FROM ${BASE_IMAGE} AS environment
 COPY lock /
 RUN install \\
@@ -69,7 +69,7 @@ def test_each_stage_is_a_file_that_builds_on_the_argument(tmp_path: Path):
         "environment": ["lock"],
         "": ["code"],
     }
-    head = "ARG BASE_IMAGE=debian\nFROM ${BASE_IMAGE}\n"
+    head = "ARG BASE_IMAGE=docker.io/library/debian:bookworm-slim\nFROM ${BASE_IMAGE}\n"
     assert stages["environment"].text() == f"{head}COPY lock /\nRUN install      lock\n"
     assert stages[""].text() == f"{head}COPY code /app\nUSER 1\n"
 
@@ -80,7 +80,7 @@ def test_what_is_written_for_the_builder_reads_as_the_same(tmp_path: Path):
 
 
 def test_a_file_of_one_stage_is_that_stage(tmp_path: Path):
-    text = "ARG BASE_IMAGE=debian\nFROM $BASE_IMAGE AS x\nUSER 1\n"
+    text = "ARG BASE_IMAGE=docker.io/library/debian:bookworm-slim\nFROM $BASE_IMAGE AS x\nUSER 1\n"
     ((name, stage),) = containerfile(tmp_path, text).stages()
     assert name == ""
     assert stage.instructions[-1] == ("USER", "1")
@@ -89,8 +89,8 @@ def test_a_file_of_one_stage_is_that_stage(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("ARG BASE_IMAGE=debian\nFROM debian\n", "FROM debian"),
-        ("ARG BASE_IMAGE=debian\nFROM ${BASE_IMAGES}\n", "BASE_IMAGES"),
+        ("ARG BASE_IMAGE=docker.io/library/debian:bookworm-slim\nFROM debian\n", "FROM debian"),
+        ("ARG BASE_IMAGE=docker.io/library/debian:bookworm-slim\nFROM ${BASE_IMAGES}\n", "BASE_IMAGES"),
         ("FROM ${BASE_IMAGE}\n", "must begin with ARG BASE_IMAGE"),
         ("USER 1\n", "must begin with ARG BASE_IMAGE"),
         (STAGES.replace("FROM environment", "FROM debian"), "FROM debian"),

@@ -14,13 +14,18 @@ def test_sources_are_debians_own_of_the_suite():
             f"{MIRROR}|bookworm-backports|main|Debian Backports",
             "http://mirror.example/debian-security/|bookworm-security|main|Debian",
             "https://vendor.example/debian/|bookworm|main|Vendor",
-            f"{MIRROR}|trixie|main|Debian",
         ]
     )
     assert debian.source_lines(targets, "bookworm") == [
         f"deb {MIRROR} bookworm main",
         f"deb {MIRROR} bookworm-updates main",
         "deb http://mirror.example/debian-security/ bookworm-security main",
+    ]
+    # Of another release than the machine's, from the same mirrors.
+    assert debian.source_lines(targets, "trixie") == [
+        f"deb {MIRROR} trixie main",
+        f"deb {MIRROR} trixie-updates main",
+        "deb http://mirror.example/debian-security/ trixie-security main",
     ]
 
 
@@ -56,12 +61,12 @@ def test_downloads_of_a_build_are_kept_and_a_builds_cleaning_takes_only_its_own(
     tmp_path: Path, monkeypatch
 ):
     monkeypatch.setattr(debian, "APT_CACHE", tmp_path / "shared")
-    monkeypatch.setattr(debian, "host_sources", list)
+    monkeypatch.setattr(debian, "host_sources", lambda suite: [])
     monkeypatch.setattr(debian, "host_settings", lambda: "")
     fallback = tmp_path / "sources.list"
     fallback.write_text("deb http://mirror.example/debian bookworm main\n")
 
-    first = debian.BuildApt(tmp_path / "first", fallback)
+    first = debian.BuildApt(tmp_path / "first", "bookworm", fallback)
     (first.archives / "archives" / "partial").mkdir(parents=True)
     (first.archives / "archives" / "a_1_all.deb").write_bytes(b"a")
     (first.archives / "archives" / "lock").touch()
@@ -70,7 +75,7 @@ def test_downloads_of_a_build_are_kept_and_a_builds_cleaning_takes_only_its_own(
     first.keep()
     (first.lists / "list").unlink()
 
-    second = debian.BuildApt(tmp_path / "second", fallback)
+    second = debian.BuildApt(tmp_path / "second", "bookworm", fallback)
     found = {p.relative_to(second.archives).as_posix() for p in second.archives.rglob("*.deb")}
     assert found == {"archives/a_1_all.deb"}
     assert not (second.archives / "archives" / "lock").exists()
@@ -79,7 +84,7 @@ def test_downloads_of_a_build_are_kept_and_a_builds_cleaning_takes_only_its_own(
     fresh.write_text("new")
     fresh.rename(second.lists / "list")
     second.keep()
-    third = debian.BuildApt(tmp_path / "third", fallback)
+    third = debian.BuildApt(tmp_path / "third", "bookworm", fallback)
     assert (third.lists / "list").read_text() == "new"
     assert (second.etc / "sources.list").read_text() == fallback.read_text()
     # Keeping twice changes nothing and leaves no temporary name behind.
