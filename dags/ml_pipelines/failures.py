@@ -29,10 +29,9 @@ UNPLACED = {
 def waiting_for(pod: k8s.V1Pod, container: str) -> tuple[str, str] | None:
     """Reason and message of a pod that has not started; None if it does not say why."""
     found = []
-    for what, status in _containers(pod):
+    for who, status in _containers(pod, container):
         waits = status.state.waiting if status.state else None
         if waits is not None and waits.reason not in (None, "PodInitializing"):
-            who = "" if status.name == container else f"{what} {status.name}: "
             found.append((waits.reason, who + (waits.message or (waits.reason if who else ""))))
     if found:
         # One of several containers may be what the others wait for.
@@ -51,24 +50,18 @@ def explain_wait(reason: str, message: str) -> str:
 
 def explain_failure(pod: k8s.V1Pod, container: str) -> str:
     """Why a pod that did not succeed ended, or what it is waiting for."""
-    status = pod.status
-    reasons = []
-    if status.reason:  # of the pod as a whole: Evicted, DeadlineExceeded ...
-        reasons.append(_said(status.reason, status.message))
-    elif eviction := _eviction(pod):
-        reasons.append(eviction)
-    elif pod.metadata.deletion_timestamp:
-        reasons.append("it was deleted")
+    # Of the pod as a whole: Evicted, DeadlineExceeded ...
+    whole = _said(pod.status.reason, pod.status.message) if pod.status.reason else _eviction(pod)
+    if whole is None and pod.metadata.deletion_timestamp:
+        whole = "it was deleted"
     ends = {}
-    for what, one in _containers(pod):
+    for who, one in _containers(pod, container):
         if one.state and one.state.terminated and one.state.terminated.exit_code != 0:
-            who = "" if one.name == container else f"{what} {one.name}: "
             ends[who] = who + _explain_end(pod, one.name, one.state.terminated)
-    if ends:  # its own container's, else the first one's
-        reasons.append(ends.get("") or next(iter(ends.values())))
-    elif waiting := waiting_for(pod, container):
-        reasons.append(explain_wait(*waiting))
-    return "; ".join(reasons) or f"its phase is {status.phase}"
+    part = ends.get("") or next(iter(ends.values()), None)  # its own container's, else the first's
+    if part is None and (waiting := waiting_for(pod, container)):
+        part = explain_wait(*waiting)
+    return "; ".join(filter(None, (whole, part))) or f"its phase is {pod.status.phase}"
 
 
 def explain_absence(last_seen: k8s.V1Pod | None) -> str:
@@ -118,14 +111,14 @@ def _explain_end(pod: k8s.V1Pod, container: str, ended: k8s.V1ContainerStateTerm
     return _said(code, (errors or lines or [""])[-1])
 
 
-def _containers(pod: k8s.V1Pod) -> list[tuple[str, k8s.V1ContainerStatus]]:
-    """The containers that the kubelet has reported, in the order of their start."""
+def _containers(pod: k8s.V1Pod, own: str) -> list[tuple[str, k8s.V1ContainerStatus]]:
+    """The containers that have been reported, in the order of their start; '' names the own one."""
     init = [("init container", one) for one in pod.status.init_container_statuses or []]
-    return init + [("container", one) for one in pod.status.container_statuses or []]
+    found = init + [("container", one) for one in pod.status.container_statuses or []]
+    return [("" if one.name == own else f"{what} {one.name}: ", one) for what, one in found]
 
 
 def _memory(pod: k8s.V1Pod, container: str) -> str:
     containers = [*pod.spec.containers, *(pod.spec.init_containers or [])]
-    (resources,) = [one.resources for one in containers if one.name == container]
-    limits = resources.limits if resources else None
+    (limits,) = [one.resources.limits for one in containers if one.name == container]
     return (limits or {}).get("memory", "the node's memory")

@@ -12,7 +12,6 @@ from kubernetes.client import models as k8s
 # The folder of the DAGs, resolved at import: git-sync may move its link on to another commit.
 DIRECTORY = Path(__file__).resolve().parents[1]
 GIT_SECONDS = 5
-
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -28,9 +27,9 @@ def dags_commit(directory: Path = DIRECTORY) -> str:
         if _COMMIT.fullmatch(part):
             return part
     status = ["status", "--porcelain=v2", "--branch", "--untracked-files=no", "--", "."]
+    # Without locks: nothing is written to the checkout.
+    git = ["git", "--no-optional-locks", "-C", str(directory), *status]
     try:
-        # Without locks: nothing is written to the checkout.
-        git = ["git", "--no-optional-locks", "-C", str(directory), *status]
         done = subprocess.run(git, capture_output=True, text=True, timeout=GIT_SECONDS, check=False)
     except (OSError, subprocess.SubprocessError):
         return ""

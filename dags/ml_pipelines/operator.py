@@ -4,13 +4,11 @@ Every argument is KubernetesPodOperator's and means what it means there. What a 
 comes from its DAG's `default_args`, then from the chart's values (settings.py), then from HOUSE.
 
 * The container's termination message, as JSON, is the task's result, with the image that it ran.
-* A pod's end is noticed within 0.2 s. Why it does not start, or has failed, is told in one line.
-* An API server that is away for a short time costs no try.
-* A pod that a ResourceQuota refuses is waited for by the triggerer, where there is one: a worker
-  that waits takes room itself.
+* Why a pod does not start, or has failed, is told in one line; a failed one stays for a while.
+* An API server that is away is asked again. Room in a ResourceQuota is waited for, by the triggerer
+  where there is one: a worker that waits takes room itself.
 * A pod of an earlier try is followed while it runs, its success is taken over, its failure is not.
-* A failed pod stays until the chart's janitor deletes it; one that still runs when its try ends is
-  deleted (but with `on_finish_action="keep_pod"`), also if its worker has died in the last try.
+  One that still runs when its task has failed is deleted, also if its worker has died.
 * A sidecar that the cluster injects does not hold the task up when its own container has ended.
 
 For cncf-kubernetes 8.3.3 (Airflow 2.9.3) to 10.25.0 (Airflow 3.3.2).
@@ -31,37 +29,26 @@ from typing import Any
 
 import yaml
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
-from airflow.providers.cncf.kubernetes.utils.pod_manager import (
-    PodLaunchFailedException,
-    PodPhase,
-    get_container_status,
-)
+from airflow.providers.cncf.kubernetes.utils.pod_manager import PodLaunchFailedException, PodPhase
 from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
 
 from ml_pipelines import failures, settings
 from ml_pipelines.lineage import dags_commit, image_of
-from ml_pipelines.pod_manager import (
-    POLL_SECONDS,
-    REQUEST_ERRORS,
-    XCOM_SIDECAR,
-    PatientPodManager,
-    limit_requests,
-)
+from ml_pipelines.pod_manager import POLL_SECONDS, REQUEST_ERRORS, XCOM_SIDECAR, PatientPodManager
 
 try:
     from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
     from airflow.sdk.definitions._internal.contextmanager import DagContext, TaskGroupContext
     from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-    current_dag, current_group = DagContext.get_current, TaskGroupContext.get_current
+    current_group = TaskGroupContext.get_current
 except ImportError:  # Airflow 2
     from airflow.exceptions import AirflowException, AirflowFailException, AirflowSkipException
     from airflow.models.dag import DagContext
     from airflow.triggers.temporal import TimeDeltaTrigger
     from airflow.utils.task_group import TaskGroupContext
 
-    current_dag = DagContext.get_current_dag
     current_group = TaskGroupContext.get_current_task_group
 
 # What holds where neither the task, nor its DAG, nor the values say anything.
@@ -81,15 +68,10 @@ GENERATION = "ml-pipelines/generation"
 # Airflow deletes the pod at the execution timeout; a little later it ends with nobody watching.
 DEADLINE_MARGIN_SECONDS = 60
 QUOTA_RETRY_SECONDS = 1  # while a ResourceQuota is used up
-# How long a worker waits for room itself, and then without one. Some of those that wait together
-# leave early, and the others get their room.
+# A worker waits for room so long, then nobody: some leave early, and the others get their room.
 QUOTA_WORKER_SECONDS = (5, 20)
 QUOTA_AWAY_SECONDS = (20, 60)
 MESSAGE_BYTES = 4096  # where the kubelet cuts a termination message off
-
-
-class ResultError(AirflowFailException):
-    """The container has left a result that cannot be read; to run it again changes nothing."""
 
 
 class PodOperator(KubernetesPodOperator):
@@ -116,8 +98,8 @@ class PodOperator(KubernetesPodOperator):
         self.presets = tuple(presets)
         self.stuck_timeout_seconds = stuck_timeout_seconds or below["stuck_timeout_seconds"]
         self.xcom_sidecar = wanted is True
-        self._context, self._handled, self._resumed = None, None, False
         self.on_failure_callback = _and_ours(self.on_failure_callback)
+        self._context, self._handled, self._resumed = None, None, False
         self._refused = 0.0  # when a quota has refused the pod of this try for the first time
 
     @classmethod
@@ -128,17 +110,13 @@ class PodOperator(KubernetesPodOperator):
             given = (above.default_args if above else {}) | given
         below = _defaults(kwargs | {"task_id": task_id}, given, kwargs.get("presets", ()))
         mapped = super().partial(task_id=task_id, default_args=below, **kwargs)
-        ours = _and_ours(mapped.kwargs.get("on_failure_callback"))
-        mapped.kwargs["on_failure_callback"] = ours
+        mapped.kwargs["on_failure_callback"] = _and_ours(mapped.kwargs.get("on_failure_callback"))
         return mapped
 
     @cached_property
     def pod_manager(self) -> PatientPodManager:
         """The provider's, however it makes it: its arguments differ by version."""
-        limit_requests(self.client)
-        manager = super().pod_manager
-        manager.__class__ = PatientPodManager
-        return manager
+        return PatientPodManager.of(super().pod_manager)
 
     def build_pod_request_obj(self, context: Any = None, **kwargs: Any) -> k8s.V1Pod:
         """The pod as the parent makes it, over the template of the values."""
@@ -206,12 +184,11 @@ class PodOperator(KubernetesPodOperator):
         TaskDeferred before that.
         """
         name, namespace = pod_request_obj.metadata.name, pod_request_obj.metadata.namespace
-        pod = self.find_pod(namespace, context=context)
-        if pod is not None:
-            return pod
+        if (found := self.find_pod(namespace, context=context)) is not None:
+            return found
         self.pod = pod_request_obj  # known before it exists: on_kill finds it in any case
         body = self.client.api_client.sanitize_for_serialization(pod_request_obj)
-        leave, logged = time.time() + random.uniform(*QUOTA_WORKER_SECONDS), False
+        leave = time.time() + random.uniform(*QUOTA_WORKER_SECONDS)
         while True:
             try:
                 self.pod_manager.request("create_namespaced_pod", body=body, namespace=namespace)
@@ -222,22 +199,18 @@ class PodOperator(KubernetesPodOperator):
                     if pod_request_obj.metadata.labels.items() <= there.items():
                         return pod_request_obj
                 said, now = failures.explain_refusal(error), time.time()
-                self._refused = self._refused or now
-                waited = now - self._refused
+                waited = now - (self._refused or now)
                 if not failures.exceeds_quota(error) or waited >= self.startup_timeout_seconds:
                     self.pod = None  # a pod of this name is another task's: not for on_kill
                     raise AirflowException(f"Pod {name} was refused: {said}") from error
-                if not logged:
+                if not self._refused:
                     self.log.info("Pod %s waits: %s", name, said)
-                logged = True
+                self._refused = self._refused or now
             if now >= leave and (self.deferrable or settings.load().get("triggerer")):
                 self.pod = None
                 pause = timedelta(seconds=random.uniform(*QUOTA_AWAY_SECONDS))
-                self.defer(
-                    trigger=TimeDeltaTrigger(pause),
-                    method_name="execute_again",
-                    kwargs={"refused": self._refused},
-                )
+                trigger, since = TimeDeltaTrigger(pause), {"refused": self._refused}
+                self.defer(trigger=trigger, method_name="execute_again", kwargs=since)
             time.sleep(QUOTA_RETRY_SECONDS)
 
     def execute_again(self, context: Any, refused: float, event: Any = None) -> Any:
@@ -280,25 +253,23 @@ class PodOperator(KubernetesPodOperator):
         Raises PodLaunchFailedException when it cannot start, or not within a limit of the task.
         """
         name, told = pod.metadata.name, {""}
-        limit, began, stuck_since = "", 0.0, None
+        began, stuck_since = {}, None
         while (seen := self.pod_manager.read_pod(pod)).status.phase == PodPhase.PENDING:
             now = time.monotonic()
             reason, message = failures.waiting_for(seen, self.base_container_name) or ("", "")
             if reason not in told:
+                told.add(reason)
                 self.log.info("Pod %s waits: %s", name, failures.explain_wait(reason, message))
                 if getattr(self, "log_events_on_startup", False):
                     self._read_pod_events(pod, reraise=False)
-            told.add(reason)
             stuck_since = (stuck_since or now) if reason in failures.STUCK_WAITS else None
             failed = f"cannot start: {reason}" if reason in failures.HOPELESS_WAITS else ""
             if stuck_since and now - stuck_since >= (seconds := self.stuck_timeout_seconds):
                 failed = f"cannot start: {reason} for {seconds} s (stuck_timeout_seconds)"
-            before, limit = limit, "startup_timeout_seconds"
+            limit = "startup_timeout_seconds"
             if seen.spec.node_name is None and hasattr(self, "schedule_timeout_seconds"):
                 limit = "schedule_timeout_seconds"  # a newer provider's, for finding a node
-            if limit != before:
-                began = now
-            if now - began >= (seconds := getattr(self, limit)):
+            if now - began.setdefault(limit, now) >= (seconds := getattr(self, limit)):
                 failed = failed or f"did not start within {seconds} s ({limit})"
             if failed:
                 raise PodLaunchFailedException(f"Pod {name} {failed}")
@@ -328,7 +299,7 @@ class PodOperator(KubernetesPodOperator):
 
         An object gets `image` and `image_digest` added: a tag that moves does not say what ran.
         Pushed before the pod goes: if the database is away, the next try takes over its success.
-        Raises ResultError for a message that the kubelet has cut off.
+        Raises AirflowFailException for a message that the kubelet has cut off.
         """
         result = super().extract_xcom(pod, **kwargs) if self.xcom_sidecar else self._message()
         if result is not None:
@@ -339,8 +310,8 @@ class PodOperator(KubernetesPodOperator):
         name, pod = self.base_container_name, self.pod_manager.read_pod(self.pod)
         if not self._resumed:  # the triggerer has waited, perhaps for a pod that never started
             pod = self.pod_manager.await_pod_completion(pod, self.is_istio_enabled(pod), name)
-        status = get_container_status(pod, name)
-        ended = status.state.terminated if status else None
+        states = {one.name: one.state for one in pod.status.container_statuses or []}
+        ended = states[name].terminated if name in states else None
         if ended is None or ended.exit_code != 0 or pod.status.phase == PodPhase.FAILED:
             return None
         said = ended.message or "null"
@@ -348,7 +319,7 @@ class PodOperator(KubernetesPodOperator):
             result = json.loads(said)
         except json.JSONDecodeError as error:
             if len(said.encode()) >= MESSAGE_BYTES:
-                raise ResultError(
+                raise AirflowFailException(
                     f"the result in /dev/termination-log is longer than the {MESSAGE_BYTES} bytes "
                     "that Kubernetes takes: leave it in a file, or set do_xcom_push=True"
                 ) from error
@@ -377,11 +348,9 @@ class PodOperator(KubernetesPodOperator):
                 self.log.warning("Pod %s stays as it is: %s", pod.metadata.name, said)
             return
         phase = remote_pod.status.phase
-        if phase == PodPhase.SUCCEEDED:
-            unfinished = isinstance(raising, Exception) and not isinstance(raising, ResultError)
-        else:
-            unfinished = isinstance(raising, REQUEST_ERRORS) and phase != PodPhase.FAILED
-        if unfinished and self.reattach_on_restart:
+        kinds = Exception if phase == PodPhase.SUCCEEDED else REQUEST_ERRORS
+        unfinished = isinstance(raising, kinds) and not isinstance(raising, AirflowFailException)
+        if unfinished and phase != PodPhase.FAILED and self.reattach_on_restart:
             self.log.warning("Pod %s (%s) stays, for the next try", pod.metadata.name, phase)
             return
         try:
@@ -393,8 +362,7 @@ class PodOperator(KubernetesPodOperator):
         except AirflowException:
             reason = failures.explain_failure(remote_pod, self.base_container_name)
             if phase not in PodPhase.terminal_states and self.on_finish_action != "keep_pod":
-                with suppress(*REQUEST_ERRORS):
-                    # Else it would write beside the next try.
+                with suppress(*REQUEST_ERRORS):  # else it would write beside the next try
                     self.pod_manager.delete_and_wait(remote_pod)
             spec = f"\nremote_pod: {remote_pod}" if self.log_pod_spec_on_failure else ""
             self._tell_end(pod, f"failed: {reason}{spec}", raising)
@@ -453,7 +421,7 @@ def _defaults(known: dict, given: dict, presets: Iterable[str]) -> dict[str, Any
 
 def _surroundings(known: dict[str, Any]) -> tuple[Any, Any]:
     """The task group and the DAG that a task is made in."""
-    dag = known.get("dag") or current_dag()
+    dag = known.get("dag") or DagContext.get_current_dag()
     return known.get("task_group") or (current_group(dag) if dag else None), dag
 
 

@@ -11,7 +11,6 @@ from airflow.providers.cncf.kubernetes.utils.pod_manager import (
     container_is_completed,
 )
 from airflow.providers.cncf.kubernetes.utils.xcom_sidecar import PodDefaults
-from kubernetes.client import CoreV1Api
 from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
@@ -19,7 +18,6 @@ from urllib3.exceptions import HTTPError
 from ml_pipelines.failures import exceeds_quota, explain_refusal
 
 XCOM_SIDECAR = PodDefaults.SIDECAR_CONTAINER_NAME
-
 REQUEST_ERRORS = (ApiException, HTTPError)
 # Long enough for a restart of the API server, short enough that a cluster which is gone is noticed.
 OUTAGE_SECONDS = 120
@@ -38,6 +36,19 @@ class PatientPodManager(PodManager):
 
     last_seen: k8s.V1Pod | None = None  # it tells why a pod is gone
     log_pause = RETRY_SECONDS
+
+    @classmethod
+    def of(cls, manager: PodManager) -> PatientPodManager:
+        """The provider's, with patience; requests without a time limit get REQUEST_SECONDS."""
+        rest = manager._client.api_client.rest_client
+        send = rest.request
+
+        def request(*args: Any, **kwargs: Any) -> Any:
+            kwargs["_request_timeout"] = kwargs.get("_request_timeout") or REQUEST_SECONDS
+            return send(*args, **kwargs)
+
+        rest.request, manager.__class__ = request, cls
+        return manager
 
     def request(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The answer of a method of CoreV1Api, also if it comes after a few tries.
@@ -136,11 +147,9 @@ class PatientPodManager(PodManager):
                 return seen
             time.sleep(polling_time)
 
-    def await_container_completion(
-        self, pod: k8s.V1Pod, container_name: str, polling_time: float = POLL_SECONDS
-    ) -> None:
+    def await_container_completion(self, pod: k8s.V1Pod, container_name: str, **more: Any) -> None:
         """Return when the container has ended, or its pod without it."""
-        self.await_pod_completion(pod, True, container_name, polling_time=polling_time)
+        self.await_pod_completion(pod, True, container_name, **more)
 
     def await_xcom_sidecar_container_start(self, pod: k8s.V1Pod, *args: Any, **kwargs: Any) -> None:
         """As the provider, if the pod has that sidecar."""
@@ -150,18 +159,6 @@ class PatientPodManager(PodManager):
 
 def _has_xcom_sidecar(pod: k8s.V1Pod) -> bool:
     return any(one.name == XCOM_SIDECAR for one in pod.spec.containers)
-
-
-def limit_requests(client: CoreV1Api) -> None:
-    """Give each request of a client that has none of its own a time limit, REQUEST_SECONDS."""
-    rest = client.api_client.rest_client
-    send = rest.request
-
-    def request(*args: Any, **kwargs: Any) -> Any:
-        kwargs["_request_timeout"] = kwargs.get("_request_timeout") or REQUEST_SECONDS
-        return send(*args, **kwargs)
-
-    rest.request = request
 
 
 def is_transient(error: Exception, *, outage: bool = False) -> bool:

@@ -44,10 +44,8 @@ def load() -> dict[str, Any]:
 
     Raises SettingsError.
     """
-    named = os.environ.get(PATH_VARIABLE)
-    path = Path(named or DEFAULT_PATH)
-    if not named and not path.exists():
-        path = DOCUMENT
+    there = DEFAULT_PATH if Path(DEFAULT_PATH).exists() else DOCUMENT
+    path = Path(os.environ.get(PATH_VARIABLE) or there)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

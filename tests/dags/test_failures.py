@@ -168,6 +168,7 @@ OOM = "OOMKilled: the container needed more memory than its limit of {} (raise t
 OOM += "resources.limits.memory)"
 KILLED = "killed by SIGKILL (exit code 137): deleted, or out of memory on the node"
 BOTH = [container("base", "4Gi"), container("helper", "1Gi")]
+UNLIMITED = k8s.V1Container(name="base", resources=k8s.V1ResourceRequirements())
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ BOTH = [container("base", "4Gi"), container("helper", "1Gi")]
             OOM.format("the node's memory"),
         ),
         (
-            pod(ended("base", 137, "OOMKilled"), containers=[k8s.V1Container(name="base")]),
+            pod(ended("base", 137, "OOMKilled"), containers=[UNLIMITED]),
             OOM.format("the node's memory"),
         ),
         # Its own container's end, else the first one's.

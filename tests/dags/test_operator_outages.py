@@ -9,12 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 from airflow.exceptions import AirflowException
+from airflow.providers.cncf.kubernetes.utils.pod_manager import PodManager
 from kubernetes.client import ApiClient, Configuration, CoreV1Api
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError, ProtocolError
 
 from ml_pipelines import pod_manager
-from ml_pipelines.pod_manager import limit_requests
+from ml_pipelines.pod_manager import PatientPodManager
 from tests.dags.cluster import LABELS, RUNNING, Cluster, answer, ended, until
 
 RESULT = {"accuracy": 0.82}
@@ -271,7 +272,7 @@ def test_a_server_that_accepts_and_never_answers_is_one_that_is_away(
     configuration = Configuration()
     configuration.host, configuration.retries = mute_server, False
     client = CoreV1Api(ApiClient(configuration))
-    limit_requests(client)
+    PatientPodManager.of(PodManager(client))
     with pytest.raises(HTTPError) as error:
         client.read_namespaced_pod("x", "default")
     assert pod_manager.is_transient(error.value)

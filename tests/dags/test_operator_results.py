@@ -7,7 +7,7 @@ import json
 import pytest
 from kubernetes.client import models as k8s
 
-from ml_pipelines.operator import ResultError
+from ml_pipelines.operator import AirflowFailException
 from tests.dags.cluster import (
     DIGEST,
     LABELS,
@@ -71,7 +71,7 @@ def test_result_is_json_and_fails_the_task_only_when_it_was_cut_off(run, message
     done = run(ended(0, message=message))
     if result is None:
         # To run it again would change nothing.
-        assert isinstance(done.error, ResultError)
+        assert isinstance(done.error, AirflowFailException)
         assert "4096 bytes" in done.message
         assert "do_xcom_push=True" in done.message
         assert "return_value" not in done.xcoms
