@@ -2,7 +2,8 @@
 
     python -m tools.mutation                       all of MODULES
     python -m tools.mutation failures settings     these
-    python -m tools.mutation survivors operator    what survived the last run in one of these
+    python -m tools.mutation survivors operator    what survived the last run in one of these, or
+                                                   was not tried before it was ended
 
 tests/dags/survivors.toml says which changes make no difference, and why. Any other that survives
 fails the run, and so does one in that list that is found or no longer there.
@@ -134,14 +135,14 @@ def main() -> int:
     results = {name: by for name, by in before.items() if by is not None}
     for number, one in enumerate(tried(mutants), 1):
         results[one["name"]] = one["by"]
+        module = module_of(one["name"])
+        of_it = {name: by for name, by in results.items() if module_of(name) == module}
+        kept[module].write_text(json.dumps(of_it, indent=1))
         age = time.monotonic() - started
         if one["by"] is None:
             print(f"{age:5.0f}s survived {one['tests']} tests: {one['name']}", flush=True)
         elif number % 20 == 0:
             print(f"{age:5.0f}s {number} of {len(mutants)}", flush=True)
-    for module, file in kept.items():
-        of_it = {name: by for name, by in results.items() if module_of(name) == module}
-        file.write_text(json.dumps(of_it, indent=1))
     reasons = accepted(ACCEPTED.read_text())
     wrong = list(judge(results, reasons))
     print("\n".join([*table(results, reasons), *wrong]))

@@ -2,14 +2,18 @@
 
     python -m tools.mutation.trial TREE < mutants.json > results.jsonl
 
-Airflow takes most of a test run to import, so that is done once; what is ours is imported in the
-fork, which a mutant gets to itself. TREE is a copy of the checkout, where mutants are written. A
-mutant meets the tests that have run the statement which it changes, first those that have found
-others of its function.
+Airflow takes most of a test run to import, and pytest most of the rest to collect: both are done
+once. A mutant gets a fork of that process, where its code takes the place of the right one; one
+that changes more than the body of a function is written to TREE, a copy of the checkout, and what
+is ours is imported and collected again. A mutant meets the tests that have run the statement which
+it changes, first those that have found others of its function.
 """
 
+import gc
 import hashlib
 import importlib
+import inspect
+import itertools
 import json
 import os
 import resource
@@ -19,8 +23,8 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from types import CodeType, FrameType, FunctionType, ModuleType
+from typing import Any, TextIO
 
 import pytest
 
@@ -93,8 +97,115 @@ class Chosen:
         return self.found
 
 
-def forked(plugin: Watch | Chosen, files: list[str], log: Path) -> tuple[int, Any]:
-    """Run pytest in a fork; return its status, and what the plugin has to say."""
+class Trials:
+    """Tries mutants where pytest would run the tests that it has collected."""
+
+    def __init__(self, mutants: list[dict[str, Any]], tree: Path, results: TextIO) -> None:
+        self.mutants, self.tree, self.results = mutants, tree, results
+        self.log = tree.parent / "pytest.log"
+        self.run, self.modules = watched(self.log)
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Print what comes of each mutant: its name, and the test that finds it, or null."""
+        empty = warm(self.modules)
+        where: dict[str, set[str]] = defaultdict(set)
+        for test, lines in self.run.items():
+            for module, line in lines:
+                where[f"{module}:{line}"].add(test)
+                where[module].add(test)
+        finders: dict[str, Counter[str]] = defaultdict(Counter)
+        gc.freeze()
+        for mutant in self.mutants:
+            of_function = finders[mutant["name"].split(":")[0]]
+            tests = sorted(
+                set().union(*(where[place] for place in mutant["places"])),
+                key=lambda test, known=of_function: (-known[test], len(self.run[test]), test),
+            )
+            shutil.copy(empty, empty.with_suffix(".db"))
+            status, found = self.tried(mutant, tests, session) if tests else (0, None)
+            if found:
+                of_function[found] += 1
+            by = None if status == 0 else found or f"ended with status {status}"
+            said = {"name": mutant["name"], "by": by, "tests": len(tests)}
+            print(json.dumps(said), file=self.results, flush=True)
+        return True
+
+    def tried(
+        self, mutant: dict[str, Any], tests: list[str], session: pytest.Session
+    ) -> tuple[int, str | None]:
+        """Return the status of these tests on a mutant, and which of them has failed."""
+        chosen = Chosen(tests)
+        file = self.tree / PACKAGE / f"{mutant['module']}.py"
+        good = file.read_text()
+        swap = swapped(sys.modules[f"ml_pipelines.{mutant['module']}"], good, mutant["code"])
+
+        def run() -> int:
+            if swap is None:
+                for name in list(filter(is_ours, sys.modules)):
+                    del sys.modules[name]
+                files = sorted({test.split("::")[0] for test in tests})
+                return pytest.main([*OPTIONS, *files], plugins=[chosen])
+            for function, code in swap.items():
+                function.__code__ = code
+            chosen.pytest_collection_modifyitems(session.items)
+            session.config.pluginmanager.register(chosen)
+            for item, following in itertools.pairwise([*session.items, None]):
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                if chosen.found:
+                    return 1
+            return 0
+
+        file.write_text(mutant["code"])
+        ended = forked(run, chosen, self.log)
+        file.write_text(good)
+        return ended
+
+
+def swapped(module: ModuleType, good: str, text: str) -> dict[FunctionType, CodeType] | None:
+    """Return the functions of a module whose text was `good`, and their code in another text.
+
+    None is returned if more than the bodies of functions is different.
+    """
+
+    def bodies(code: CodeType, known: dict[str, CodeType]) -> dict[str, CodeType]:
+        known[code.co_qualname] = code
+        for one in code.co_consts:
+            if isinstance(one, CodeType) and "<locals>" not in one.co_qualname:
+                bodies(one, known)
+        return known
+
+    def functions(of: Any) -> Iterator[FunctionType]:
+        for value in vars(of).values():
+            value = getattr(value, "func", getattr(value, "__func__", value))
+            value = inspect.unwrap(value)
+            if getattr(value, "__module__", None) == module.__name__:
+                if isinstance(value, type):
+                    yield from functions(value)
+                elif isinstance(value, FunctionType):
+                    yield value
+
+    def outside(code: CodeType) -> tuple[Any, ...]:
+        plain = [one for one in code.co_consts if not isinstance(one, CodeType)]
+        return code.co_code, code.co_names, repr(plain)
+
+    before = bodies(compile(good, module.__file__, "exec"), {})
+    after = bodies(compile(text, module.__file__, "exec"), {})
+    known = {one.__qualname__: one for one in functions(module)}
+    swap = {}
+    for name, code in before.items():
+        if name not in after:
+            return None
+        if name in known:
+            if len(after[name].co_freevars) != len(code.co_freevars):
+                return None
+            swap[known[name]] = after[name]
+        elif outside(code) != outside(after[name]):
+            return None
+    return swap
+
+
+def forked(run: Callable[[], int], plugin: Watch | Chosen, log: Path) -> tuple[int, Any]:
+    """Run tests in a fork; return their status, and what the plugin has to say."""
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
         os.setsid()
@@ -103,7 +214,7 @@ def forked(plugin: Watch | Chosen, files: list[str], log: Path) -> tuple[int, An
         os.dup2(output, 2)
         if isinstance(plugin, Chosen):
             resource.setrlimit(resource.RLIMIT_CPU, (MUTANT_SECONDS, MUTANT_SECONDS))
-        status = pytest.main([*OPTIONS, *files], plugins=[plugin])
+        status = run()
         with os.fdopen(writer, "w") as pipe:
             json.dump(plugin.result(), pipe)
         sys.stdout.flush()
@@ -127,7 +238,8 @@ def watched(log: Path) -> tuple[dict[str, list[Any]], list[str]]:
     digests = {name: digest(*shared, Path(name)) for name in files}
     old = {name: of for name, of in kept["files"].items() if digests.get(name) == of["digest"]}
     if new := [name for name in files if name not in old]:
-        status, seen = forked(Watch(), new, log)
+        watch = Watch()
+        status, seen = forked(lambda: pytest.main([*OPTIONS, *new], plugins=[watch]), watch, log)
         if status != 0:
             sys.exit(f"error: the tests fail without a mutant: {log}")
         for name in new:
@@ -145,12 +257,8 @@ def digest(*files: Path) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def warm(modules: list[str]) -> tuple[Any, Path]:
-    """Import what the tests have imported, but what is ours.
-
-    Returns conftest.py, which has a directory for Airflow, and a copy of the database there.
-    """
-    conftest = importlib.import_module("tests.dags.conftest")
+def warm(modules: list[str]) -> Path:
+    """Import what the tests have imported. Returns a copy of Airflow's database, just made."""
     for name in modules:
         if not is_ours(name):
             try:
@@ -164,10 +272,8 @@ def warm(modules: list[str]) -> tuple[Any, Path]:
         initdb()
         os._exit(0)
     os.waitpid(child, 0)
-    for name in list(filter(is_ours, sys.modules)):
-        del sys.modules[name]
     database = Path(os.environ["AIRFLOW_HOME"], "airflow.db")
-    return conftest, shutil.copy(database, database.with_suffix(".empty"))
+    return shutil.copy(database, database.with_suffix(".empty"))
 
 
 def is_ours(module: str) -> bool:
@@ -176,39 +282,14 @@ def is_ours(module: str) -> bool:
 
 
 def main() -> None:
-    """Print a line of JSON for each mutant: its name, and the test that finds it, or null."""
+    """Try the mutants of the standard input, and print what comes of each as a line of JSON."""
     tree, mutants = Path(sys.argv[1]), json.load(sys.stdin)
     results, sys.stdout = sys.stdout, sys.stderr
     os.chdir(tree)
     sys.path[:0] = [str(tree), str(tree / "dags")]
-    log = tree.parent / "pytest.log"
-    run, modules = watched(log)
-    where: dict[str, set[str]] = defaultdict(set)
-    for test, lines in run.items():
-        for module, line in lines:
-            where[f"{module}:{line}"].add(test)
-            where[module].add(test)
-    _conftest, empty = warm(modules)  # its directory goes with it
+    trials = Trials(mutants, tree, results)
     sys.dont_write_bytecode = True  # a mutant that is as long as another, in the same second
-    finders: dict[str, Counter[str]] = defaultdict(Counter)
-    for mutant in mutants:
-        module, function = mutant["module"], mutant["name"].split(":")[0]
-        tests = sorted(
-            set().union(*(where[place] for place in mutant["places"])),
-            key=lambda test: (-finders[function][test], len(run[test]), test),
-        )
-        file = tree / PACKAGE / f"{module}.py"
-        good = file.read_text()
-        file.write_text(mutant["code"])
-        shutil.copy(empty, empty.with_suffix(".db"))
-        files = sorted({test.split("::")[0] for test in tests})
-        status, found = forked(Chosen(tests), files, log) if tests else (0, None)
-        file.write_text(good)
-        if found:
-            finders[function][found] += 1
-        by = None if status == 0 else found or f"ended with status {status}"
-        print(json.dumps({"name": mutant["name"], "by": by, "tests": len(tests)}), file=results)
-        results.flush()
+    sys.exit(pytest.main([*OPTIONS, "-s", "tests/dags"], plugins=[trials]))
 
 
 if __name__ == "__main__":
