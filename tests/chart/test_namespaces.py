@@ -88,6 +88,34 @@ def test_each_account_may_do_what_it_does_there(manifests, namespace):
     }
 
 
+def test_a_dag_processor_of_its_own_may_end_pods_of_dead_workers():
+    manifests = render(NAMESPACES, {"airflow": {"dagProcessor": {"enabled": True}}})
+    processor = manifests.one("Deployment", "ml-pipelines-dag-processor")["spec"]["template"]
+    account = processor["spec"]["serviceAccountName"]
+    assert manifests.one("ServiceAccount", account)["automountServiceAccountToken"] is True
+    for namespace in ("default", "team-b"):
+        found = rights(manifests, namespace)
+        assert found[account] == {"pods": {"delete", "list"}}
+        assert "ml-pipelines-airflow-scheduler" not in found
+    # The official chart gives it nothing, and the others theirs.
+    (role,) = [
+        o
+        for o in manifests.of("Role")
+        if o["metadata"]["name"] == "ml-pipelines-pod-ender"
+        and o["metadata"]["namespace"] == "ml-pipelines"
+    ]
+    assert [(rule["resources"], rule["verbs"]) for rule in role["rules"]] == [
+        (["pods"], ["delete", "list"])
+    ]
+    own = {
+        binding["roleRef"]["name"]
+        for binding in manifests.of("RoleBinding")
+        if binding["metadata"]["namespace"] == "ml-pipelines"
+        and account in {subject["name"] for subject in binding["subjects"]}
+    }
+    assert own == {"ml-pipelines-pod-ender"}
+
+
 def test_nobody_has_rights_in_the_whole_cluster(manifests):
     assert manifests.of("ClusterRole", "ClusterRoleBinding") == []
 

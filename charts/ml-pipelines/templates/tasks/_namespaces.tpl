@@ -6,11 +6,18 @@
 {{/*
 Rights in a namespace of tasks, by account and nothing more: [{name, account, rules}] as YAML. In the
 release's own namespace the official chart's roles `pod-launcher` and `pod-log-reader` say the same
-for workers, scheduler and triggerer. The webserver reads the logs of workers, which run there.
+for workers, scheduler and triggerer. The webserver reads the logs of workers, which run there. Call
+with (list . namespace).
 */}}
 {{- define "ml-pipelines.tasks.roles" -}}
-- name: {{ include "ml-pipelines.fullname" . }}-pod-launcher
-  account: {{ include "worker.serviceAccountName" .Subcharts.airflow }}
+{{- $root := index . 0 -}}
+{{- $name := include "ml-pipelines.fullname" $root -}}
+{{- $airflow := $root.Subcharts.airflow -}}
+{{- $elsewhere := ne (index . 1) $root.Release.Namespace -}}
+{{- $processor := $root.Values.airflow.dagProcessor.enabled -}}
+{{- if $elsewhere }}
+- name: {{ $name }}-pod-launcher
+  account: {{ include "worker.serviceAccountName" $airflow }}
   rules:
     - apiGroups: [""]
       resources: [pods]
@@ -26,17 +33,20 @@ for workers, scheduler and triggerer. The webserver reads the logs of workers, w
     - apiGroups: [""]
       resources: [events]
       verbs: [list]
-# The DAG processor, which runs beside the scheduler, deletes the pod of a worker that has died in its
-# last try.
-- name: {{ include "ml-pipelines.fullname" . }}-pod-ender
-  account: {{ include "scheduler.serviceAccountName" .Subcharts.airflow }}
+{{- end }}
+{{- if or $elsewhere $processor }}
+# The DAG processor deletes the pod of a worker that has died in its last try. It runs beside the
+# scheduler if it has no pod of its own.
+- name: {{ $name }}-pod-ender
+  account: {{ include (ternary "dagProcessor" "scheduler" $processor | printf "%s.serviceAccountName") $airflow }}
   rules:
     - apiGroups: [""]
       resources: [pods]
       verbs: [delete, list]
-{{- if .Values.airflow.triggerer.enabled }}
-- name: {{ include "ml-pipelines.fullname" . }}-pod-watcher
-  account: {{ include "triggerer.serviceAccountName" .Subcharts.airflow }}
+{{- end }}
+{{- if and $elsewhere $root.Values.airflow.triggerer.enabled }}
+- name: {{ $name }}-pod-watcher
+  account: {{ include "triggerer.serviceAccountName" $airflow }}
   rules:
     - apiGroups: [""]
       resources: [pods]
