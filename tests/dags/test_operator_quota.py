@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from airflow.exceptions import AirflowException
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from greenlet import getcurrent, greenlet
 
 from tests.dags.cluster import LABELS, RUNNING, Clock, Cluster, ended, until
@@ -148,6 +149,12 @@ def test_a_task_that_comes_back_follows_the_pod_that_is_its_own(
     assert done.result["accuracy"] == 0.82
     assert full.created == []
     assert full.deleted == ["old"]
+
+
+def test_a_stock_operator_fails_at_once_as_the_docs_say(full, clock, make_task, run_task) -> None:
+    done = run_task(make_task(KubernetesPodOperator, image="a:1"), full)
+    assert "exceeded quota" in str(done.error)
+    assert clock.passed < 1
 
 
 def test_all_waiting_for_a_quota_has_one_limit(
