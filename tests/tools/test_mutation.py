@@ -1,12 +1,14 @@
 """How mutants are placed, judged and summed up; trying them takes an hour (`make mutation`)."""
 
 import ast
+from types import ModuleType
 
 import pytest
 
 from mlctl.base.paths import ROOT
 from tools.mutation import __main__ as mutation
 from tools.mutation.places import place, uses
+from tools.mutation.trial import Marks, swapped
 
 CODE = """\
 LIMIT = 5
@@ -60,6 +62,38 @@ def test_a_constant_is_seen_where_functions_use_it() -> None:
     imported = ast.parse("from a import LIMIT\nTWICE = 2 * LIMIT\n")
     assert uses(tree, 1, {"a": tree, "b": imported}) == []
     assert uses(tree, 2, {"a": tree}) == []
+
+
+def test_statements_of_functions_are_noted_before_they_run() -> None:
+    seen = set()
+    names = {"_seen_": lambda *one: seen.add(one)}
+    exec(compile(Marks("a").visit(ast.parse(CODE)), "a.py", "exec"), names)
+    assert seen == set()
+    names["f"](0)
+    # What handles an exception goes with what may raise it.
+    assert seen == {("a", 3), ("a", 7), ("a", 8), ("a", 9)}
+    seen.clear()
+    assert names["C"]().m() == 2
+    assert seen == {("a", 15), ("a", 16), ("a", 17)}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "functions"),
+    [
+        ("raise", "pass", ["f"]),
+        ("and LIMIT", "or LIMIT", ["f"]),
+        ("LIMIT = 5", "LIMIT = 6", None),
+        ("a=1", "a=2", None),
+        ("seen = None", "seen = ''", None),
+        ("return b", "return 0", None),  # a property's function is not known
+    ],
+)
+def test_what_a_mutant_changes_in_functions_alone_is_swapped(old, new, functions) -> None:
+    module = ModuleType("a")
+    module.__file__ = "a.py"
+    exec(compile(CODE, "a.py", "exec"), vars(module))
+    swap = swapped(module, CODE, CODE.replace(old, new))
+    assert (swap and [one.__name__ for one in swap]) == functions
 
 
 RESULTS = {"a.f: 1  ->  2": "test_f", "a.f: 1  ->  0": None, "a: x  ->  y": None, "b: 1  ->  2": ""}

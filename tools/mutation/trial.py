@@ -9,6 +9,8 @@ is ours is imported and collected again. A mutant meets the tests that have run 
 it changes, first those that have found others of its function.
 """
 
+import ast
+import builtins
 import gc
 import hashlib
 import importlib
@@ -19,11 +21,11 @@ import os
 import resource
 import shutil
 import sys
-import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType, FrameType, FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, TextIO
 
 import pytest
@@ -34,30 +36,59 @@ MUTANT_SECONDS = 120
 OPTIONS = ["-q", "-x", "-p", "no:cacheprovider", "--tb=short", "-rN"]
 
 
+class Marks(ast.NodeTransformer):
+    """Has each statement in a function noted before it is run, by `_seen_(module, line)`."""
+
+    def __init__(self, module: str) -> None:
+        self.module, self.inside = module, False
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        """Mark what it holds."""
+        before, self.inside = self.inside, True
+        self.generic_visit(node)
+        self.inside = before
+        return node
+
+    def visit(self, node: ast.AST) -> Any:
+        """Put marks before a statement; those of what handles its exceptions as well."""
+        is_statement = self.inside and isinstance(node, ast.stmt)
+        visited = super().visit(node)
+        if not is_statement:
+            return visited
+        lines = [node.lineno, *(one.lineno for one in getattr(node, "handlers", []))]
+        marks = [ast.parse(f"_seen_({self.module!r}, {line})").body[0] for line in lines]
+        return [
+            *(ast.fix_missing_locations(ast.copy_location(one, node)) for one in marks),
+            visited,
+        ]
+
+
 class Watch:
     """Notes which lines of the package each test runs, and what it imports."""
 
     def __init__(self) -> None:
         self.run: dict[str, set[tuple[str, int]]] = {}
+        self.lines: set[tuple[str, int]] = set()
         self.modules: list[str] = []
+
+    def pytest_sessionstart(self) -> None:
+        """Mark the package when it is imported."""
+        builtins._seen_ = lambda module, line: self.lines.add((module, line))
+        compiled = SourceFileLoader.source_to_code
+
+        def source_to_code(loader: Any, data: bytes, path: str, **more: Any) -> CodeType:
+            if PACKAGE not in str(path):
+                return compiled(loader, data, path, **more)
+            return compile(Marks(Path(path).stem).visit(ast.parse(data)), path, "exec")
+
+        SourceFileLoader.source_to_code = source_to_code
+        sys.dont_write_bytecode = True
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        """Trace a test and its fixtures."""
-        lines = self.run[item.nodeid] = set()
-
-        def line(frame: FrameType, _event: str, _value: Any) -> Callable[..., Any]:
-            lines.add((Path(frame.f_code.co_filename).stem, frame.f_lineno))
-            return line
-
-        def call(frame: FrameType, event: str, value: Any) -> Callable[..., Any] | None:
-            return line(frame, event, value) if PACKAGE in frame.f_code.co_filename else None
-
-        threading.settrace(call)
-        sys.settrace(call)
+        """Give each test, with its fixtures, lines of its own."""
+        self.lines = self.run[item.nodeid] = set()
         yield
-        sys.settrace(None)
-        threading.settrace(None)
 
     def pytest_sessionfinish(self) -> None:
         """Note what has been imported."""
@@ -185,8 +216,9 @@ def swapped(module: ModuleType, good: str, text: str) -> dict[FunctionType, Code
                     yield value
 
     def outside(code: CodeType) -> tuple[Any, ...]:
-        plain = [one for one in code.co_consts if not isinstance(one, CodeType)]
-        return code.co_code, code.co_names, repr(plain)
+        is_function = code.co_flags & inspect.CO_OPTIMIZED  # one that is not known
+        held = [one for one in code.co_consts if is_function or not isinstance(one, CodeType)]
+        return code.co_code, code.co_names, [(type(one), one) for one in held]
 
     before = bodies(compile(good, module.__file__, "exec"), {})
     after = bodies(compile(text, module.__file__, "exec"), {})
