@@ -12,6 +12,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,87 +25,48 @@ if __name__ == "__main__":
 from classic_example.errors import WorkloadError, one_line, scrub
 from classic_example.results import report
 
-Arguments = argparse.Namespace
-
-
-def load_sst2_data(arguments: Arguments) -> dict[str, Any]:
-    """Write train.csv, val.csv and test.csv to a directory."""
-    from classic_example.sources import load_and_save
-
-    directory = arguments.directory
-    return load_and_save(directory / "train.csv", directory / "val.csv", directory / "test.csv")
-
-
-def load_sst2_data_file_input(arguments: Arguments) -> dict[str, Any]:
-    """Write the three splits to three given files."""
-    from classic_example.sources import load_and_save
-
-    return load_and_save(arguments.train, arguments.val, arguments.test)
-
-
-def train(arguments: Arguments) -> dict[str, Any]:
-    """Train and evaluate a model as a JSON configuration says."""
-    from classic_example.train import train
-
-    return train(arguments.config)
-
-
-def upload_to_registry(arguments: Arguments) -> dict[str, Any]:
-    """Upload a trained model as a new version."""
-    from classic_example.registry import registry_from_environment
-    from classic_example.registry.base import upload_to_registry
-
-    registry = registry_from_environment()
-    return upload_to_registry(registry, arguments.name, arguments.directory)
-
-
-def load_from_registry(arguments: Arguments) -> dict[str, Any]:
-    """Fetch a version of a model into a directory."""
-    from classic_example.registry import registry_from_environment
-    from classic_example.registry.base import load_from_registry
-
-    registry = registry_from_environment()
-    return load_from_registry(registry, arguments.reference, arguments.directory)
-
-
-def run_inference_on_dataframe(arguments: Arguments) -> dict[str, Any]:
-    """Add predictions to the rows of a CSV file."""
-    from classic_example.inference import run_inference_on_dataframe
-
-    return run_inference_on_dataframe(arguments.source, arguments.model, arguments.target)
-
-
-# Command, its function, and its positional arguments: name, type, help.
-COMMANDS = {
+# Command: where its function is, what it does, and its arguments: name, type, help, and what else
+# argparse takes. The function gets them in this order, options by name; before them the registry
+# that REGISTRY names, where it has a parameter `registry`.
+COMMANDS: dict[str, tuple[str, str, list[tuple]]] = {
     "load-sst2-data": (
-        load_sst2_data,
+        "sources:load_sst2_data",
+        "Write train.csv, val.csv and test.csv to a directory.",
         [("directory", Path, "directory for train.csv, val.csv and test.csv")],
     ),
     "load-sst2-data-file-input": (
-        load_sst2_data_file_input,
+        "sources:load_and_save",
+        "Write the three splits to three given files.",
         [
             ("train", Path, "CSV file to write the training rows to"),
             ("val", Path, "CSV file to write the held-out rows to"),
             ("test", Path, "CSV file to write the rows without labels to"),
         ],
     ),
-    "train": (train, [("config", Path, "JSON configuration with the Trainer's names")]),
+    "train": (
+        "train:train",
+        "Train and evaluate a model as a JSON configuration says.",
+        [("config", Path, "JSON configuration with the Trainer's names")],
+    ),
     "upload-to-registry": (
-        upload_to_registry,
+        "registry.base:upload_to_registry",
+        "Upload a trained model as a new version.",
         [
             ("name", str, "name of the model in the registry"),
             ("directory", Path, "directory that train wrote"),
         ],
     ),
     "load-from-registry": (
-        load_from_registry,
+        "registry.base:load_from_registry",
+        "Fetch a version of a model into a directory.",
         [
             ("reference", str, "NAME:latest, NAME:vN or NAME:ALIAS"),
             ("directory", Path, "directory to put the model in"),
         ],
     ),
     "run-inference-on-dataframe": (
-        run_inference_on_dataframe,
+        "inference:run_inference_on_dataframe",
+        "Add predictions to the rows of a CSV file.",
         [
             ("source", Path, "CSV file with a column `sentence`"),
             ("model", Path, "directory of the model"),
@@ -117,12 +80,24 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     main_parser = argparse.ArgumentParser(prog="cli.py", description="Sentence classification.")
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (function, arguments) in COMMANDS.items():
-        command = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
-        command.set_defaults(function=function)
-        for argument, kind, text in arguments:
-            command.add_argument(argument, type=kind, help=text)
+    for name, (_, about, arguments) in COMMANDS.items():
+        command = commands.add_parser(name, help=about, description=about)
+        for argument, kind, text, *more in arguments:
+            command.add_argument(argument, type=kind, help=text, **dict(*more))
     return main_parser
+
+
+def run(command: str, **given: Any) -> dict[str, Any]:
+    """Run a command with what the parser has read, and return its result."""
+    place, _, arguments = COMMANDS[command]
+    module, _, name = place.partition(":")
+    function = getattr(import_module(f"classic_example.{module}"), name)
+    in_order = [given.pop(name) for name, *_ in arguments if not name.startswith("-")]
+    if "registry" in signature(function).parameters:
+        from classic_example.registry import registry_from_environment
+
+        in_order.insert(0, registry_from_environment())
+    return function(*in_order, **given)
 
 
 def stop(number: int, _frame: object) -> None:
@@ -144,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("classic_example").setLevel(logging.INFO)
     arguments = parser().parse_args(argv)
     try:
-        report(arguments.function(arguments))
+        report(run(**vars(arguments)))
     except WorkloadError as error:
         return failed(one_line(error))
     except KeyboardInterrupt:

@@ -218,3 +218,8 @@ def load_and_save(train: Path, val: Path, test: Path) -> dict:
     sentences = load(mode)
     logger.info("data: %s", sentences.source)
     return save(sentences, train, val, test)
+
+
+def load_sst2_data(directory: Path) -> dict:
+    """Do the same with train.csv, val.csv and test.csv in a directory."""
+    return load_and_save(*(directory / f"{split}.csv" for split in SPLITS))
