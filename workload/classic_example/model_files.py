@@ -1,15 +1,17 @@
-"""Names of the files in a trained model's directory."""
+"""The files of a trained model's directory."""
+
+import hashlib
+from pathlib import Path
+
+from classic_example.files import sha256_of
 
 WEIGHTS_FILE = "model.safetensors"
-# What a model needs to predict, and its card. A directory without one of these is not a model.
-MODEL_FILES = (
-    "config.json",
-    WEIGHTS_FILE,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "README.md",
-)
+# What a model needs to predict. Weights may be in several files, and tokenizers have many forms.
+NEEDED = {
+    "config.json": ("config.json",),
+    "*.safetensors": ("*.safetensors",),
+    "tokenizer file": ("tokenizer.json", "vocab.*", "*.model"),
+}
 # One file with plain names for the registry and for people, one with the Trainer's for its tools.
 METRICS_FILE = "metrics.json"
 TRAINER_METRICS_FILE = "all_results.json"
@@ -20,3 +22,24 @@ CONFUSION_MATRIX = "confusion_matrix.png"
 TRAINING_CURVE = "training_curve.png"
 # Left by load-from-registry: which model this is.
 REGISTRY_FILE = "registry.json"
+
+
+def missing_files(directory: Path) -> list[str]:
+    """Return what a directory lacks to be a model that can predict."""
+    return [
+        part
+        for part, patterns in NEEDED.items()
+        if not any(any(directory.glob(pattern)) for pattern in patterns)
+    ]
+
+
+def sha256_of_weights(directory: Path) -> str:
+    """Return the hex SHA-256 of the weights.
+
+    Of several files it is that of the lines `<SHA-256>  <name>`, as sha256sum prints them, by name.
+    """
+    files = sorted(directory.glob("*.safetensors"))
+    if len(files) == 1:
+        return sha256_of(files[0])
+    lines = "".join(f"{sha256_of(path)}  {path.name}\n" for path in files)
+    return hashlib.sha256(lines.encode()).hexdigest()

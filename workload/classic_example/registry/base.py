@@ -2,24 +2,24 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from classic_example import lineage
 from classic_example.data import names
 from classic_example.errors import WorkloadError, not_there
-from classic_example.files import new_directory, read_json, sha256_of, write_json
+from classic_example.files import new_directory, read_json, write_json
 from classic_example.model_files import (
     ARGUMENTS_FILE,
     CONFUSION_MATRIX,
     HISTORY_FILE,
     LINEAGE_FILE,
     METRICS_FILE,
-    MODEL_FILES,
     REGISTRY_FILE,
     TRAINING_CURVE,
-    WEIGHTS_FILE,
+    missing_files,
+    sha256_of_weights,
 )
 from classic_example.space import require_space
 
@@ -77,37 +77,81 @@ class Uploaded:
 
 @dataclass
 class Package:
-    """A trained model on its way to a registry."""
+    """A trained model on its way to a registry.
+
+    `files` are all of its files, those of subdirectories too, each below `directory`.
+    `tracking_run` is the run_id of the Tracker that showed the training, empty without one.
+    """
 
     directory: Path
     metrics: dict[str, float]
     params: dict[str, Any]
     history: list[dict[str, float]]
     tags: dict[str, str]
-    plots: list[Path] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
+    plots: list[Path]
+    files: list[Path]
+    tracking_run: str
 
 
-class Registry(Protocol):
-    """A place that keeps versions of models."""
+class Tracker(Protocol):
+    """A run that is shown in the registry's pages while a training goes on."""
 
-    name: str
+    run_id: str
+    url: str
 
-    def upload(self, model_name: str, package: Package) -> Uploaded:
-        """Store a new version with everything that belongs to it.
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Show figures of an optimizer step (from 1) with the time of this call.
 
         Raises:
             WorkloadError: the server refuses, cannot be reached or does not answer.
         """
 
-    def download(self, ref: ModelRef, directory: Path) -> dict[str, Any]:
-        """Fill an empty directory with the files of a version and return what is known about it.
-
-        The result has name, version, uri, run_url and tags.
+    def finish(self, failed: bool = False) -> None:
+        """Close the run once all that was logged has arrived; `upload` may go on in it later.
 
         Raises:
-            WorkloadError: as upload, or there is no such model or alias; then it lists those that
-                exist.
+            WorkloadError: as log.
+        """
+
+
+class Registry(Protocol):
+    """A place that keeps versions of models.
+
+    Every method raises WorkloadError when the server refuses, cannot be reached or does not answer.
+    Those that take a reference also raise it when there is no such model, version or alias; then it
+    lists those that exist, and nothing was changed.
+    """
+
+    name: str
+
+    def upload(self, model_name: str, package: Package) -> Uploaded:
+        """Store a new version with everything that belongs to it, in the run that tracked it.
+
+        The version that an earlier try of the same run made of the same weights is taken over. No
+        alias is moved, but for those that the registry moves itself (latest).
+        """
+
+    def find(self, ref: ModelRef) -> dict[str, Any]:
+        """Return what is known about a version.
+
+        The result has name, version (vN), uri, run_url (empty when no run is known) and tags, a
+        dict[str, str].
+        """
+
+    def download(self, ref: ModelRef, directory: Path) -> dict[str, Any]:
+        """Fill an empty directory with the files of a version; return what `find` returns."""
+
+    def promote(self, ref: ModelRef, alias: str, tags: dict[str, str]) -> None:
+        """Write tags on a version, then move an alias to it: who finds it there finds its tags."""
+
+    def set_tags(self, ref: ModelRef, tags: dict[str, str]) -> None:
+        """Write tags on a version; other tags of it stay."""
+
+    def track(self, params: dict[str, Any], tags: dict[str, str]) -> Tracker:
+        """Return a run that is open, with its parameters and tags.
+
+        The open run that a killed try of the same `dag_id` and `run_id` (in `tags`) has left is
+        taken over.
         """
 
 
@@ -119,25 +163,28 @@ def package(directory: Path) -> Package:
     """
     if not directory.is_dir():
         raise not_there(directory, "train")
-    missing = [name for name in MODEL_FILES if not (directory / name).is_file()]
-    if missing:
+    if missing := missing_files(directory):
         raise WorkloadError(f"{directory} is not a trained model: it has no {names(missing)}")
     plots = [directory / name for name in (CONFUSION_MATRIX, TRAINING_CURVE)]
-    origin = lineage.of_model(read_json(directory / LINEAGE_FILE))
+    trained = read_json(directory / LINEAGE_FILE)
+    tracking_run = trained.pop(lineage.TRACKING_RUN, "")
     return Package(
         directory=directory,
         metrics=read_json(directory / METRICS_FILE),
         params=read_json(directory / ARGUMENTS_FILE),
         history=read_json(directory / HISTORY_FILE).get("log_history", []),
         tags={
-            **{key: str(value) for key, value in origin.items()},
-            WEIGHTS_TAG: sha256_of(directory / WEIGHTS_FILE),
+            **{key: str(value) for key, value in lineage.of_model(trained).items()},
+            WEIGHTS_TAG: sha256_of_weights(directory),
         },
         plots=[path for path in plots if path.is_file()],
         # An earlier load may have left its mark; this is a new version.
         files=sorted(
-            path for path in directory.iterdir() if path.is_file() and path.name != REGISTRY_FILE
+            path
+            for path in directory.rglob("*")
+            if path.is_file() and path != directory / REGISTRY_FILE
         ),
+        tracking_run=tracking_run,
     )
 
 
@@ -156,12 +203,11 @@ def load_from_registry(registry: Registry, reference: str, directory: Path) -> d
     require_space({directory: 0})
     with new_directory(directory.absolute()) as partial:
         known = registry.download(ref, partial)
-        missing = [name for name in MODEL_FILES if not (partial / name).is_file()]
-        if missing:
+        if missing := missing_files(partial):
             raise WorkloadError(f"{ref} in {registry.name} is incomplete: no {names(missing)}")
         expected = known["tags"].get(WEIGHTS_TAG)
-        if expected and sha256_of(partial / WEIGHTS_FILE) != expected:
-            raise WorkloadError(f"{ref} in {registry.name} is damaged: {WEIGHTS_FILE} has changed")
+        if expected and sha256_of_weights(partial) != expected:
+            raise WorkloadError(f"{ref} in {registry.name} is damaged: its weights have changed")
         metrics = read_json(partial / METRICS_FILE)
         write_json(
             partial / REGISTRY_FILE,

@@ -362,7 +362,12 @@ def send(wandb: Any, run: Any, model_name: str, package: Package) -> Any:
     for path in package.files:
         # Nobody changes the files meanwhile. Without these two, the SDK makes one copy before it
         # sends them and one after.
-        artifact.add_file(str(path), name=path.name, policy="immutable", skip_cache=True)
+        artifact.add_file(
+            str(path),
+            name=str(path.relative_to(package.directory)),
+            policy="immutable",
+            skip_cache=True,
+        )
     run.log_artifact(artifact)
     return artifact.wait()
 
