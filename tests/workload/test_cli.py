@@ -17,6 +17,9 @@ COMMANDS = [
     "train",
     "upload-to-registry",
     "load-from-registry",
+    "gate",
+    "promote",
+    "rollback",
     "run-inference-on-dataframe",
 ]
 

@@ -25,6 +25,11 @@ if __name__ == "__main__":
 from classic_example.errors import WorkloadError, one_line, scrub
 from classic_example.results import report
 
+PROMOTION = [
+    ("--alias", str, "alias to move; default: GATE_ALIAS, else champion", {"default": ""}),
+    ("--by", str, "who does it", {"default": ""}),
+    ("--reason", str, "why", {"default": ""}),
+]
 # Command: where its function is, what it does, and its arguments: name, type, help, and what else
 # argparse takes. The function gets them in this order, options by name; before them the registry
 # that REGISTRY names, where it has a parameter `registry`.
@@ -63,6 +68,25 @@ COMMANDS: dict[str, tuple[str, str, list[tuple]]] = {
             ("reference", str, "NAME:latest, NAME:vN or NAME:ALIAS"),
             ("directory", Path, "directory to put the model in"),
         ],
+    ),
+    "gate": (
+        "gate:gate",
+        "Promote a version if it is good enough, compared with the champion and a baseline.",
+        [
+            ("reference", str, "NAME:vN, the version that MODEL is"),
+            ("model", Path, "directory that train wrote"),
+            ("data", Path, "directory with train.csv and gold.csv"),
+        ],
+    ),
+    "promote": (
+        "gate:promote",
+        "Make a version the champion, whatever the gate says.",
+        [("reference", str, "NAME:vN"), *PROMOTION],
+    ),
+    "rollback": (
+        "gate:rollback",
+        "Make the version before it the champion again.",
+        [("name", str, "name of the model"), *PROMOTION],
     ),
     "run-inference-on-dataframe": (
         "inference:run_inference_on_dataframe",

@@ -118,8 +118,8 @@ class Registry(Protocol):
     """A place that keeps versions of models.
 
     Every method raises WorkloadError when the server refuses, cannot be reached or does not answer.
-    Those that take a reference also raise it when there is no such model, version or alias; then it
-    lists those that exist, and nothing was changed.
+    Those that take a reference raise UnknownVersion when there is no such model, version or alias;
+    it lists those that exist, and nothing was changed.
     """
 
     name: str
@@ -221,16 +221,27 @@ def load_from_registry(registry: Registry, reference: str, directory: Path) -> d
     }
 
 
-def unknown_model(registry: str, ref: ModelRef, existing: Iterable[str]) -> WorkloadError:
+class UnknownVersion(WorkloadError):
+    """A registry has no such model, version or alias."""
+
+
+def unknown_model(registry: str, ref: ModelRef, existing: Iterable[str]) -> UnknownVersion:
     """Return the error for a model that is not there."""
     there = names(sorted(existing)) or "none yet; run training_dag first"
-    return WorkloadError(f"{registry} has no model {ref.name!r}; models there: {there}")
+    return UnknownVersion(f"{registry} has no model {ref.name!r}; models there: {there}")
 
 
-def unknown_alias(registry: str, ref: ModelRef, existing: Iterable[str]) -> WorkloadError:
+def unknown_alias(registry: str, ref: ModelRef, existing: Iterable[str]) -> UnknownVersion:
     """Return the error for a version or alias that is not there."""
     there = names(existing) or "none"
-    return WorkloadError(
+    # Of aliases, it is the champion's that people have not given themselves.
+    way_out = (
+        ""
+        if ref.version is not None or ref.alias == LATEST
+        else "; training_dag gives the champion's to a version that passes its gate, and `make "
+        "promote V=N` to any"
+    )
+    return UnknownVersion(
         f"model {ref.name!r} in {registry} has no version or alias {ref.alias!r}; "
-        f"there are: {there}"
+        f"there are: {there}{way_out}"
     )
