@@ -99,7 +99,7 @@ def mcnemar(right: "numpy.ndarray", other: "numpy.ndarray") -> float:
 
 
 def interval(right: "numpy.ndarray", other: "numpy.ndarray | None" = None) -> list[float]:
-    """Return both ends of the 95 % interval of a model's accuracy, or of what it is above another model's.
+    """Return the ends of the 95 % interval of a model's accuracy, or of its lead on another model.
 
     The percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter
     13): rows are drawn anew with replacement, 10,000 times, both models' together. As a row counts

@@ -38,7 +38,7 @@ in it: for every task, and for presets and single tasks, arguments of the operat
       "tasks" $tasks
       "dags" $dags
       "inferenceOnNewModel" .Values.pipelines.inferenceOnNewModel
-      "modelName" .Values.pipelines.modelName
+      "model" .Values.pipelines.model
       "triggerer" .Values.airflow.triggerer.enabled
     | toPrettyJson -}}
 {{- end }}
