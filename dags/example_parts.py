@@ -1,7 +1,10 @@
-"""What training_dag and inference_dag share: command line, parameters, model."""
+"""What training_dag and inference_dag share: command line, parameters, model, approval."""
 
 from __future__ import annotations
 
+import json
+from datetime import timedelta
+from typing import Any
 from urllib.parse import quote
 
 from ml_pipelines.settings import load
@@ -12,6 +15,13 @@ except ImportError:  # Airflow 2
     from airflow.datasets import Dataset as Asset
     from airflow.models.param import Param
 
+APPROVAL_TIME = timedelta(days=7)
+# Airflow 2 does not tell a task who has marked another.
+APPROVER = (
+    "{% set answer = ti.xcom_pull(task_ids='approve_model') or {} %}"
+    "{{ (answer.get('responded_by_user') or {}).get('name', 'somebody in Airflow') }}"
+)
+LATEST = "latest"
 CLI = ["python", "classic_example/cli.py"]
 # `find` and not `rm -rf /tmp/*`: it also takes hidden files, and finds nothing to complain about
 # in an empty directory. The mount point itself stays. The log lists what was removed.
@@ -33,11 +43,46 @@ DATA_SOURCE = Param(
 
 def model_name() -> str:
     """Name of the model in the registry."""
-    return load().get("modelName") or "airflow-pipeline"
+    return _model().get("name") or "airflow-pipeline"
+
+
+def model_alias() -> str:
+    """The version that inference loads: an alias, or LATEST, as the document has it."""
+    return _model().get("alias") or LATEST
+
+
+def wants_approval() -> bool:
+    """Whether a person has to approve a version that has passed the gate."""
+    return bool(_model().get("approval"))
+
+
+def gate_rules() -> dict[str, str]:
+    """The rules of the gate, as its command reads them from its environment."""
+    rules = {**_model().get("gate", {}), "alias": model_alias(), "approval": wants_approval()}
+    return {"GATE": json.dumps(rules)}
+
+
+def approval(version: str) -> Any:
+    """The task `approve_model`, which waits for a person; who rejects skips what follows."""
+    try:
+        from airflow.providers.standard.operators.hitl import ApprovalOperator
+    except ImportError:  # Airflow 2
+        from approval import ApprovalOperator
+
+    return ApprovalOperator(
+        task_id="approve_model",
+        subject=f"Shall inference load {version}?",
+        body="{{ ti.xcom_pull(task_ids='gate_model') | tojson(indent=2) }}",
+        response_timeout=APPROVAL_TIME,
+    )
+
+
+def _model() -> dict[str, Any]:
+    return load().get("model") or {}
 
 
 def model_dataset() -> Asset:
-    """The dataset (Airflow 3: asset) that a new version of the model is an event of.
+    """The dataset (Airflow 3: asset) that a new version for inference is an event of.
 
     Airflow 2 loads every provider, and Flask, for an unknown scheme that does not begin with `x-`.
     """

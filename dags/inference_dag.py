@@ -1,9 +1,11 @@
 """
 ### Inference
 
-Cleans the run's directory, loads the data and, at the same time, the latest model from the
-registry, predicts, and removes the data and the model. Every day at 09:00 UTC, by hand
-(`airflow dags trigger inference_dag`), and with `pipelines.inferenceOnNewModel` for each new model.
+Cleans the run's directory, loads the data and, at the same time, the model from the registry (the
+champion, unless the values or a parameter name another version), predicts, and removes the data and
+the model. Every day at 09:00 UTC, by hand
+(`airflow dags trigger inference_dag`), and with `pipelines.inferenceOnNewModel` for each new
+champion.
 
 * The form below, or `--conf '{"sample_size": 100}'`, sets parameters of one run.
 * The predictions stay on the claim: `inference_dag/<run>/pred.csv`, with what made them (model
@@ -14,7 +16,8 @@ registry, predicts, and removes the data and the model. Every day at 09:00 UTC, 
   own failure is shown on the task but does not fail a run that has made its predictions.
 * To repeat a run, clear all of its tasks: the files of a finished run are gone, and a single task
   that needs them says so.
-* Before the first training run there is no model: `load_model` fails and says so.
+* Before the first training run there is no model, and before one has passed the gate no champion:
+  `load_model` fails and says so.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from example_parts import (
     DATA_SOURCE,
     EMPTY_RUN_DIRECTORY,
     WITH_PARAMETERS,
+    model_alias,
     model_dataset,
     model_name,
 )
@@ -77,7 +81,7 @@ PARAMETERS = {
         maxLength=128,
         title="Model version",
         description="latest, a version such as v3, or an alias of the registry: at most 128 "
-        "letters, digits, '.', '_' and '-'. Empty: latest.",
+        f"letters, digits, '.', '_' and '-'. Empty: {model_alias()}.",
     ),
     "sample_size": Param(
         None,
@@ -99,7 +103,7 @@ if load().get("inferenceOnNewModel"):
 
 with DAG(
     dag_id="inference_dag",
-    description="Predict with the latest model",
+    description="Predict with the model that training has promoted",
     doc_md=__doc__,
     schedule=SCHEDULE,
     start_date=datetime(2021, 1, 1, tzinfo=UTC),
@@ -124,7 +128,7 @@ with DAG(
             *CLI,
             "load-from-registry",
             f"{{{{ params.model_name or {model_name()!r} }}}}:"
-            "{{ params.model_version or 'latest' }}",
+            f"{{{{ params.model_version or {model_alias()!r} }}}}",
             "/tmp/results/",
         ],
         presets=["registry"],

@@ -2,9 +2,13 @@
 ### Training
 
 Cleans the run's directory, loads the sentences, trains the classifier, puts the model into the
-registry (Weights & Biases or MLflow) and removes the run's files. Started by hand:
-`airflow dags trigger training_dag`.
+registry (Weights & Biases or MLflow), promotes it if it is good enough, and removes the run's
+files. Started by hand: `airflow dags trigger training_dag`.
 
+* `gate_model` compares the new version with the champion, the one that inference loads, and with a
+  plain baseline, on rows that took part in no training. It takes the champion's place on evidence;
+  else the task is skipped: the run is good, the model is registered, inference stays as it is. Why,
+  with all figures, is the task's XCom `return_value`, and in tags of the version.
 * Each run works in a directory of its own on the claim; runs at the same time do not meet.
 * A failing step fails the run. `clean_up` runs in any case, after every other task has stopped; its
   own failure is shown on the task but does not fail a run whose model is in the registry.
@@ -27,19 +31,28 @@ from typing import Any
 from airflow import DAG
 
 from example_parts import (
+    APPROVER,
     CLI,
     DATA_SOURCE,
     EMPTY_RUN_DIRECTORY,
+    LATEST,
     WITH_PARAMETERS,
+    approval,
+    gate_rules,
+    model_alias,
     model_dataset,
     model_name,
+    wants_approval,
 )
 from ml_pipelines import PodOperator
 from ml_pipelines.lineage import image_digest_of
 
 try:
-    from airflow.sdk import Param
+    from airflow.sdk import Param, chain
+    from airflow.sdk.exceptions import AirflowSkipException
 except ImportError:  # Airflow 2
+    from airflow.exceptions import AirflowSkipException
+    from airflow.models.baseoperator import chain
     from airflow.models.param import Param
 
 # Null, the default, is what the configuration and the values say.
@@ -84,10 +97,20 @@ PARAMETERS = {
 }
 
 
+NAME = f"{{{{ params.model_name or {model_name()!r} }}}}"
+VERSION = f"{NAME}:{{{{ ti.xcom_pull(task_ids='upload_model')['version'] }}}}"
+
+
 def announce_no_other_model(context: dict[str, Any]) -> None:
     """The dataset stands for the model of the values; one of another name is no event of it."""
     if context["params"]["model_name"] not in (None, model_name()):
         context["task"].outlets = []
+
+
+def skip_a_refused_model(_context: dict[str, Any], result: dict[str, Any] | None = None) -> None:
+    """The gate has done its work when it refuses a model: no failure, and no event either."""
+    if result and result.get("decision") == "refused":
+        raise AirflowSkipException(f"refused: {result['reason']}")
 
 
 with DAG(
@@ -116,27 +139,46 @@ with DAG(
         cmds=[*CLI, "train", "tests/data/test_config.json"],
         env_vars=WITH_PARAMETERS,
     )
+    # What makes a version the one that inference loads; runs of another name announce none.
+    for_inference: dict[str, Any] = {
+        "outlets": [model_dataset()],
+        "pre_execute": announce_no_other_model,
+    }
     upload_model = PodOperator(
         task_id="upload_model",
-        cmds=[
-            *CLI,
-            "upload-to-registry",
-            f"{{{{ params.model_name or {model_name()!r} }}}}",
-            "/tmp/results",
-        ],
+        cmds=[*CLI, "upload-to-registry", NAME, "/tmp/results"],
         presets=["registry"],
         # The version carries the image that has trained it.
         env_vars={
             "ML_PIPELINES_TRAINING_IMAGE_DIGEST": image_digest_of("train_model"),
             **WITH_PARAMETERS,
         },
-        outlets=[model_dataset()],
-        pre_execute=announce_no_other_model,
+        **({} if model_alias() != LATEST else for_inference),
     )
     clean_up = PodOperator(task_id="clean_up", cmds=EMPTY_RUN_DIRECTORY)
 
     work = [clean_storage_before_start, load_data, train_model, upload_model]
-    clean_storage_before_start >> load_data >> train_model >> upload_model
+    if model_alias() != LATEST:
+        gate_model = PodOperator(
+            task_id="gate_model",
+            cmds=[*CLI, "gate", VERSION, "/tmp/results", "/tmp/data"],
+            presets=["registry"],
+            env_vars={**gate_rules(), **WITH_PARAMETERS},
+            post_execute=skip_a_refused_model,
+            **({} if wants_approval() else for_inference),
+        )
+        work.append(gate_model)
+        if wants_approval():
+            approve_model = approval(VERSION)
+            promote_model = PodOperator(
+                task_id="promote_model",
+                cmds=[*CLI, "promote", VERSION, "--by", APPROVER, "--reason", "approved"],
+                presets=["registry"],
+                env_vars={**gate_rules(), **WITH_PARAMETERS},
+                **for_inference,
+            )
+            work += [approve_model, promote_model]
+    chain(*work)
 
     # A teardown, not `trigger_rule="all_done"`: as the only leaf that one turns a failed run into a
     # success. Without setups: with one, a failing first task would skip the cleaning. After every

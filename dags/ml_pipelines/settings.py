@@ -6,7 +6,7 @@ The chart writes one JSON file and mounts it, so that a change reaches the DAGs 
      "presets": {"registry": {"pod": {...}}},      a task that names the preset
      "tasks": {"train_model": {...},               a task with this id, of any DAG
                "training_dag.train_model": {...}}, a task of one DAG
-     "modelName": "...",
+     "model": {"name": "...", ...},                of the example DAGs
      "triggerer": true, ...}                       whether there is one
 
 `operator` holds arguments of PodOperator (times in seconds), `pod` a Pod as in Kubernetes; the

@@ -128,7 +128,7 @@ def summary(stack: Stack, report: dict[str, Any]) -> None:
     rows = [
         ("training_dag", f"{trained['state']} in {trained['seconds']:.0f} s"),
         ("  accuracy", f"{trained['accuracy']:.3f} (baseline {trained['baseline_accuracy']:.3f})"),
-        ("  model", f"{stack.settings['modelName']} {trained['model_version']}"),
+        ("  model", f"{stack.settings['model']['name']} {trained['model_version']}"),
         ("inference_dag", f"{predicted['state']} in {predicted['seconds']:.0f} s"),
         ("  predictions", f"{predicted['predictions']} ({predicted['rows']} rows)"),
         ("pages", f"`make ui` forwards Airflow and MLflow; user {user}"),

@@ -338,7 +338,7 @@ def main(stack: Stack, count: int, mapped: int) -> int:
             until_looked_at.enter_context(dag)
             run_ids[MAPPED] = new_run_ids("soak", mapped)
         mlflow = Mlflow(forward)
-        if not mlflow.has_model(stack.settings["modelName"]):
+        if not mlflow.has_model(stack.settings["model"]["name"]):
             run_alone(stack, airflow, mlflow, TRAINING, phases)
         alone = [run_alone(stack, airflow, mlflow, INFERENCE, phases)]
         title = " and ".join(f"{len(ids)} x {dag_id}" for dag_id, ids in run_ids.items())

@@ -78,7 +78,7 @@ def test_values_reach_the_program():
             "predictions": {"maxAgeDays": 30},
             "models": {"keepVersions": 5},
         },
-        "pipelines": {"modelName": "my-model"},
+        "pipelines": {"model": {"name": "my-model"}},
         "mlflow": {"experiment": "my-experiment"},
     }
     assert arguments(values) == [

@@ -58,6 +58,8 @@ IMPOSSIBLE = {
     "pipelines": {
         "dags": {"inference_dag": {"schedule": "daily", "maxActiveRuns": 0}},
         "inferenceOnNewModel": "yes",
+        "modelName": "my-model",
+        "model": {"alias": "v3", "gate": {"margin": 2, "data": "all"}, "approval": "yes"},
         "defaults": {"retries": -1, "env": {"WANDB_API_KEY": "x"}},
         "tasks": {
             "train_model": {
@@ -99,6 +101,13 @@ def test_impossible_values_are_refused(major):
         "pipelines.dags.inference_dag.maxActiveRuns",
         "pipelines.dags.inference_dag.schedule",
         "pipelines.inferenceOnNewModel",
+        # Of before; the message names what it has become.
+        "pipelines.modelName",
+        "see pipelines.model.name",
+        "pipelines.model.alias",
+        "pipelines.model.gate.margin",
+        "pipelines.model.gate.data",
+        "pipelines.model.approval",
         "pipelines.defaults.retries",
         "pipelines.tasks.train_model.resources.limits",
         "pipelines.tasks.train_model.env.NUMBER",

@@ -65,7 +65,13 @@ def test_what_else_the_dags_are_told():
     found = rendered("local").settings()
     assert found["dags"] == {}
     assert found["triggerer"] is True
-    assert (found["modelName"], found["inferenceOnNewModel"]) == ("airflow-pipeline", False)
+    assert found["inferenceOnNewModel"] is False
+    assert found["model"] == {
+        "name": "airflow-pipeline",
+        "alias": "champion",
+        "gate": {"margin": 0.01, "tolerance": 0.01, "significance": 0.05, "data": "same"},
+        "approval": False,
+    }
     # A task that nothing is said about has no entry.
     assert set(found["tasks"]) == {"clean_storage_before_start", "train_model", "clean_up"}
     assert set(found["presets"]) == {"registry"}
@@ -78,7 +84,7 @@ def test_what_else_the_dags_are_told():
         },
         "training_dag": {"schedule": ""},
     }
-    other = {"dags": dags, "modelName": "my-model", "inferenceOnNewModel": True}
+    other = {"dags": dags, "model": {"name": "my-model"}, "inferenceOnNewModel": True}
     off = {"airflow": {"triggerer": {"enabled": False}}}
     found = render({"pipelines": other}, off).settings()
     assert found["dags"] == {
@@ -91,7 +97,7 @@ def test_what_else_the_dags_are_told():
         "training_dag": {"schedule": None},
     }
     assert found["triggerer"] is False
-    assert (found["modelName"], found["inferenceOnNewModel"]) == ("my-model", True)
+    assert (found["model"]["name"], found["inferenceOnNewModel"]) == ("my-model", True)
 
 
 def test_the_training_tasks_get_what_they_need(of_task):

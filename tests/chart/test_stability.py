@@ -59,7 +59,8 @@ def test_settings_change_without_a_restart(values):
 
 def test_setup_job_keeps_its_name_while_it_is_the_same():
     changed = render(
-        {"pipelines": {"modelName": "another"}, "storage": {"size": "9Gi"}}, environment="local"
+        {"pipelines": {"model": {"name": "another"}}, "storage": {"size": "9Gi"}},
+        environment="local",
     )
     assert setup(changed) == setup(rendered("local"))
 

@@ -220,7 +220,7 @@ def test_version_is_part_of_the_reference(load_dag, container) -> None:
 def test_name_of_the_values_holds_where_none_is_set(
     load_dag, settings_file, container, name: str
 ) -> None:
-    settings_file({"modelName": name, "presets": {"registry": {}}})
+    settings_file({"model": {"name": name}, "presets": {"registry": {}}})
     for dag_id, task_id, word in (
         ("inference_dag", "load_model", f"{name}:latest"),
         ("training_dag", "upload_model", name),

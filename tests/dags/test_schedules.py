@@ -139,7 +139,7 @@ def test_with_the_switch_and_no_schedule_only_models_count(inference) -> None:
 def test_upload_model_announces_the_model_that_inference_waits_for(
     load_dag, settings_file, on_new_model: bool
 ) -> None:
-    settings_file(PRESETS | {"inferenceOnNewModel": on_new_model, "modelName": "größe"})
+    settings_file(PRESETS | {"inferenceOnNewModel": on_new_model, "model": {"name": "größe"}})
     training, inference = load_dag("training_dag"), load_dag("inference_dag")
     announced = {task.task_id: {one.uri for one in task.outlets} for task in training.tasks}
     assert announced.pop("upload_model") == {"x-ml-pipelines://models/gr%C3%B6%C3%9Fe"}
@@ -150,9 +150,9 @@ def test_upload_model_announces_the_model_that_inference_waits_for(
 
 
 def test_another_model_is_another_dataset(settings_file) -> None:
-    settings_file({"modelName": "one"})
+    settings_file({"model": {"name": "one"}})
     first = model_dataset()
-    settings_file({"modelName": "two"})
+    settings_file({"model": {"name": "two"}})
     assert first.uri != model_dataset().uri
 
 

@@ -44,7 +44,7 @@ def in_the_work(inference_run, with_settings, run_both):
     changes = merge(
         task("train_model", {"resources": memory}, retries=0), task("load_model", retries=0)
     )
-    with with_settings({"modelName": "no-such-model"} | changes):
+    with with_settings({"model": {"name": "no-such-model"}} | changes):
         return run_both()
 
 
@@ -78,6 +78,7 @@ def test_a_step_without_enough_memory_fails_the_training(
         "load_data": "success",
         "train_model": "failed",
         "upload_model": "upstream_failed",
+        "gate_model": "upstream_failed",
         "clean_up": "success",
     }
     assert "OOMKilled" in run.logs["train_model"]

@@ -93,7 +93,7 @@ def leftovers(stack: Stack, run_path: str) -> list[str]:
 
 def versions(stack: Stack) -> dict[str, str]:
     """Return the versions of the pipelines' model, each with the run that registered it."""
-    name = stack.settings["modelName"]
+    name = stack.settings["model"]["name"]
     with Forward(stack.kube, MLFLOW_SERVICE, MLFLOW_PORT) as forward:
         try:
             found = Mlflow(forward).versions(name)

@@ -203,7 +203,7 @@ def plant(
     )
 
     url = f"{mlflow.connection.url}/api/2.0/mlflow/registered-models"
-    tag = {"name": stack.settings["modelName"], "key": "planted"}
+    tag = {"name": stack.settings["model"]["name"], "key": "planted"}
     requests.post(f"{url}/set-tag", json=tag | {"value": value}, timeout=60).raise_for_status()
     undo.callback(requests.delete, f"{url}/delete-tag", json=tag, timeout=60)
 

@@ -16,7 +16,7 @@ from tests.helpers.wandb_stand_in import NAME, PORT, PROJECT, StandIn
 @pytest.fixture
 def consumers(airflow: Airflow, stack: Stack) -> Callable[[], list[str]]:
     """Give the ids of the DAGs that a new model starts."""
-    uri = f"x-ml-pipelines://models/{stack.settings['modelName']}"
+    uri = f"x-ml-pipelines://models/{stack.settings['model']['name']}"
 
     def ask() -> list[str]:
         dataset = airflow.get(f"datasets/{quote(uri, safe='')}")

@@ -1,0 +1,144 @@
+"""The gate in training_dag: its place, its rules, and what a refused model leaves behind."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ml_pipelines import PodOperator
+from tests.dags.cluster import Cluster, ended, until
+from tests.dags.conftest import AIRFLOW_2, CHART_SETTINGS, hook_of
+from tests.helpers.pipelines import CLI, stored
+
+try:
+    from airflow.sdk.exceptions import AirflowSkipException, TaskDeferred
+except ImportError:  # Airflow 2
+    from airflow.exceptions import AirflowSkipException, TaskDeferred
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+RESULTS = {"upload_model": {"version": "v3"}, "gate_model": {"decision": "passed"}}
+PASSED = {"decision": "promoted", "reason": "no worse than v2"}
+REFUSED = {"decision": "refused", "reason": "its accuracy of 0.5100 is too low"}
+MODEL = "x-ml-pipelines://models/airflow-pipeline"
+
+
+@pytest.fixture
+def training(load_dag, settings_file):
+    """Load training_dag with other values of `pipelines.model` than the chart's."""
+
+    def load(**model: Any) -> Any:
+        settings_file(CHART_SETTINGS | {"model": CHART_SETTINGS["model"] | model})
+        return load_dag("training_dag")
+
+    return load
+
+
+def work(dag: Any) -> list[str]:
+    """The tasks after the upload, in their order."""
+    found, task = [], dag.get_task("upload_model")
+    while following := [one for one in task.downstream_list if one.task_id != "clean_up"]:
+        (task,) = following
+        found.append(task.task_id)
+    return found
+
+
+def announcing(dag: Any) -> list[str]:
+    return [task.task_id for task in dag.tasks if [one.uri for one in task.outlets] == [MODEL]]
+
+
+@pytest.mark.parametrize(
+    ("model", "tasks"),
+    [
+        ({}, ["gate_model"]),
+        ({"approval": True}, ["gate_model", "approve_model", "promote_model"]),
+        ({"alias": "latest"}, []),
+        ({"alias": "latest", "approval": True}, []),
+    ],
+)
+def test_the_task_that_decides_for_inference_announces_the_model(
+    training, model: dict[str, Any], tasks: list[str]
+) -> None:
+    dag = training(**model)
+    assert work(dag) == tasks
+    assert announcing(dag) == [(tasks or ["upload_model"])[-1]]
+    assert {"upload_model", *tasks} <= dag.get_task("clean_up").upstream_task_ids
+
+
+def test_inference_loads_what_the_alias_stands_for(load_dag, settings_file, context_of) -> None:
+    settings_file(CHART_SETTINGS | {"model": {"name": "m", "alias": "blue"}})
+    task = load_dag("inference_dag").get_task("load_model")
+    task.render_template_fields({**context_of(task, "run"), "params": {}})
+    assert "m:blue" in task.cmds
+    described = task.dag.params.get_param("model_version").description
+    assert described.endswith("Empty: blue.")
+
+
+def test_the_gate_gets_version_files_and_rules(training, render_pod) -> None:
+    task = training(gate={"margin": 0.5, "data": "any"}, approval=True).get_task("gate_model")
+    (container,) = render_pod(task, "run", results=RESULTS)["spec"]["containers"]
+    assert container["command"] == [
+        *(*CLI, "gate", "airflow-pipeline:v3"),
+        *("/tmp/results", "/tmp/data"),
+    ]
+    variables = {one["name"]: one.get("value") for one in container["env"]}
+    assert json.loads(variables["GATE"]) == {
+        "alias": "champion",
+        "approval": True,
+        "data": "any",
+        "margin": 0.5,
+    }
+    assert {"WANDB_API_KEY", "ML_PIPELINES_PARAMS"} <= variables.keys()
+
+
+@pytest.mark.parametrize("said", [PASSED, REFUSED])
+def test_a_refused_model_is_a_skipped_task_with_its_result(
+    training, clock, monkeypatch, context_of, said: dict[str, str]
+) -> None:
+    task = training().get_task("gate_model")
+    cluster = Cluster(clock, until(10, ended(0, message=json.dumps(said))))
+    monkeypatch.setattr(PodOperator, "hook", hook_of(cluster))
+    context = context_of(task, "run", RESULTS)
+    result = task.execute(context)
+    if said is REFUSED:
+        with pytest.raises(AirflowSkipException, match=r"refused: its accuracy of 0\.5100"):
+            task._post_execute_hook(context, result)
+    else:
+        task._post_execute_hook(context, result)
+    assert context["ti"].xcoms["return_value"].items() >= said.items()
+    assert cluster.deleted == cluster.created
+
+
+@pytest.mark.parametrize(
+    ("answer", "by"),
+    [
+        ({"responded_by_user": {"id": "7", "name": "ann"}}, "ann"),
+        (None, "somebody in Airflow"),
+    ],
+)
+def test_who_has_approved_is_told(training, render_pod, answer: Any, by: str) -> None:
+    task = training(approval=True).get_task("promote_model")
+    pod = render_pod(task, "run", results={**RESULTS, "approve_model": answer})
+    assert pod["spec"]["containers"][0]["command"] == [
+        *(*CLI, "promote", "airflow-pipeline:v3"),
+        *("--by", by, "--reason", "approved"),
+    ]
+
+
+def test_a_person_is_asked_with_the_figures(training, context_of) -> None:
+    dag = training(approval=True)
+    assert stored(dag)
+    task = dag.get_task("approve_model")
+    context = {**context_of(task, "run", RESULTS), "params": {}}
+    task.render_template_fields(context)
+    assert task.subject == "Shall inference load airflow-pipeline:v3?"
+    assert json.loads(task.body) == RESULTS["gate_model"]
+    assert task.response_timeout.days == 7
+    if AIRFLOW_2:
+        with pytest.raises(TaskDeferred) as waiting:
+            task.execute(context)
+        assert waiting.value.method_name == "give_up"
+        with pytest.raises(AirflowSkipException, match="nobody has answered within 7 days"):
+            task.give_up(context)
