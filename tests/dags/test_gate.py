@@ -70,7 +70,7 @@ def test_the_task_that_decides_for_inference_announces_the_model(
 def test_inference_loads_what_the_alias_stands_for(load_dag, settings_file, context_of) -> None:
     settings_file(CHART_SETTINGS | {"model": {"name": "m", "alias": "blue"}})
     task = load_dag("inference_dag").get_task("load_model")
-    task.render_template_fields({**context_of(task, "run"), "params": {}})
+    task.render_template_fields(context_of(task, "run"))
     assert "m:blue" in task.cmds
     described = task.dag.params.get_param("model_version").description
     assert described.endswith("Empty: blue.")
@@ -131,7 +131,7 @@ def test_a_person_is_asked_with_the_figures(training, context_of) -> None:
     dag = training(approval=True)
     assert stored(dag)
     task = dag.get_task("approve_model")
-    context = {**context_of(task, "run", RESULTS), "params": {}}
+    context = context_of(task, "run", RESULTS)
     task.render_template_fields(context)
     assert task.subject == "Shall inference load airflow-pipeline:v3?"
     assert json.loads(task.body) == RESULTS["gate_model"]

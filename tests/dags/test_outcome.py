@@ -29,6 +29,11 @@ _run_numbers = itertools.count(1)
 Outcomes = dict[str, str]
 
 
+@pytest.fixture(autouse=True)
+def values(chart_settings: dict[str, Any]) -> None:
+    """The DAGs as the chart has them."""
+
+
 @pytest.fixture(scope="session")
 def start_run(database: None, load_dag: Callable[[str], Any]) -> Callable[[str, Any], Any]:
     """Start a run of a DAG, as the scheduler would; its tasks have no state yet."""
@@ -141,6 +146,13 @@ def test_failed_task_fails_the_run_and_its_files_are_cleaned(
     assert run.state == "failed"
     assert (after[task_id], after["clean_up"]) == ("failed", cleaning)
     assert after[WORK[dag_id][-1]] in ("failed", "upstream_failed")
+
+
+def test_a_refused_model_fails_no_run_and_its_files_are_cleaned(start_run, session) -> None:
+    run = start_run("training_dag", session)
+    after = finish(run, session, {"gate_model": "skipped"})
+    assert run.state == "success"
+    assert (after["gate_model"], after["clean_up"]) == ("skipped", "success")
 
 
 @pytest.mark.parametrize("dag_id", list(WORK))

@@ -10,10 +10,11 @@ import pytest
 
 from ml_pipelines import settings
 from ml_pipelines.lineage import dags_commit
-from tests.helpers.pipelines import COMMANDS, EVERY_TASK
+from tests.helpers.pipelines import CLI, COMMANDS, EVERY_TASK
 
 RUN_ID = "manual__2026-11-23T09:00:00+00:00"
-REGISTRY_TASKS = {"upload_model", "load_model"}
+REGISTRY_TASKS = {"upload_model", "load_model", "gate_model"}
+GATE = [*CLI, "gate", "airflow-pipeline:v3", "/tmp/results", "/tmp/data"]
 # What a task is told of one before it; nothing here, as nothing has run.
 OF_BEFORE = {
     ("training_dag", "upload_model"): "ML_PIPELINES_TRAINING_IMAGE_DIGEST",
@@ -25,7 +26,7 @@ EMPTY = ["sh", "-ceu", "find /tmp -mindepth 1 -print -delete"]
 def expected_spec(chart: dict[str, Any], task: Any) -> dict[str, Any]:
     """The Pod of the values, and what operator and task add to it."""
     dag_id, task_id = task.dag_id, task.task_id
-    commands = COMMANDS.get((dag_id, task_id), EMPTY)
+    commands = GATE if task_id == "gate_model" else COMMANDS.get((dag_id, task_id), EMPTY)
     # The document has no champion.
     commands = [word.replace(":latest", ":champion") for word in commands]
     if (dag_id, task_id) == ("inference_dag", "clean_up"):
@@ -43,7 +44,11 @@ def expected_spec(chart: dict[str, Any], task: Any) -> dict[str, Any]:
         container["env"] += preset["containers"][0]["env"]
     if of_before := OF_BEFORE.get((dag_id, task_id)):
         container["env"].append({"name": of_before, "value": ""})
-    if (dag_id, task_id) in COMMANDS:
+    if task_id == "gate_model":
+        model = chart["model"]
+        rules = model["gate"] | {"alias": model["alias"], "approval": model["approval"]}
+        container["env"].append({"name": "GATE", "value": json.dumps(rules)})
+    if (dag_id, task_id) in COMMANDS or task_id == "gate_model":
         value = json.dumps(task.dag.params.dump(), sort_keys=True)
         container["env"].append({"name": "ML_PIPELINES_PARAMS", "value": value})
     container |= {
@@ -83,7 +88,7 @@ def without_empty(value: object) -> object:
 @pytest.mark.parametrize(("dag_id", "task_id"), EVERY_TASK)
 def test_pod(load_dag, chart_settings, render_pod, dag_id: str, task_id: str) -> None:
     task = load_dag(dag_id).get_task(task_id)
-    pod = render_pod(task, RUN_ID)
+    pod = render_pod(task, RUN_ID, {"upload_model": {"version": "v3"}})
 
     spec = without_empty(pod["spec"])
     spec.pop("hostNetwork", None)
@@ -99,7 +104,9 @@ def test_pod(load_dag, chart_settings, render_pod, dag_id: str, task_id: str) ->
     assert labels["kubernetes_pod_operator"] == "True"  # the janitor looks for it
 
 
-@pytest.mark.parametrize(("dag_id", "task_id"), EVERY_TASK)
+@pytest.mark.parametrize(
+    ("dag_id", "task_id"), [one for one in EVERY_TASK if one[1] != "gate_model"]
+)
 def test_pod_holds_for_the_documents_settings(
     load_dag, render_pod, monkeypatch, dag_id: str, task_id: str
 ) -> None:

@@ -12,7 +12,7 @@ from tests.dags.conftest import START
 from tests.helpers.pipelines import EVERY_TASK, stored
 
 
-def test_every_task_is_listed_here(load_dag) -> None:
+def test_every_task_is_listed_here(load_dag, chart_settings) -> None:
     tasks = {
         (dag_id, task.task_id)
         for dag_id in ("training_dag", "inference_dag")

@@ -18,6 +18,7 @@ KEY = os.environ["WANDB_API_KEY"]
 DAG_TASKS = [
     ("training_dag", "upload_model"),
     ("training_dag", "train_model"),
+    ("training_dag", "gate_model"),
     ("inference_dag", "load_model"),
     ("inference_dag", "run_inference"),
 ]
@@ -41,11 +42,11 @@ def test_no_key_in_rendered_fields_and_the_pod(
     dag_with_wandb, render_pod, dag_id: str, task_id: str
 ) -> None:
     task = dag_with_wandb(dag_id).get_task(task_id)
-    pod = json.dumps(render_pod(task, "run"))
+    pod = json.dumps(render_pod(task, "run", {"upload_model": {"version": "v3"}}))
     fields = " ".join(str(getattr(task, field)) for field in task.template_fields)
     assert KEY not in pod + fields
     # The reference goes where the registry is used, and nowhere else.
-    uses_registry = task_id in ("upload_model", "load_model")
+    uses_registry = task_id in ("upload_model", "load_model", "gate_model")
     assert ("visible-project" in pod) is uses_registry
     assert ("secretKeyRef" in pod) is uses_registry
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 
+# With the chart's values; without a chart the document's do, and nothing is behind upload_model.
 WORK = {
-    "training_dag": ["clean_storage_before_start", "load_data", "train_model", "upload_model"],
+    "training_dag": [
+        *("clean_storage_before_start", "load_data", "train_model", "upload_model"),
+        "gate_model",
+    ],
     "inference_dag": ["clean_storage_before_start", "load_data", "load_model", "run_inference"],
 }
 EVERY_WORK_TASK = [(dag_id, task_id) for dag_id in WORK for task_id in WORK[dag_id]]
