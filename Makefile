@@ -3,9 +3,10 @@
 MLCTL := tools/python -m mlctl
 
 .DEFAULT_GOAL := help
-.PHONY: help run test up down status password ui logs train infer trigger new-dag sync kubeconfig \
-        doctor lint chart images lock bench soak drill mutation package clean clean-cache test-mlctl \
-        test-chart test-dags test-images test-workload test-cluster test-e2e test-long test-wandb
+.PHONY: help run test up down status password ui logs train infer trigger promote rollback new-dag \
+        sync kubeconfig doctor lint chart images lock bench soak drill mutation package clean clean-cache \
+        test-mlctl test-chart test-dags test-images test-workload test-cluster test-e2e test-long \
+        test-wandb
 
 help: ## Show the targets and variables (this text)
 	@awk -f tools/help.awk $(MAKEFILE_LIST)
@@ -32,6 +33,10 @@ infer: ## Trigger inference_dag and wait (N=5: five runs at once)
 	@$(MLCTL) infer
 trigger: ## Trigger any DAG and wait (DAG=name)
 	@$(MLCTL) trigger
+promote: ## Let inference load a version of the model (V=3 REASON='...'), whatever its gate has said
+	@$(MLCTL) promote
+rollback: ## Let inference load the version before it again (REASON='...')
+	@$(MLCTL) rollback
 new-dag: ## Write a DAG and its test, to begin with (NAME=churn)
 	@$(MLCTL) new-dag
 sync: ## Publish uncommitted work under dags/, without touching branch or index
@@ -92,6 +97,8 @@ test-wandb: ## Upload and load a small model at the real W&B service (needs WAND
 #: DAG=name             the DAG of `make trigger`, and of `make logs`
 #: NAME=name            the DAG that `make new-dag` writes
 #: PARAMS='{"a": 1}'    parameters of the runs that `make train`, `infer` and `trigger` start
+#: V=3                  the version of the model that `make promote` takes
+#: REASON='...'         why, for the version's tags, of `make promote` and `make rollback`
 #: N=1                  runs that `make train`, `infer` and `trigger` start (20 for `make soak`)
 #: MAPPED=20            runs of the mapped DAG that `make soak` starts
 #: C=name               the part of the cluster whose log `make logs` shows

@@ -19,7 +19,7 @@ import click
 from mlctl.base.errors import UserError, run_main
 from mlctl.base.paths import ROOT
 from mlctl.cluster.provider import provider
-from mlctl.commands import bring_up, building, cluster, look, new_dag, runs
+from mlctl.commands import bring_up, building, cluster, look, models, new_dag, runs
 from mlctl.stack import Stack
 from mlctl.trials import bench, soak
 from mlctl.trials.drill import drill
@@ -145,6 +145,10 @@ for function in (bring_up.run, bring_up.up, bring_up.sync, look.status, look.pas
 add(runs.train, Stack, count(1), params())
 add(runs.infer, Stack, count(1), params())
 add(runs.trigger, Stack, dag("dag_id", required=True), count(1), params())
+version = click.Option(["--v", "version"], envvar="V", required=True, help="Of the model (V).")
+reason = click.Option(["--reason"], envvar="REASON", default="", help="Why (REASON).")
+add(models.promote, Stack, version, reason)
+add(models.rollback, Stack, reason)
 part = click.Option(["--c", "part"], envvar="C", help="A part of the cluster (C).")
 add(look.logs, Stack, part, dag("wanted"))
 new = click.Option(["--name"], envvar="NAME", required=True, help="Its id.", show_envvar=True)
