@@ -3,10 +3,10 @@
 MLCTL := tools/python -m mlctl
 
 .DEFAULT_GOAL := help
-.PHONY: help run test up down status password ui logs train infer trigger promote rollback new-dag \
-        sync kubeconfig doctor lint chart images lock bench soak drill mutation package clean clean-cache \
-        test-mlctl test-chart test-dags test-images test-workload test-cluster test-e2e test-long \
-        test-wandb
+.PHONY: help run test up down status password ui logs train infer trigger promote rollback approve \
+        new-dag sync kubeconfig doctor lint chart images lock bench soak drill mutation package \
+        clean clean-cache test-mlctl test-chart test-dags test-images test-workload test-cluster \
+        test-e2e test-long test-wandb
 
 help: ## Show the targets and variables (this text)
 	@awk -f tools/help.awk $(MAKEFILE_LIST)
@@ -37,6 +37,8 @@ promote: ## Let inference load a version of the model (V=3 REASON='...'), whatev
 	@$(MLCTL) promote
 rollback: ## Let inference load the version before it again (REASON='...')
 	@$(MLCTL) rollback
+approve: ## Approve the model of a training that waits for it (RUN=id; default: the newest)
+	@$(MLCTL) approve
 new-dag: ## Write a DAG and its test, to begin with (NAME=churn)
 	@$(MLCTL) new-dag
 sync: ## Publish uncommitted work under dags/, without touching branch or index
@@ -99,6 +101,7 @@ test-wandb: ## Upload and load a small model at the real W&B service (needs WAND
 #: PARAMS='{"a": 1}'    parameters of the runs that `make train`, `infer` and `trigger` start
 #: V=3                  the version of the model that `make promote` takes
 #: REASON='...'         why, for the version's tags, of `make promote` and `make rollback`
+#: RUN=id               the run of training_dag that `make approve` lets go on
 #: N=1                  runs that `make train`, `infer` and `trigger` start (20 for `make soak`)
 #: MAPPED=20            runs of the mapped DAG that `make soak` starts
 #: C=name               the part of the cluster whose log `make logs` shows

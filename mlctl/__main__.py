@@ -149,6 +149,8 @@ version = click.Option(["--v", "version"], envvar="V", required=True, help="Of t
 reason = click.Option(["--reason"], envvar="REASON", default="", help="Why (REASON).")
 add(models.promote, Stack, version, reason)
 add(models.rollback, Stack, reason)
+run_id = click.Option(["--run"], envvar="RUN", help="Of training_dag; default: the newest (RUN).")
+add(models.approve, Stack, run_id)
 part = click.Option(["--c", "part"], envvar="C", help="A part of the cluster (C).")
 add(look.logs, Stack, part, dag("wanted"))
 new = click.Option(["--name"], envvar="NAME", required=True, help="Its id.", show_envvar=True)

@@ -4,7 +4,7 @@
 
     {"cluster": {...}, "phases": [{"name", "seconds"}],
      "training_dag": {"state", "run_id", "seconds", "accuracy", "baseline_accuracy",
-                      "model_version"},
+                      "model_version", "gate"},
      "inference_dag": {"state", "run_id", "seconds", "rows", "predictions"}}
 
 A key whose value is not known (the run failed before it) is null.

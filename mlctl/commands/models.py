@@ -2,11 +2,15 @@
 
 import getpass
 from typing import Any
+from urllib.parse import quote
 
 from mlctl.base.errors import UserError
+from mlctl.base.names import TRAINING
 from mlctl.clients.task_pod import run_in_task_pod
 from mlctl.commands.telling import say
 from mlctl.stack import Stack
+
+APPROVAL = "approve_model"
 
 
 def promote(stack: Stack, version: str, reason: str) -> int:
@@ -19,6 +23,23 @@ def promote(stack: Stack, version: str, reason: str) -> int:
 def rollback(stack: Stack, reason: str) -> int:
     """Let inference load the version again that the champion was promoted over."""
     return _move(stack, reason, "rollback", _model(stack)["name"])
+
+
+def approve(stack: Stack, run: str | None) -> int:
+    """Approve the version of a run that waits for it (pipelines.model.approval)."""
+    with stack.airflow() as airflow:
+        newest = airflow.newest_run(TRAINING)
+        run = run or (newest["dag_run_id"] if newest else "")
+        states = {task.task_id: task.state for task in airflow.tasks(TRAINING, run)} if run else {}
+        if (state := states.get(APPROVAL)) != "deferred":
+            raise UserError(
+                f"the run {run or 'of ' + TRAINING} does not wait for an approval: {APPROVAL} is "
+                f"{state or 'none of its tasks'}"
+            )
+        path = f"dags/{TRAINING}/dagRuns/{quote(run, safe='')}/taskInstances/{APPROVAL}"
+        airflow.request("PATCH", path, json={"dry_run": False, "new_state": "success"})
+    say(f"{run} goes on: its model will be the {stack.settings['model']['alias']}")
+    return 0
 
 
 def _model(stack: Stack) -> dict[str, Any]:

@@ -65,6 +65,8 @@ def dag_report(
         report["accuracy"] = trained.get("accuracy")
         report["baseline_accuracy"] = trained.get("baseline_accuracy")
         report["model_version"] = results.get("upload_model", {}).get("version")
+        gate = results.get("gate_model", {})
+        report["gate"] = f"{gate['decision']}: {gate['reason']}" if gate else None
     elif dag_id == INFERENCE:
         predicted = results.get("run_inference", {})
         report["rows"] = predicted.get("rows")
@@ -87,6 +89,7 @@ def tell_change(tell: Callable[[str], None], task: Task, prefix: str = "") -> No
         "success": f"succeeded{seconds}",
         "failed": f"FAILED{seconds}",
         "up_for_retry": "failed, will be tried again",
+        "skipped": "skipped",
         "upstream_failed": "not started: a task before it failed",
     }
     if task.state in words:
@@ -125,10 +128,11 @@ def summary(stack: Stack, report: dict[str, Any]) -> None:
     """Print what `make run` did."""
     trained, predicted = report["training_dag"], report["inference_dag"]
     user, _ = stack.credentials()
+    gate = f" ({trained['gate']})" if trained["gate"] else ""
     rows = [
         ("training_dag", f"{trained['state']} in {trained['seconds']:.0f} s"),
         ("  accuracy", f"{trained['accuracy']:.3f} (baseline {trained['baseline_accuracy']:.3f})"),
-        ("  model", f"{stack.settings['model']['name']} {trained['model_version']}"),
+        ("  model", f"{stack.settings['model']['name']} {trained['model_version']}{gate}"),
         ("inference_dag", f"{predicted['state']} in {predicted['seconds']:.0f} s"),
         ("  predictions", f"{predicted['predictions']} ({predicted['rows']} rows)"),
         ("pages", f"`make ui` forwards Airflow and MLflow; user {user}"),

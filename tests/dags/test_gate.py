@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -142,3 +143,44 @@ def test_a_person_is_asked_with_the_figures(training, context_of) -> None:
         assert waiting.value.method_name == "give_up"
         with pytest.raises(AirflowSkipException, match="nobody has answered within 7 days"):
             task.give_up(context)
+
+
+if AIRFLOW_2:
+
+    @pytest.mark.parametrize(("mark", "after"), [("success", None), ("failed", "upstream_failed")])
+    def test_marking_the_waiting_task_lets_the_run_go_on_or_ends_it(
+        training, session, mark: str, after: str | None
+    ) -> None:
+        """As the page and `make approve` do it, on a real (SQLite) database."""
+        from airflow.utils.state import TaskInstanceState
+
+        dag = training(approval=True)
+        dag.sync_to_db(session=session)
+        when = datetime(2026, 2, 1, tzinfo=UTC)
+        run = dag.create_dagrun(
+            run_id=f"approval-{mark}",
+            execution_date=when,
+            data_interval=(when, when),
+            run_type="manual",
+            state="running",
+            start_date=when,
+            session=session,
+        )
+        for instance in run.get_task_instances(session=session):
+            done = instance.task_id not in ("approve_model", "promote_model", "clean_up")
+            state = "deferred" if instance.task_id == "approve_model" else None
+            instance.state = "success" if done else state
+        session.flush()
+        assert run.update_state(session=session, execute_callbacks=False)[0] == []
+        dag.set_task_instance_state(
+            task_id="approve_model",
+            run_id=run.run_id,
+            state=TaskInstanceState(mark),
+            commit=True,
+            session=session,
+        )
+        run.dag = dag
+        ready, _ = run.update_state(session=session, execute_callbacks=False)
+        states = {one.task_id: one.state for one in run.get_task_instances(session=session)}
+        assert states["promote_model"] == after
+        assert [one.task_id for one in ready] == ["clean_up" if after else "promote_model"]

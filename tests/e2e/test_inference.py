@@ -1,4 +1,4 @@
-"""A whole inference run, with the model that the training run has registered."""
+"""A whole inference run, with the model that the training run has promoted."""
 
 import csv
 import hashlib
@@ -32,7 +32,7 @@ def test_every_task_succeeds_at_the_first_try(inference_run) -> None:
     } == dict.fromkeys(TASKS, ("success", 1))
 
 
-def test_it_takes_the_newest_model(training_run, inference_run) -> None:
+def test_it_takes_the_champion(training_run, inference_run) -> None:
     uploaded = training_run.results["upload_model"]
     loaded = inference_run.results["load_model"]
     assert (loaded["name"], loaded["version"]) == (uploaded["name"], uploaded["version"])
@@ -76,7 +76,9 @@ def test_the_predictions_say_what_made_them(
     )
     weights = made["model"]["tags"].pop("model_sha256")
     assert re.fullmatch(r"[0-9a-f]{64}", weights)
-    assert made["model"]["tags"] == {
+    tags = made["model"]["tags"]
+    assert tags["gate_decision"] == "promoted"
+    assert {key: text for key, text in tags.items() if not key.startswith(("gate_", "promot"))} == {
         "dag_id": "training_dag",
         "run_id": training_run.run_id,
         "dags_commit": commit,

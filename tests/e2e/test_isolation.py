@@ -150,7 +150,7 @@ def checked(crowd, look: Look) -> list[Checked]:
 
 @pytest.fixture(scope="module")
 def again(crowd, checked, client: Airflow, follow_run, look: Look) -> Checked:
-    """An inference of the crowd once more, alone, with the newest model: one of the crowd."""
+    """An inference of the crowd once more, alone; the champion is no short training."""
     run_id = crowd["inference_dag"][0]
     body = {"dry_run": False, "only_failed": False, "reset_dag_runs": True, "dag_run_id": run_id}
     client.request("POST", "dags/inference_dag/clearTaskInstances", json=body)
@@ -161,7 +161,7 @@ def again(crowd, checked, client: Airflow, follow_run, look: Look) -> Checked:
 
 def test_a_whole_run_again_makes_its_predictions_anew(again: Checked, checked) -> None:
     assert again.faults == []
-    models = {one.model_version: one.weights for one in checked if one.dag_id == "training_dag"}
+    models = {one.model_version: one.weights for one in checked if one.dag_id == "inference_dag"}
     assert models[again.model_version] == again.weights
 
 

@@ -14,7 +14,11 @@ from mlctl.clients.airflow import Airflow, container_lines
 from mlctl.clients.volume import Volume
 from mlctl.stack import Stack
 
-ORDER = ["clean_storage_before_start", "load_data", "train_model", "upload_model", "clean_up"]
+ORDER = [
+    *("clean_storage_before_start", "load_data", "train_model", "upload_model", "gate_model"),
+    "clean_up",
+]
+AUDIT = ("gate_decision", "gate_reason", "gate_accuracy", "promoted_by", "promotion_reason")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 pytestmark = pytest.mark.usefixtures("inference_started")
@@ -61,6 +65,12 @@ def test_the_version_says_what_made_it(training_run, commit: str, mlflow, stack:
     made = dict(version["tags"])
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", trained["image_digest"])
     assert re.fullmatch(r"[0-9a-f]{64}", made.pop("model_sha256"))
+    gate = training_run.results["gate_model"]
+    audit = {name: made.pop(name) for name in AUDIT}
+    assert audit["gate_decision"] == gate["decision"] == "promoted"
+    assert audit["gate_reason"] == gate["reason"]
+    assert audit["promoted_by"] == f"gate training_dag {training_run.run_id}"
+    assert made.pop("promoted_at")
     assert made == {
         "dag_id": "training_dag",
         "run_id": training_run.run_id,

@@ -33,7 +33,7 @@ class Rules(BaseModel, extra="forbid", regex_engine="python-re"):
     """
 
     alias: str = Field("champion", pattern=r"^(?!latest$|v?\d+$)[A-Za-z0-9][A-Za-z0-9._-]*$")
-    margin: float = Field(0.01, ge=0, le=1)
+    margin: float = Field(0.01, ge=-1, le=1)
     tolerance: float = Field(0.01, ge=0, le=1)
     significance: float = Field(0.05, ge=0, le=1)
     data: Literal["same", "any"] = "same"
@@ -164,7 +164,7 @@ def judge(
             f"{simple:.4f}"
         )
     if champion is None:
-        if p_value >= law.significance:
+        if law.margin >= 0 and p_value >= law.significance:
             against.append(f"{len(right)} rows do not show that it beats the baseline")
     elif accuracy < round(best - law.tolerance, 6):
         against.append(

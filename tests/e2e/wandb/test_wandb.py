@@ -20,9 +20,9 @@ def consumers(airflow: Airflow, stack: Stack) -> Callable[[], list[str]]:
 
     def ask() -> list[str]:
         dataset = airflow.get(f"datasets/{quote(uri, safe='')}")
-        # The same dataset that upload_model announces, else nothing is proved by its consumers.
+        # The same dataset that gate_model announces, else nothing is proved by its consumers.
         assert [(one["dag_id"], one["task_id"]) for one in dataset["producing_tasks"]] == [
-            ("training_dag", "upload_model")
+            ("training_dag", "gate_model")
         ]
         return [one["dag_id"] for one in dataset["consuming_dags"]]
 
@@ -55,6 +55,7 @@ def test_the_right_key_in_the_secret_is_enough_for_the_next_try(training) -> Non
         "load_data": ("success", 1),
         "train_model": ("success", 1),
         "upload_model": ("success", 2),
+        "gate_model": ("success", 1),
         "clean_up": ("success", 1),
     }
 
@@ -66,7 +67,7 @@ def test_model_metrics_and_plots_arrive(training, inference, server: StandIn) ->
     assert found["unknown"] == []
     (artifact,) = found["artifacts"]
     assert uploaded["uri"].endswith(f"/{PROJECT}/{artifact['name']}:v0")
-    assert artifact["aliases"] == ["latest"]
+    assert sorted(artifact["aliases"]) == ["champion", "latest"]
     assert artifact["metadata"]["run_id"] == training.run_id
     assert abs(artifact["metadata"]["metrics"]["accuracy"] - trained["accuracy"]) < 1e-5
     assert artifact["files"]["model.safetensors"] == artifact["metadata"]["model_sha256"]

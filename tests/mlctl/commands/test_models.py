@@ -1,6 +1,7 @@
 """Promoting by hand: the pod that does it, what it is told, and what comes of its answers."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,10 +50,27 @@ class Kube:
         return self.pods[0]["spec"]["containers"][0]["command"][2:]
 
 
-def stack_of(kube: Kube, **model: Any) -> Any:
-    return SimpleNamespace(
-        kube=kube, settings=SETTINGS | {"model": SETTINGS["model"] | {"alias": "champion"} | model}
-    )
+class Airflow:
+    """An Airflow with one run, whose approval is in a state."""
+
+    def __init__(self, state: str | None) -> None:
+        self.state = state
+        self.asked: list[tuple[str, str, Any]] = []
+
+    def newest_run(self, _: str) -> dict[str, str]:
+        return {"dag_run_id": "manual__1+2"}
+
+    def tasks(self, *_: str) -> list[SimpleNamespace]:
+        states = {"gate_model": "success", "approve_model": self.state}
+        return [SimpleNamespace(task_id=name, state=state) for name, state in states.items()]
+
+    def request(self, method: str, path: str, json: Any) -> None:
+        self.asked.append((method, path, json))
+
+
+def stack_of(kube: Kube, airflow: Airflow | None = None, **model: Any) -> Any:
+    settings = SETTINGS | {"model": SETTINGS["model"] | model}
+    return SimpleNamespace(kube=kube, settings=settings, airflow=lambda: nullcontext(airflow))
 
 
 def test_pod_is_that_of_a_task_with_the_registry_and_no_run() -> None:
@@ -124,3 +142,22 @@ def test_without_a_champion_there_is_nothing_to_promote_to() -> None:
         with pytest.raises(UserError, match=r"pipelines\.model\.alias is latest"):
             command(stack_of(kube, alias="latest"), "")
     assert kube.pods == []
+
+
+@pytest.mark.parametrize("run", [None, "manual__1+2"])
+def test_an_approval_marks_the_task_that_waits(
+    capsys: pytest.CaptureFixture[str], run: str | None
+) -> None:
+    airflow = Airflow("deferred")
+    assert models.approve(stack_of(Kube("", ""), airflow=airflow), run) == 0
+    path = "dags/training_dag/dagRuns/manual__1%2B2/taskInstances/approve_model"
+    assert airflow.asked == [("PATCH", path, {"dry_run": False, "new_state": "success"})]
+    assert capsys.readouterr().out == "manual__1+2 goes on: its model will be the champion\n"
+
+
+@pytest.mark.parametrize(("state", "told"), [("success", "success"), (None, "none of its tasks")])
+def test_a_run_that_does_not_wait_is_left_alone(state: str | None, told: str) -> None:
+    airflow = Airflow(state)
+    with pytest.raises(UserError, match=f"manual__1\\+2 does not wait .*approve_model is {told}"):
+        models.approve(stack_of(Kube("", ""), airflow=airflow), None)
+    assert airflow.asked == []

@@ -26,6 +26,7 @@ def test_entry_of_a_training_run() -> None:
     results: dict[str, dict[str, Any]] = {
         "train_model": {"accuracy": 0.82, "baseline_accuracy": 0.78, "f1": 0.8},
         "upload_model": {"version": "3", "name": "airflow-pipeline"},
+        "gate_model": {"decision": "refused", "reason": "too bad"},
     }
     assert dag_report("training_dag", ENDED, results) == {
         "state": "success",
@@ -34,6 +35,7 @@ def test_entry_of_a_training_run() -> None:
         "accuracy": 0.82,
         "baseline_accuracy": 0.78,
         "model_version": "3",
+        "gate": "refused: too bad",
     }
 
 
@@ -51,7 +53,7 @@ def test_entry_of_a_run_that_failed_has_all_its_keys() -> None:
     entry = dag_report("training_dag", ENDED | {"state": "failed"}, {"load_data": {}})
     assert entry["state"] == "failed"
     assert entry["accuracy"] is None
-    assert entry["model_version"] is None
+    assert entry["model_version"] is entry["gate"] is None
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "five", "101", "1.5"])
