@@ -20,6 +20,7 @@ ARGUMENTS_FILE = "training_args.json"
 LINEAGE_FILE = "lineage.json"
 CONFUSION_MATRIX = "confusion_matrix.png"
 TRAINING_CURVE = "training_curve.png"
+PLOTS = (CONFUSION_MATRIX, TRAINING_CURVE)
 # Left by load-from-registry: which model this is.
 REGISTRY_FILE = "registry.json"
 

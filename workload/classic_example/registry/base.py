@@ -1,26 +1,16 @@
 """What every model registry does, and what is the same in all of them."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from classic_example import lineage
+from classic_example import model_files as files
 from classic_example.data import names
 from classic_example.errors import WorkloadError, not_there
 from classic_example.files import new_directory, read_json, write_json
-from classic_example.model_files import (
-    ARGUMENTS_FILE,
-    CONFUSION_MATRIX,
-    HISTORY_FILE,
-    LINEAGE_FILE,
-    METRICS_FILE,
-    REGISTRY_FILE,
-    TRAINING_CURVE,
-    missing_files,
-    sha256_of_weights,
-)
 from classic_example.space import require_space
 
 LATEST = "latest"
@@ -28,7 +18,7 @@ LATEST = "latest"
 WEIGHTS_TAG = "model_sha256"
 # Seconds for the first answer of a server. Every expected failure ends the command within 30 s.
 PREFLIGHT_SECONDS = 8.0
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+WORD = "[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 
 
 @dataclass(frozen=True)
@@ -40,19 +30,18 @@ class ModelRef:
 
     @classmethod
     def parse(cls, text: str) -> "ModelRef":
-        """Return the reference in `text`.
+        """Return the reference in `text`, also in MLflow's own form `models:/NAME@ALIAS`.
 
         Raises:
             WorkloadError: it has another form.
         """
-        name, _, alias = text.partition(":")
-        ref = cls(name, alias or LATEST)
-        if not NAME.fullmatch(ref.name) or not NAME.fullmatch(ref.alias):
+        match = re.fullmatch(f"(?:models:/)?({WORD})(?:[:@/]({WORD}))?", text)
+        if not match:
             raise WorkloadError(
                 f"{text!r} is not a model reference; write NAME or NAME:ALIAS with letters, "
                 "digits, '.', '_' and '-'"
             )
-        return ref
+        return cls(match[1], match[2] or LATEST)
 
     @property
     def version(self) -> int | None:
@@ -92,26 +81,33 @@ class Package:
     files: list[Path]
     tracking_run: str
 
+    @property
+    def description(self) -> str:
+        """What a page says first: how good the model is, and on what data."""
+        accuracy, baseline = (self.metrics.get(f"{of}accuracy", 0) for of in ("", "baseline_"))
+        data = self.tags.get("data_source", "unknown data")
+        return f"held-out accuracy {accuracy:.4f} (baseline {baseline:.4f}), trained on {data}"
+
+    def is_version(self, tags: Mapping[str, str]) -> bool:
+        """Say whether a version with such tags is of the same weights and run of the pipeline."""
+        same = ("dag_id", "run_id", WEIGHTS_TAG)
+        return "run_id" in self.tags and all(tags.get(key) == self.tags.get(key) for key in same)
+
 
 class Tracker(Protocol):
-    """A run that is shown in the registry's pages while a training goes on."""
+    """A run that is shown in the registry's pages while a training goes on.
+
+    Both methods raise WorkloadError when the server refuses or does not answer.
+    """
 
     run_id: str
     url: str
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Show figures of an optimizer step (from 1) with the time of this call.
-
-        Raises:
-            WorkloadError: the server refuses, cannot be reached or does not answer.
-        """
+        """Show figures of an optimizer step (from 1) with the time of this call."""
 
     def finish(self, failed: bool = False) -> None:
-        """Close the run once all that was logged has arrived; `upload` may go on in it later.
-
-        Raises:
-            WorkloadError: as log.
-        """
+        """Close the run once all that was logged has arrived; `upload` may go on in it later."""
 
 
 class Registry(Protocol):
@@ -127,15 +123,14 @@ class Registry(Protocol):
     def upload(self, model_name: str, package: Package) -> Uploaded:
         """Store a new version with everything that belongs to it, in the run that tracked it.
 
-        The version that an earlier try of the same run made of the same weights is taken over. No
-        alias is moved, but for those that the registry moves itself (latest).
+        The version that an earlier try of the same run made of the same weights is taken over
+        (Package.is_version). No alias is moved but `latest`.
         """
 
     def find(self, ref: ModelRef) -> dict[str, Any]:
-        """Return what is known about a version.
+        """Return name, version (vN), uri, run_url and tags (dict[str, str]) of a version.
 
-        The result has name, version (vN), uri, run_url (empty when no run is known) and tags, a
-        dict[str, str].
+        run_url is empty when no run is known.
         """
 
     def download(self, ref: ModelRef, directory: Path) -> dict[str, Any]:
@@ -163,37 +158,30 @@ def package(directory: Path) -> Package:
     """
     if not directory.is_dir():
         raise not_there(directory, "train")
-    if missing := missing_files(directory):
+    if missing := files.missing_files(directory):
         raise WorkloadError(f"{directory} is not a trained model: it has no {names(missing)}")
-    plots = [directory / name for name in (CONFUSION_MATRIX, TRAINING_CURVE)]
-    trained = read_json(directory / LINEAGE_FILE)
+    trained = read_json(directory / files.LINEAGE_FILE)
     tracking_run = trained.pop(lineage.TRACKING_RUN, "")
+    tags = {key: str(value) for key, value in lineage.of_model(trained).items()}
+    # An earlier load may have left its mark; this is a new version.
+    mark = directory / files.REGISTRY_FILE
     return Package(
         directory=directory,
-        metrics=read_json(directory / METRICS_FILE),
-        params=read_json(directory / ARGUMENTS_FILE),
-        history=read_json(directory / HISTORY_FILE).get("log_history", []),
-        tags={
-            **{key: str(value) for key, value in lineage.of_model(trained).items()},
-            WEIGHTS_TAG: sha256_of_weights(directory),
-        },
-        plots=[path for path in plots if path.is_file()],
-        # An earlier load may have left its mark; this is a new version.
-        files=sorted(
-            path
-            for path in directory.rglob("*")
-            if path.is_file() and path != directory / REGISTRY_FILE
-        ),
+        metrics=read_json(directory / files.METRICS_FILE),
+        params=read_json(directory / files.ARGUMENTS_FILE),
+        history=read_json(directory / files.HISTORY_FILE).get("log_history", []),
+        tags={**tags, WEIGHTS_TAG: files.sha256_of_weights(directory)},
+        plots=[path for name in files.PLOTS if (path := directory / name).is_file()],
+        files=sorted(path for path in directory.rglob("*") if path.is_file() and path != mark),
         tracking_run=tracking_run,
     )
 
 
 def upload_to_registry(registry: Registry, model_name: str, directory: Path) -> dict[str, Any]:
     """Upload a trained model as a new version and return the step's result."""
-    ref = ModelRef.parse(model_name)
-    if ":" in model_name:
+    if not re.fullmatch(WORD, model_name):
         raise WorkloadError(f"upload takes a plain model name, not {model_name!r}")
-    return asdict(registry.upload(ref.name, package(directory.absolute())))
+    return asdict(registry.upload(model_name, package(directory.absolute())))
 
 
 def load_from_registry(registry: Registry, reference: str, directory: Path) -> dict[str, Any]:
@@ -203,22 +191,15 @@ def load_from_registry(registry: Registry, reference: str, directory: Path) -> d
     require_space({directory: 0})
     with new_directory(directory.absolute()) as partial:
         known = registry.download(ref, partial)
-        if missing := missing_files(partial):
+        if missing := files.missing_files(partial):
             raise WorkloadError(f"{ref} in {registry.name} is incomplete: no {names(missing)}")
         expected = known["tags"].get(WEIGHTS_TAG)
-        if expected and sha256_of_weights(partial) != expected:
+        if expected and files.sha256_of_weights(partial) != expected:
             raise WorkloadError(f"{ref} in {registry.name} is damaged: its weights have changed")
-        metrics = read_json(partial / METRICS_FILE)
-        write_json(
-            partial / REGISTRY_FILE,
-            {"registry": registry.name, "reference": str(ref), **known, "metrics": metrics},
-        )
-    return {
-        "registry": registry.name,
-        "name": known["name"],
-        "version": known["version"],
-        "path": str(directory),
-    }
+        found = {"registry": registry.name, "reference": str(ref), **known}
+        metrics = read_json(partial / files.METRICS_FILE)
+        write_json(partial / files.REGISTRY_FILE, {**found, "metrics": metrics})
+    return {key: found[key] for key in ("registry", "name", "version")} | {"path": str(directory)}
 
 
 class UnknownVersion(WorkloadError):
