@@ -377,7 +377,7 @@ def test_the_newest_versions_stay(mlflow: MlflowState, prune: Prune, capsys) -> 
     assert mlflow.tag("run12") is None
     printed = capsys.readouterr().out
     assert "removed airflow-pipeline version 7 (0 bytes): beyond the number" in printed
-    assert "removed model/ of MLflow run run7 (1,000 bytes): files of airflow-" in printed
+    assert "removed models of MLflow run run7 (1,000 bytes): files of airflow-" in printed
     assert "6 removed, 3,000 bytes" in printed
 
 
@@ -457,7 +457,13 @@ def test_a_failed_run_with_a_version_keeps_its_files(mlflow: MlflowState, prune:
 
 
 @pytest.mark.parametrize(
-    "step", ["mlflow/model-versions/delete", "mlflow-artifacts/artifacts/", "mlflow/runs/set-tag"]
+    "step",
+    [
+        "mlflow/model-versions/delete",
+        "mlflow-artifacts/artifacts/",
+        "mlflow/logged-models/m-",
+        "mlflow/runs/set-tag",
+    ],
 )
 def test_what_was_broken_off_is_ended_the_next_time(
     mlflow: MlflowState, prune: Prune, capsys, step: str

@@ -27,6 +27,8 @@ class MlflowState:
     experiment: str = "ml-pipelines"
     runs: dict[str, Json] = field(default_factory=dict)
     versions: dict[int, Json] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
+    """Logged model -> its run."""
     aliases: dict[str, int] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
     """Path below the artifacts' root -> bytes."""
@@ -40,6 +42,7 @@ class MlflowState:
         self.runs[run_id] = {
             "info": {
                 "run_id": run_id,
+                "experiment_id": "7",
                 "status": status,
                 "lifecycle_stage": "active",
                 "start_time": int(changed * 1000),
@@ -47,8 +50,11 @@ class MlflowState:
             },
             "data": {"tags": [{"key": "model_name", "value": self.model}]},
         }
-        self.files[f"7/{run_id}/artifacts/model/model.safetensors"] = 900
-        self.files[f"7/{run_id}/artifacts/model/inner/config.json"] = 100
+        # As of an upload before 2026-12 and one after it, so that both are seen to go.
+        self.models[f"m-{run_id}"] = run_id
+        self.files[f"7/models/m-{run_id}/artifacts/model/model.safetensors"] = 800
+        self.files[f"7/models/m-{run_id}/artifacts/MLmodel"] = 90
+        self.files[f"7/{run_id}/artifacts/model/inner/config.json"] = 110
         self.files[f"7/{run_id}/artifacts/plots/curve.png"] = 50
 
     def add_version(self, number: int, run_id: str = "", stage: str = "None") -> None:
@@ -75,7 +81,12 @@ class MlflowState:
 
     def with_models(self) -> set[str]:
         """Return the runs whose model files are there."""
-        return {path.split("/")[1] for path in self.files if "/model/" in path}
+        old = {path.split("/")[1] for path in self.files if "/artifacts/model/inner" in path}
+        assert old == set(self.models.values())
+        assert {f"m-{run_id}" for run_id in old} == {
+            path.split("/")[2] for path in self.files if path.startswith("7/models/")
+        }
+        return old
 
 
 def _page(key: str, entries: list[Json], token: str) -> Json:
@@ -128,8 +139,13 @@ def _answer(state: MlflowState, method: str, path: str, given: Json) -> Json | N
         return {}
     if (method, path) == ("DELETE", "mlflow/model-versions/delete"):
         return {} if state.versions.pop(int(given["version"]), None) else None
-    if (method, path) == ("GET", "mlflow/artifacts/list"):
-        return _listed(state, given["run_id"], given["path"])
+    if (method, path) == ("POST", "mlflow/logged-models/search"):
+        assert given["experiment_ids"] == ["7"]
+        return _page("models", _logged(state, given["filter"]), given.get("page_token", ""))
+    if method == "DELETE" and path.startswith("mlflow/logged-models/"):
+        return {} if state.models.pop(path.rpartition("/")[2], None) else None
+    if (method, path) == ("GET", "mlflow-artifacts/artifacts"):
+        return _listed(state, given["path"])
     root = "mlflow-artifacts/artifacts/"
     if method == "DELETE" and path.startswith(root):
         gone = unquote(path.removeprefix(root)) + "/"
@@ -138,14 +154,26 @@ def _answer(state: MlflowState, method: str, path: str, given: Json) -> Json | N
     raise AssertionError(f"nobody should call {method} {path}")
 
 
-def _listed(state: MlflowState, run_id: str, path: str) -> Json:
-    root = f"7/{run_id}/artifacts/"
+def _logged(state: MlflowState, wanted: str) -> list[Json]:
+    return [
+        {
+            "info": {
+                "model_id": model,
+                "artifact_uri": f"mlflow-artifacts:/7/models/{model}/artifacts",
+            }
+        }
+        for model, run_id in state.models.items()
+        if wanted == f"source_run_id = '{run_id}'"
+    ]
+
+
+def _listed(state: MlflowState, path: str) -> Json:
     found: dict[str, Json] = {}
     for file, size in state.files.items():
-        if not file.startswith(f"{root}{path}/"):
+        if not file.startswith(f"{path}/"):
             continue
-        name, _, deeper = file.removeprefix(f"{root}{path}/").partition("/")
-        entry = {"path": f"{path}/{name}", "is_dir": bool(deeper)}
+        name, _, deeper = file.removeprefix(f"{path}/").partition("/")
+        entry = {"path": name, "is_dir": bool(deeper)}
         found[name] = entry if deeper else {**entry, "file_size": size}
     return {"files": list(found.values())}
 

@@ -14,7 +14,7 @@ from classic_example.registry.base import (
     package,
     upload_to_registry,
 )
-from workload_helpers import DirectoryRegistry, Ended
+from workload_helpers import DirectoryRegistry, Ended, everything_below
 
 VARIABLES = ("REGISTRY", "MLFLOW_TRACKING_URI", "WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL")
 
@@ -33,6 +33,8 @@ def nothing_configured(monkeypatch: pytest.MonkeyPatch) -> None:
         ("m:v3", "m", "v3", 3),
         ("m:12", "m", "12", 12),
         ("m:champion", "m", "champion", None),
+        ("models:/m@champion", "m", "champion", None),
+        ("models:/m/12", "m", "12", 12),
     ],
 )
 def test_reference_is_parsed(text: str, name: str, alias: str, version: int | None):
@@ -40,7 +42,9 @@ def test_reference_is_parsed(text: str, name: str, alias: str, version: int | No
     assert (ref.name, ref.alias, ref.version) == (name, alias, version)
 
 
-@pytest.mark.parametrize("text", ["", ":latest", "a b", "a/b:latest", "a:b:c", "m:'x", "../m"])
+@pytest.mark.parametrize(
+    "text", ["", ":latest", "a b", "a/b:latest", "a:b:c", "models:/", "m:'x", "../m"]
+)
 def test_odd_reference_is_refused(text: str):
     with pytest.raises(WorkloadError, match="is not a model reference"):
         ModelRef.parse(text)
@@ -51,7 +55,7 @@ def test_odd_reference_is_refused(text: str):
     [
         ({}, "no model registry is configured"),
         ({"REGISTRY": "sagemaker"}, "REGISTRY='sagemaker' is not known; allowed: wandb, mlflow"),
-        ({"REGISTRY": "mlflow"}, "MLFLOW_TRACKING_URI is not set"),
+        ({"REGISTRY": "mlflow"}, "MLFLOW_TRACKING_URI= is not an http://"),
         ({"REGISTRY": "mlflow", "MLFLOW_TRACKING_URI": "sqlite:///x"}, "is not an http://"),
         ({"REGISTRY": "wandb"}, "WANDB_API_KEY is not set"),
         (
@@ -133,14 +137,44 @@ def test_package_of_a_model_that_was_trained_by_hand(
     assert tags == {"data_source": "files", "data_sha256": "0"}
 
 
-@pytest.mark.parametrize("missing", ["model.safetensors", "README.md", "special_tokens_map.json"])
+@pytest.mark.parametrize(
+    ("gone", "missing"),
+    [
+        (["model.safetensors"], r"\*.safetensors"),
+        (["config.json"], "config.json"),
+        (["tokenizer.json", "vocab.txt"], "tokenizer file"),
+    ],
+)
 def test_incomplete_model_is_not_uploaded(
-    trained: tuple[Ended, Path], tmp_path: Path, missing: str
+    trained: tuple[Ended, Path], tmp_path: Path, gone: list[str], missing: str
 ):
     model = shutil.copytree(trained[1], tmp_path / "model")
-    (model / missing).unlink()
+    for name in gone:
+        (model / name).unlink(missing_ok=True)
     with pytest.raises(WorkloadError, match=f"is not a trained model: it has no {missing}"):
         upload_to_registry(DirectoryRegistry(model, {}), "m", model)
+
+
+def test_model_without_reports_and_with_files_in_directories_is_whole(
+    trained: tuple[Ended, Path], tmp_path: Path
+):
+    model = tmp_path / "model"
+    (model / "onnx").mkdir(parents=True)
+    (model / "onnx" / "model.onnx").write_text("x")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(trained[1] / name, model / name)
+    (model / "spiece.model").write_text("x")
+    shutil.copyfile(model / "model.safetensors", model / "model-2.safetensors")
+    packed = package(model)
+    assert {str(path.relative_to(model)) for path in packed.files} == everything_below(model)
+    digest = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+    lines = f"{digest}  model-2.safetensors\n{digest}  model.safetensors\n"
+    assert packed.tags["model_sha256"] == hashlib.sha256(lines.encode()).hexdigest()
+    registry = DirectoryRegistry(model, packed.tags)
+    assert load_from_registry(registry, "m", tmp_path / "results")["version"] == "v1"
+    (model / "model-2.safetensors").write_text("another")
+    with pytest.raises(WorkloadError, match="damaged: its weights have changed"):
+        load_from_registry(registry, "m", tmp_path / "results")
 
 
 def test_upload_takes_no_alias(trained: tuple[Ended, Path]):
@@ -171,7 +205,7 @@ def test_broken_download_leaves_the_older_model(
     source = shutil.copytree(trained[1], tmp_path / "server")
     tags = {"model_sha256": "0" * 64} if fault == "damaged" else {}
     if fault == "incomplete":
-        (source / "tokenizer.json").unlink()
+        (source / "model.safetensors").unlink()
     target = tmp_path / "results"
     target.mkdir()
     (target / "old").write_text("kept")

@@ -105,6 +105,8 @@ def run_pytest(
                 ROOT / "tests": f"{TESTS}/tests:ro",
                 # Runs against the MLflow of this image.
                 ROOT / JANITOR: f"{TESTS}/{JANITOR}:ro",
+                # Whose commands are run.
+                ROOT / "docs": f"{TESTS}/docs:ro",
                 install_pytest(): f"{PYTEST_PLACE}:ro",
                 reports: REPORTS,
             },

@@ -46,7 +46,7 @@ PREDICTIONS, DESCRIPTION = "pred.csv", "pred.json"
 HOUR, DAY = 3600, 86400
 # A server may be restarting: asked again for a minute and a half.
 TRIES, PAUSE_SECONDS, ANSWER_SECONDS = 7, 15, 60
-# An upload's files, below its run's artifacts; plots beside them stay with the metrics.
+# Where versions that were made before 2026-12 have their files: below the artifacts of their run.
 MODEL_PATH = "model"
 # Tag of an MLflow run whose files go or have gone: what was begun is ended by the next janitor.
 TAG, DELETING, DELETED = "ml_pipelines.model_files", "deleting", "deleted by the janitor"
@@ -301,11 +301,23 @@ class Mlflow:
         """Write on a run what became of its files."""
         self.call("POST", "mlflow/runs/set-tag", {"run_id": run_id, "key": TAG, "value": value})
 
-    def size(self, run_id: str, path: str) -> int:
-        """Return the bytes of a directory of a run's artifacts, 0 when there is none."""
-        answer = self.call("GET", "mlflow/artifacts/list", run_id=run_id, path=path) or {}
+    def logged_models(self, run: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return what MLflow knows about the logged models of a run."""
+        info = run["info"]
+        found = self.pages(
+            "POST",
+            "mlflow/logged-models/search",
+            "models",
+            experiment_ids=[info["experiment_id"]],
+            filter=f"source_run_id = '{info['run_id']}'",
+        )
+        return [model["info"] for model in found]
+
+    def size(self, path: str) -> int:
+        """Return the bytes of a directory of the artifacts, 0 when there is none."""
+        answer = self.call("GET", "mlflow-artifacts/artifacts", path=path) or {}
         return sum(
-            self.size(run_id, one["path"]) if one.get("is_dir") else int(one.get("file_size", 0))
+            self.size(f"{path}/{one['path']}") if one.get("is_dir") else int(one["file_size"])
             for one in answer.get("files", [])
         )
 
@@ -318,19 +330,26 @@ class Mlflow:
         self.call("DELETE", f"mlflow-artifacts/artifacts/{urllib.parse.quote(path)}")
 
 
-def files_path(run: dict[str, Any]) -> str:
-    """Return the path of a run's model files among the artifacts that the server serves.
+def files_paths(run: dict[str, Any], models: list[dict[str, Any]]) -> list[str]:
+    """Return the paths of a run's and its models' files among the artifacts that the server serves.
 
-    Raises Failed when they are elsewhere.
+    Plots and whatever else is beside them stay with the metrics. Raises Failed when the files are
+    elsewhere.
     """
-    uri = urllib.parse.urlsplit(run["info"]["artifact_uri"])
-    if uri.scheme != "mlflow-artifacts":
-        raise Failed(
-            f"the files of MLflow run {run['info']['run_id']} are at {uri.scheme}://..., which the "
-            "server does not serve and cannot delete: set janitor.models.keepVersions to 0 and "
-            "remove models where they are kept"
-        )
-    return f"{uri.path.strip('/')}/{MODEL_PATH}"
+    paths = []
+    for root in [
+        f"{run['info']['artifact_uri']}/{MODEL_PATH}",
+        *(m["artifact_uri"] for m in models),
+    ]:
+        uri = urllib.parse.urlsplit(root)
+        if uri.scheme != "mlflow-artifacts":
+            raise Failed(
+                f"the files of MLflow run {run['info']['run_id']} are at {uri.scheme}://..., which "
+                "the server does not serve and cannot delete: set janitor.models.keepVersions to 0 "
+                "and remove models where they are kept"
+            )
+        paths.append(uri.path.strip("/"))
+    return paths
 
 
 def tags(run: dict[str, Any]) -> dict[str, str]:
@@ -416,7 +435,7 @@ def remove_version(
     if run is not None and run["info"].get("lifecycle_stage") == "deleted":
         run = None
     if run is not None:
-        files_path(run)
+        files_paths(run, mlflow.logged_models(run))
     if not report.dry_run:
         if run is not None:
             mlflow.tag(version["run_id"], DELETING)
@@ -428,19 +447,23 @@ def remove_version(
 
 
 def remove_files(mlflow: Mlflow, run: dict[str, Any], why: str, report: Report) -> None:
-    """Delete the model files of a run and write that on it; metrics and plots stay."""
-    run_id = run["info"]["run_id"]
-    path, size = files_path(run), mlflow.size(run_id, MODEL_PATH)
+    """Delete the models of a run and write that on it; metrics and plots stay."""
+    run_id, models = run["info"]["run_id"], mlflow.logged_models(run)
+    paths = files_paths(run, models)
+    size = sum(map(mlflow.size, paths))
     if not report.dry_run:
         mlflow.tag(run_id, DELETING)
-        mlflow.delete_files(path)
+        for path in paths:
+            mlflow.delete_files(path)
+        for model in models:
+            mlflow.call("DELETE", f"mlflow/logged-models/{model['model_id']}")
         if run["info"].get("status") == "RUNNING":
             # Its pod has been gone for hours, nobody else will say so.
             now = int(time.time() * 1000)
             body = {"run_id": run_id, "status": "KILLED", "end_time": now}
             mlflow.call("POST", "mlflow/runs/update", body)
         mlflow.tag(run_id, DELETED)
-    report.removed(f"{MODEL_PATH}/ of MLflow run {run_id}", size, why)
+    report.removed(f"models of MLflow run {run_id}", size, why)
 
 
 # The command line

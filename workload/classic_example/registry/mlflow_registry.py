@@ -93,6 +93,9 @@ class MlflowRegistry:
             version = next((one for one in versions if package.is_version(one.tags)), None)
             if version is None:
                 version = self.register(client, model_name, package)
+            else:
+                # Where it was killed between the two, its run is still open.
+                client.set_terminated(version.run_id)
             known = self.known(client, version)
         logger.info("%s is %s of %s", known["run_url"], known["version"], model_name)
         return Uploaded(self.name, model_name, known["version"], known["uri"], known["run_url"])
@@ -135,19 +138,19 @@ class MlflowRegistry:
                 step=step,
             )
             mlflow.log_metrics(package.metrics, step, model_id=model.model_id)
-        try:
-            client.create_registered_model(model_name)
-        except mlflow.exceptions.MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        return client.create_model_version(
-            model_name,
-            source=f"models:/{model.model_id}",
-            run_id=run_id,
-            tags=package.tags,
-            description=package.description,
-            model_id=model.model_id,
-        )
+            try:
+                client.create_registered_model(model_name)
+            except mlflow.exceptions.MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            return client.create_model_version(
+                model_name,
+                source=f"models:/{model.model_id}",
+                run_id=run_id,
+                tags=package.tags,
+                description=package.description,
+                model_id=model.model_id,
+            )
 
     def find(self, ref: ModelRef) -> dict[str, Any]:
         """Return what is known about a version; `latest` is the one with the highest number."""
@@ -213,8 +216,10 @@ class MlflowRegistry:
         if not tracking_run:
             same = [f"tags.{key} = '{tags.get(key, '')}'" for key in ("dag_id", "run_id")]
             wanted = " and ".join([*same, "attributes.status = 'RUNNING'"])
-        for run in client.search_runs([place], wanted, max_results=1):
-            return run.info.run_id
+        for run in client.search_runs([place], wanted):
+            # A run of the pipeline may train several models at once.
+            if tracking_run or run.data.params == {key: str(params[key]) for key in params}:
+                return run.info.run_id
         run_id = client.create_run(place, tags=tags, run_name=tags.get("run_id")).info.run_id
         mlflow.log_params(params, run_id=run_id)
         for point in history:
