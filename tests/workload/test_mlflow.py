@@ -157,11 +157,12 @@ def test_run_holds_metrics_curve_params_plots_and_files(
     assert plots == {"plots/confusion_matrix.png", "plots/training_curve.png"}
 
 
-def test_model_is_one_that_mlflow_can_load_and_show(uploaded: list[Ended], client):
+def test_model_is_one_that_mlflow_can_load_and_show(uploaded: list[Ended], server: str, client):
     import mlflow
     import torch
     import transformers
 
+    mlflow.set_tracking_uri(server)
     version = client.get_model_version("airflow-pipeline", "2")
     model = client.get_logged_model(version.source.removeprefix("models:/"))
     run = client.get_run(version.run_id)
