@@ -33,12 +33,26 @@ WITH_PARAMETERS = {"ML_PIPELINES_PARAMS": r"{{ params | tojson | replace('$', '\
 DATA_SOURCE = Param(
     None,
     type=["null", "string"],
-    pattern="^(auto|glue|bundled)$",
-    examples=["auto", "glue", "bundled"],
+    pattern=r"^(auto|glue|bundled|(file|s3|gs|abfss|https?)://\S+)$",
+    examples=["auto", "glue", "bundled", "s3://bucket/reviews/*.parquet"],
     title="Data source",
     description="glue: SST-2 from the Hugging Face hub; bundled: the sentences of the image; "
-    "auto: glue where it can be reached, else bundled. Empty: as configured.",
+    "auto: glue where it can be reached, else bundled; or the address of CSV or Parquet files. "
+    "Empty: as configured.",
 )
+DATA_VARIABLES = {
+    "source": "DATA_SOURCE",
+    "textColumn": "DATA_TEXT_COLUMN",
+    "labelColumn": "DATA_LABEL_COLUMN",
+    "onBadRow": "DATA_ON_BAD_ROW",
+}
+
+
+def which_data() -> dict[str, str]:
+    """Variables of load_data: the run's parameters, and `pipelines.data` with its templates."""
+    said = load().get("data", {})
+    variables = {name: said[key] for key, name in DATA_VARIABLES.items() if key in said}
+    return WITH_PARAMETERS | variables
 
 
 def model_name() -> str:

@@ -35,6 +35,7 @@ from example_parts import (
     model_alias,
     model_dataset,
     model_name,
+    which_data,
 )
 from ml_pipelines import PodOperator
 from ml_pipelines.lineage import image_digest_of
@@ -120,7 +121,7 @@ with DAG(
     load_data = PodOperator(
         task_id="load_data",
         cmds=[*CLI, "load-sst2-data", "/tmp/data/"],
-        env_vars=WITH_PARAMETERS,
+        env_vars=which_data(),
     )
     load_model = PodOperator(
         task_id="load_model",

@@ -43,6 +43,7 @@ from example_parts import (
     model_dataset,
     model_name,
     wants_approval,
+    which_data,
 )
 from ml_pipelines import PodOperator
 from ml_pipelines.lineage import image_digest_of
@@ -132,7 +133,7 @@ with DAG(
     load_data = PodOperator(
         task_id="load_data",
         cmds=[*CLI, "load-sst2-data", "/tmp/data/"],
-        env_vars=WITH_PARAMETERS,
+        env_vars=which_data(),
     )
     train_model = PodOperator(
         task_id="train_model",

@@ -14,6 +14,12 @@ from tests.helpers.pages import blocks
 
 NEWEST_KUBERNETES = ".".join(kubernetes_validate.latest_version().split(".")[:2])
 LABELS = {"app.kubernetes.io/name": "ml-pipelines", "app.kubernetes.io/component": "task"}
+CHART_DATA = {
+    "source": "bundled",
+    "textColumn": "sentence",
+    "labelColumn": "label",
+    "onBadRow": "fail",
+}
 
 
 def registry(manifests):
@@ -72,6 +78,10 @@ def test_what_else_the_dags_are_told():
         "gate": {"margin": 0.01, "tolerance": 0.01, "significance": 0.05, "data": "same"},
         "approval": False,
     }
+    # What is loaded depends on the network on a laptop only.
+    assert found["data"]["source"] == "auto"
+    for other in ("staging", "production"):
+        assert rendered(other).settings()["data"] == CHART_DATA
     # A task that nothing is said about has no entry.
     assert set(found["tasks"]) == {"clean_storage_before_start", "train_model", "clean_up"}
     assert set(found["presets"]) == {"registry"}
@@ -98,6 +108,8 @@ def test_what_else_the_dags_are_told():
     }
     assert found["triggerer"] is False
     assert (found["model"]["name"], found["inferenceOnNewModel"]) == ("my-model", True)
+    found = render({"pipelines": {"data": {"source": "s3://bucket/{{ ds }}/*.csv"}}}).settings()
+    assert found["data"] == CHART_DATA | {"source": "s3://bucket/{{ ds }}/*.csv"}
 
 
 def test_the_training_tasks_get_what_they_need(of_task):
@@ -458,5 +470,6 @@ def test_environments_say_nothing_of_single_tasks():
     files = [yaml.safe_load((VALUES / f"{name}.yaml").read_text()) for name in ENVIRONMENTS]
     assert {key for values in files for key in values.get("pipelines", {})} <= {
         "dags",
+        "data",
         "namespaces",
     }

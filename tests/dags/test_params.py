@@ -45,7 +45,8 @@ def context(context_of: Callable[..., dict]) -> Callable[[Any, dict], dict]:
     def make(task: Any, conf: dict[str, Any]) -> dict[str, Any]:
         run = SimpleNamespace(conf=conf) if AIRFLOW_2 else conf
         params = process_params(task.dag, task, run, suppress_exception=False)
-        return {**context_of(task, "run", {"train_model": {}}), "params": params}
+        of_run = context_of(task, "run", {"train_model": {}})
+        return {**of_run, "params": params, "ds": "2026-01-01"}
 
     return make
 
@@ -149,6 +150,8 @@ if AIRFLOW_2:
         ("training_dag", {"data_source": "imdb"}),
         ("training_dag", {"data_source": "glue2"}),
         ("training_dag", {"data_source": "unglue"}),
+        ("training_dag", {"data_source": "ftp://host/file.csv"}),
+        ("training_dag", {"data_source": "s3://bucket/a b.csv"}),
         ("training_dag", {"model_name": "a:latest"}),
         ("training_dag", {"model_name": "-a"}),
         ("training_dag", {"model_name": "a" * 129}),
@@ -176,6 +179,8 @@ def test_wrong_value_is_refused_when_a_run_is_triggered(load_dag, dag_id: str, c
         ("training_dag", {"base_model": "prajjwal1/bert-tiny", "data_source": "bundled"}),
         ("inference_dag", {"model_name": "other_1.2", "model_version": "v3", "sample_size": 1}),
         ("inference_dag", {"model_version": "champion", "sample_size": 1_000_000}),
+        ("inference_dag", {"data_source": "s3://bucket/reviews/*.parquet"}),
+        ("training_dag", {"data_source": "abfss://box@account.dfs.core.windows.net/a.csv"}),
         *UNSET.items(),
     ],
     ids=str,
@@ -251,3 +256,24 @@ def test_a_model_of_another_name_does_not_start_inference(
     # Airflow calls it before the task, and takes the outlets of the same object at its end.
     task._pre_execute_hook(context(task, {"model_name": name}))
     assert bool(task.outlets) is announced
+
+
+@pytest.mark.parametrize("dag_id", list(NAMES))
+def test_data_of_the_values_is_loaded(load_dag, settings_file, container, dag_id: str) -> None:
+    data = {
+        "source": "s3://bucket/{{ ds }}/*.parquet",
+        "textColumn": "text",
+        "labelColumn": "stars",
+        "onBadRow": "skip",
+    }
+    settings_file({"data": data, "presets": {"registry": {}}})
+    command, variables = container(load_dag(dag_id).get_task("load_data"), {"data_source": "glue"})
+    assert command == COMMANDS[dag_id, "load_data"]
+    assert {name: text for name, text in variables.items() if name.startswith("DATA_")} == {
+        "DATA_SOURCE": "s3://bucket/2026-01-01/*.parquet",
+        "DATA_TEXT_COLUMN": "text",
+        "DATA_LABEL_COLUMN": "stars",
+        "DATA_ON_BAD_ROW": "skip",
+    }
+    # The workload takes it from there.
+    assert json.loads(variables[VARIABLE])["data_source"] == "glue"

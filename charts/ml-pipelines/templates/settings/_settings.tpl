@@ -37,6 +37,7 @@ in it: for every task, and for presets and single tasks, arguments of the operat
       "presets" $presets
       "tasks" $tasks
       "dags" $dags
+      "data" .Values.pipelines.data
       "inferenceOnNewModel" .Values.pipelines.inferenceOnNewModel
       "model" .Values.pipelines.model
       "triggerer" .Values.airflow.triggerer.enabled
