@@ -22,8 +22,11 @@ IMAGE = "classic-example"
 PYTEST = (
     *("pytest", "iniconfig", "packaging", "pluggy", "pygments"),
     *("pytest-timeout", "pytest-xdist", "execnet"),
+    # An S3 server for the tests; what else it needs comes with the image's MLflow.
+    *("moto", "boto3", "botocore", "s3transfer", "jmespath"),
+    *("py-partiql-parser", "responses", "xmltodict"),
 )
-"""pytest, its plugins and all that they need, by their names in requirements/tools.txt."""
+"""pytest, its plugins and all that the tests need, by their names in requirements/tools.txt."""
 
 TESTS, PYTEST_PLACE, REPORTS = "/src", "/opt/pytest", "/reports"
 JANITOR = "charts/ml-pipelines/files"

@@ -48,6 +48,19 @@ COMMANDS: dict[str, tuple[str, str, list[tuple]]] = {
             ("test", Path, "CSV file to write the rows without labels to"),
         ],
     ),
+    "load-data": (
+        "sources:load_data",
+        "Make such files of the CSV or Parquet files at a path or an address.",
+        [
+            ("uri", str, "file, directory or pattern (*): a path, file:, s3:, gs:, abfss:, https:"),
+            ("directory", Path, "directory for train.csv, val.csv, test.csv and gold.csv"),
+            ("--text-column", str, "column with the texts (default: sentence)"),
+            ("--label-column", str, "column with the labels (default: label)"),
+            ("--format", str, "csv or parquet (default: as the names end)"),
+            ("--labels", str, "all labels, with commas between them (default: as they come)"),
+            ("--on-bad-row", str, "fail (default), or skip: leave such rows out and count them"),
+        ],
+    ),
     "train": (
         "train:train",
         "Train and evaluate a model as a JSON configuration says.",

@@ -1,21 +1,24 @@
 """Labelled sentences in CSV files: columns `sentence,label,idx`, as in GLUE/SST-2."""
 
-import csv
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import lru_cache
 from pathlib import Path
 
-from classic_example.errors import WorkloadError, not_there
-from classic_example.files import sha256_of, write_csv
+from classic_example.errors import WorkloadError
+from classic_example.files import sha256_of
 
 COLUMNS = ("sentence", "label", "idx")
 # What 0 and 1 mean.
 BINARY = ("negative", "positive")
-# Bytes; csv's own limit is 128 KiB, which a long text exceeds.
-LONGEST_FIELD = 1 << 26
+# Written beside the data: what it is.
+DATASET_FILE = "dataset.json"
+# The header of a CSV file is row 1.
+FIRST_ROW = 2
+# Read at once.
+BATCH_ROWS = 1024
 # GLUE's mark for a row whose label is not published.
 UNLABELLED = -1
 
@@ -54,77 +57,6 @@ def positive_of(names: Sequence[str]) -> int | None:
     return called[0] if called else 1 if len(names) == 2 else None
 
 
-def fields_of(rows: list[Row]) -> Iterator[tuple[str, int, int]]:
-    """Yield what a row has in a file, in the order of COLUMNS."""
-    return ((row.sentence, row.label, row.idx) for row in rows)
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """Write rows as CSV, whole or not at all."""
-    write_csv(path, COLUMNS, fields_of(rows))
-
-
-def read_rows(
-    path: Path, required: tuple[str, ...], limit: int | None = None
-) -> Iterator[tuple[int, list[str]]]:
-    """Yield line number and fields of a CSV file's header, then of its first `limit` rows.
-
-    Raises:
-        WorkloadError: no such file, not readable, not UTF-8, no header, a `required` column is
-            missing, a row of another width, or no rows.
-    """
-    csv.field_size_limit(LONGEST_FIELD)
-    row = None
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            if not header:
-                raise WorkloadError(f"{path} is empty: expected a header with {names(required)}")
-            missing = [name for name in required if name not in header]
-            if missing:
-                raise WorkloadError(
-                    f"{path} has no column {names(missing)}; its columns are {names(header)}"
-                )
-            yield reader.line_num, header
-            for row in islice(numbered(path, reader, len(header)), limit):
-                yield row
-    except FileNotFoundError:
-        raise not_there(path, "load-sst2-data") from None
-    except IsADirectoryError:
-        raise WorkloadError(f"{path} is a directory; a CSV file is needed") from None
-    except PermissionError:
-        raise WorkloadError(f"{path} may not be read by this user") from None
-    except UnicodeDecodeError as error:
-        raise WorkloadError(f"{path} is not UTF-8 text: {error.reason}") from None
-    except csv.Error as error:
-        raise WorkloadError(f"{path} is not a CSV file: {error}") from None
-    if row is None:
-        raise WorkloadError(f"{path} has a header but no rows")
-
-
-def read_table(
-    path: Path, required: tuple[str, ...], limit: int | None = None
-) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return the header of a CSV file, and what read_rows yields after it."""
-    rows = read_rows(path, required, limit)
-    _, header = next(rows)
-    return header, list(rows)
-
-
-def numbered(path: Path, reader: Iterator, width: int) -> Iterator[tuple[int, list]]:
-    """Yield (line number, fields) of each row that is not blank."""
-    for fields in reader:
-        if not fields:
-            continue
-        if len(fields) != width:
-            raise WorkloadError(
-                f"{path} line {reader.line_num}: {len(fields)} fields, the header has {width}; "
-                "a comma inside a sentence needs quotes"
-            )
-        yield reader.line_num, fields
-
-
 def read_labelled(
     path: Path, limit: int | None = None, labels: Labels | None = None
 ) -> tuple[list[Row], Labels]:
@@ -133,49 +65,67 @@ def read_labelled(
     Without `labels` they are those of the file.
 
     Raises:
-        WorkloadError: as read_table, or an empty sentence, a label that is none or not among
-            `labels`, or one label only in the whole file.
+        WorkloadError: as Table, or an empty sentence, a label that is none or not among `labels`,
+            or one label only in the whole file.
     """
-    header, table = read_table(path, ("sentence", "label"), limit)
-    sentence_at, label_at = header.index("sentence"), header.index("label")
-    texts = [label_text(path, line, fields[label_at]) for line, fields in table]
-    labels = labels or labels_of(path, texts, [line for line, _ in table])
-    rows = []
-    for position, ((line, fields), text) in enumerate(zip(table, texts, strict=True)):
-        sentence = fields[sentence_at]
-        if not sentence.strip():
-            raise WorkloadError(f"{path} line {line}: the sentence is empty")
+    from classic_example.tables import Table
+
+    if not path.exists() and (path.parent / DATASET_FILE).exists():
+        raise WorkloadError(
+            f"there is no {path}: the data in {path.parent} has no labels; DATA_LABEL_COLUMN names "
+            "their column"
+        )
+    pairs = []
+    for batch, _ in Table(path, COLUMNS[:2]).batches(BATCH_ROWS, limit):
+        pairs += zip(*(batch[column].cast("string").to_pylist() for column in COLUMNS[:2]))
+    texts = []
+    for number, (sentence, text) in enumerate(pairs, FIRST_ROW):
+        try:
+            if not (sentence or "").strip():
+                raise ValueError("the sentence is empty")
+            texts.append(label_of(text))
+            if texts[-1] is None:
+                raise ValueError(f"label {text} marks a row without a label")
+        except ValueError as why:
+            raise WorkloadError(f"{path} row {number}: {why}") from None
+    labels = labels or labels_of(path, texts)
+    for number, text in enumerate(texts, FIRST_ROW):
         if text not in labels.numbers:
             allowed = names(labels.numbers)
-            raise WorkloadError(f"{path} line {line}: label {text} is unknown; allowed: {allowed}")
-        rows.append(Row(sentence, labels.numbers[text], position))
-    if len({row.label for row in rows}) == 1:
+            raise WorkloadError(f"{path} row {number}: label {text} is unknown; allowed: {allowed}")
+    if len(set(texts)) == 1:
         raise WorkloadError(
-            f"{path}: all {len(rows)} rows have label {texts[0]}; rows of two labels are needed"
+            f"{path}: all {len(texts)} rows have label {texts[0]}; rows of two labels are needed"
         )
+    rows = [
+        Row(sentence, labels.numbers[text], at)
+        for at, ((sentence, _), text) in enumerate(zip(pairs, texts, strict=True))
+    ]
     return rows, labels
 
 
-def label_text(path: Path, line: int, text: str) -> str:
+@lru_cache
+def label_of(text: str | None) -> str | None:
     """Return a label as it is compared: a whole number in its shortest form, other text as it is.
 
+    None is for the mark of a row whose label is not published.
+
     Raises:
-        WorkloadError: there is none, or it is another number.
+        ValueError: there is no label, or it is another number; the text says so.
     """
-    text = text.strip()
+    text = (text or "").strip()
+    if not text:
+        raise ValueError("the label is empty")
     try:
         number = float(text)
     except ValueError:
-        if not text:
-            raise WorkloadError(f"{path} line {line}: the label is empty") from None
         return text
-    if number == UNLABELLED or not number.is_integer():
-        why = "marks a row without a label" if number == UNLABELLED else "is not a whole number"
-        raise WorkloadError(f"{path} line {line}: label {text} {why}")
-    return str(int(number))
+    if not number.is_integer():
+        raise ValueError(f"label {text} is not a whole number")
+    return None if number == UNLABELLED else str(int(number))
 
 
-def labels_of(path: Path, texts: Sequence[str], lines: Sequence[int]) -> Labels:
+def labels_of(path: Path, texts: Sequence[str]) -> Labels:
     """Return the labels of a training file: in order of number, else of the alphabet.
 
     0 and 1 alone are negative and positive.
@@ -186,14 +136,18 @@ def labels_of(path: Path, texts: Sequence[str], lines: Sequence[int]) -> Labels:
     counts = Counter(texts)
     if counts.keys() <= {"0", "1"}:
         return Labels.named(BINARY)
-    for line, text in zip(lines, texts, strict=True):
-        if counts[text] == 1:
-            raise WorkloadError(
-                f"{path} line {line}: no other row has label {text!r}; where it is meant, name all "
-                "labels by `labels` in the configuration"
-            )
+    if alone := [text for text, count in counts.items() if count == 1]:
+        raise WorkloadError(
+            f"{path} row {texts.index(alone[0]) + FIRST_ROW}: no other row has label {alone[0]!r}; "
+            "where it is meant, name all labels by `labels` in the configuration"
+        )
     numeric = all(text.lstrip("-").isdecimal() for text in counts)
     return Labels.named(sorted(counts, key=int if numeric else None))
+
+
+def normalised(text: str) -> str:
+    """Return what a text has in common with those that differ in capitals and white space only."""
+    return " ".join(text.casefold().split())
 
 
 def names(items: object) -> str:

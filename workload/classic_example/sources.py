@@ -1,40 +1,47 @@
-"""Where labelled sentences come from: GLUE/SST-2 when it can be reached, else the image's own."""
+"""Where labelled sentences come from: GLUE/SST-2, the image itself, or files at any address."""
 
-import io
 import logging
+import math
 import os
+import re
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Mapping
+from copy import copy
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from classic_example import parameters
-from classic_example.data import COLUMNS, Row, digest, fields_of, names, read_table
-from classic_example.errors import WorkloadError, one_line
+from classic_example.data import DATASET_FILE, digest, names
+from classic_example.errors import WorkloadError, one_line, scrub
 from classic_example.files import (
-    fill_csv,
+    cannot_write,
     fill_json,
     new_files,
+    partial_name,
     read_json,
+    remove,
     sha256_of,
-    size_of_csv,
 )
 from classic_example.progress import heartbeat, within
 from classic_example.space import require_space
+from classic_example.splits import SPLITS, Files, Options, Splits
+from classic_example.tables import Table
 
 logger = logging.getLogger(__name__)
 
-MODES = ("auto", "glue", "bundled")
-SPLITS = ("train", "val", "test")
-# Written beside the data, so that a trained model can say what it was trained on.
-DATASET_FILE = "dataset.json"
+# What a directory may call a split.
+ALIASES = {"validation": "val", "dev": "val"}
+ROLE = re.compile(rf"({'|'.join([*SPLITS, *ALIASES])})(?![a-z0-9])", re.IGNORECASE)
+DATA_FILE = re.compile(r"\.(csv|parquet)(\.(gz|bz2|lz4|zst))?$", re.IGNORECASE)
 
+MODES = ("auto", "glue", "bundled")
+DEFAULT_MODE = "bundled"
 GLUE = "GLUE/SST-2 (nyu-mll/glue)"
 # https://huggingface.co/datasets/nyu-mll/glue, pinned so that the same rows come every time.
 GLUE_REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
-GLUE_FILES = {
-    "train": "sst2/train-00000-of-00001.parquet",
-    "test": "sst2/test-00000-of-00001.parquet",
-}
+# The labels of its test set are not published: it is the validation set that judges.
+GLUE_FILES = {"train": "train", "test": "test", "gold": "validation"}
 PROBE_SECONDS = 5.0
 DOWNLOAD_SECONDS = 120.0
 
@@ -42,50 +49,116 @@ BUNDLED = "movie-review sentences of vaderSentiment 3.3.2 (Hutto & Gilbert 2014)
 BUNDLED_DIRECTORY = "/opt/data/movie-reviews"
 
 
-@dataclass(frozen=True)
-class Sentences:
-    """The three splits and the name of the place they came from."""
-
-    source: str
-    train: list[Row]
-    val: list[Row]
-    test: list[Row]
+def load_sst2_data(directory: Path) -> dict[str, Any]:
+    """Do load_and_save with train.csv, val.csv, test.csv and gold.csv in a directory."""
+    return load_and_save(*(directory / f"{split}.csv" for split in SPLITS))
 
 
-def mode_from_environment() -> str:
-    """Return the parameter data_source of the run, else DATA_SOURCE, else `auto`.
+def load_and_save(train: Path, val: Path, test: Path, gold: Path | None = None) -> dict[str, Any]:
+    """Write the data that the run asks for to these files, and return the step's result.
 
     Raises:
-        WorkloadError: it is set to something unknown.
+        WorkloadError: the source, its rows, or the place to write to.
     """
     origin, mode = "parameters of the run: data_source", parameters.of_this_run().data_source
     if mode is None:
-        origin, mode = "DATA_SOURCE", os.environ.get("DATA_SOURCE", "").strip().lower() or "auto"
-    if mode not in MODES:
-        raise WorkloadError(f"{origin}={mode!r} is not known; allowed: {names(MODES)}")
-    return mode
+        origin, mode = "DATA_SOURCE", os.environ.get("DATA_SOURCE", "").strip() or DEFAULT_MODE
+    if mode not in MODES and "://" not in mode and not mode.startswith("/"):
+        raise WorkloadError(
+            f"{origin}={mode!r} is not known; allowed: {names(MODES)}, or an address of files"
+        )
+    targets = {"train": train, "val": val, "test": test, **({"gold": gold} if gold else {})}
+    return load(mode, targets, Options.of())
 
 
-def load(mode: str) -> Sentences:
-    """Return the sentences for a mode: `glue`, `bundled`, or `auto` for whichever is there.
+def load_data(uri: str, directory: Path, **options: str | None) -> dict[str, Any]:
+    """Write the data of an address to train.csv, val.csv, test.csv and gold.csv in a directory."""
+    place = uri if "://" in uri else os.path.abspath(uri)
+    targets = {split: directory / f"{split}.csv" for split in SPLITS}
+    return load(place, targets, Options.of(**options))
+
+
+def load(mode: str, targets: Mapping[str, Path], options: Options) -> dict[str, Any]:
+    """Write the files of the splits and, beside the first, what they are; return the result.
+
+    All of them appear, or none. A split without rows has no file.
+    """
+    logger.info("data source: %s", shown(mode))
+    # Before the download: a full volume is not worth two minutes of it.
+    require_space(dict.fromkeys(targets.values(), 0))
+    scratch = partial_name(targets["train"].with_name("download"))
+    try:
+        remove(scratch)
+        source, files, options = find(mode, options, scratch)
+        logger.info("data: %s", source)
+        size = sum(table.files[0].size for tables in files.values() for table in tables)
+        require_space({targets["train"]: size})
+        note = targets["train"].with_name(DATASET_FILE)
+        with new_files(*targets.values(), note) as (*partials, description):
+            places = dict(zip(targets, partials, strict=True))
+            splits = Splits(options)
+            splits.fill(files, places)
+            made = {split: place for split, place in places.items() if splits.rows[split]}
+            for split in places.keys() - made.keys():
+                places[split].unlink()
+            result = {
+                "source": source,
+                "rows": {split: splits.rows[split] for split in made},
+                "skipped": dict(splits.skipped),
+                # Of what a model is made from and for: the same with and without a file for gold.
+                "sha256": digest([path for split, path in made.items() if split != "gold"]),
+            }
+            hashes = {targets[split].name: sha256_of(path) for split, path in made.items()}
+            fill_json(description, {**result, "files": hashes, "statistics": splits.statistics})
+    finally:
+        remove(scratch)
+    logger.info("%s", result)
+    return result
+
+
+def find(mode: str, options: Options, scratch: Path) -> tuple[str, Files, Options]:
+    """Return the name of a source, its files, and how to read them.
 
     Raises:
-        WorkloadError: the wanted source cannot be had.
+        WorkloadError: it cannot be had.
     """
-    if mode == "bundled":
-        return load_bundled()
-    try:
-        within(PROBE_SECONDS, glue_endpoint(), probe_glue)
-        return load_glue()
-    except Exception as error:
-        if mode == "glue":
+    if mode in ("auto", "glue"):
+        try:
+            within(PROBE_SECONDS, glue_endpoint(), probe_glue)
+            deadline = time.monotonic() + DOWNLOAD_SECONDS
+            with heartbeat(f"downloading {GLUE}"):
+                places = {
+                    role: download(glue_url(role), scratch / role, deadline) for role in GLUE_FILES
+                }
+            # Some phrases of its training set are sentences of its validation set.
+            skipping = Options(on_bad_row="skip")
+            return GLUE, {role: [table(at, skipping)] for role, at in places.items()}, skipping
+        except Exception as error:
+            if mode == "glue":
+                raise WorkloadError(
+                    f"GLUE/SST-2 cannot be loaded: {one_line(error)}; allow access to it, set "
+                    "HF_ENDPOINT to a mirror, or set DATA_SOURCE=bundled (in a run that was "
+                    "started with it, the parameter data_source)"
+                ) from error
+            logger.info("GLUE/SST-2 is out of reach (%s)", one_line(error, 160))
+    if mode in MODES:
+        directory = os.environ.get("BUNDLED_DATA", "") or BUNDLED_DIRECTORY
+        if not Path(directory).is_dir():
             raise WorkloadError(
-                f"GLUE/SST-2 cannot be loaded: {one_line(error)}; "
-                "allow access to it, set HF_ENDPOINT to a mirror, or set DATA_SOURCE=bundled (in a "
-                "run that was started with it, the parameter data_source)"
-            ) from error
-        logger.info("GLUE/SST-2 is out of reach (%s)", one_line(error, 160))
-        return load_bundled()
+                f"there is no bundled data in {directory}; use the classic-example image or set "
+                "BUNDLED_DATA to a directory with train.csv, val.csv and gold.csv"
+            )
+        return BUNDLED, by_role(table(directory, Options())), Options()
+    if re.search("://[^/@]*:[^/@]*@", mode):
+        raise WorkloadError(
+            f"{shown(mode)} holds a password, which would be kept with the results; credentials "
+            "are variables of the environment (AWS_ACCESS_KEY_ID and so on)"
+        )
+    if mode.startswith(("http://", "https://")):
+        with heartbeat(f"downloading {shown(mode)}"):
+            mode, source = str(download(mode, scratch)), shown(mode)
+        return source, {"train": [table(mode, options)]}, options
+    return shown(mode), by_role(table(mode, options)), options
 
 
 def glue_endpoint() -> str:
@@ -93,108 +166,85 @@ def glue_endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
 
 
-def glue_url(split: str) -> str:
-    """Return the address of one split's Parquet file."""
+def glue_url(role: str) -> str:
+    """Return the address of the Parquet file that is for a split."""
     root = f"{glue_endpoint()}/datasets/nyu-mll/glue/resolve/{GLUE_REVISION}"
-    return f"{root}/{GLUE_FILES[split]}"
+    return f"{root}/sst2/{GLUE_FILES[role]}-00000-of-00001.parquet"
 
 
 def probe_glue() -> None:
     """Ask for the head of the smallest file; any answer but success raises."""
     import requests
 
-    answer = requests.head(glue_url("test"), timeout=PROBE_SECONDS, allow_redirects=True)
+    answer = requests.head(glue_url("gold"), timeout=PROBE_SECONDS, allow_redirects=True)
     answer.raise_for_status()
 
 
-def download(url: str, deadline: float) -> bytes:
-    """Return the body at `url`; `deadline` is on time.monotonic()'s clock.
+def download(url: str, scratch: Path, deadline: float = math.inf) -> Path:
+    """Fetch a file into a directory; `deadline` is on time.monotonic()'s clock.
 
     Raises:
+        WorkloadError: it cannot be had.
         TimeoutError: the deadline passed. A socket timeout alone would let a trickle go on forever.
     """
     import requests
 
-    chunks = []
-    with requests.get(url, timeout=10, stream=True) as answer:
-        answer.raise_for_status()
-        for chunk in answer.iter_content(1 << 16):
-            chunks.append(chunk)
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{url} did not arrive within {DOWNLOAD_SECONDS:.0f} s")
-    return b"".join(chunks)
+    target = scratch / PurePosixPath(url.partition("?")[0]).name
+    try:
+        with requests.get(url, timeout=10, stream=True) as answer:
+            answer.raise_for_status()
+            require_space({target: int(answer.headers.get("Content-Length", 0))})
+            scratch.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as file:
+                for chunk in answer.iter_content(1 << 20):
+                    file.write(chunk)
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"{url} did not arrive within {DOWNLOAD_SECONDS:.0f} s")
+    except requests.RequestException as error:
+        raise WorkloadError(f"cannot fetch {shown(url)}: {shown(one_line(error))}") from None
+    except OSError as error:
+        raise cannot_write(target, error) from None
+    return target
 
 
-def load_glue() -> Sentences:
-    """Download SST-2 and split it as the original course material does.
+def shown(place: str) -> str:
+    """Return an address without what may be secret in it."""
+    return scrub(place).partition("?")[0]
 
-    The 67,349 training rows are divided 75/25 into train and val with random state 42; test is
-    GLUE's own, 1,821 rows with label -1.
+
+def table(place: str | Path, options: Options) -> Table:
+    """Return the table of a place, whose rows are read as the options say."""
+    skip = options.on_bad_row == "skip"
+    return Table(place, [options.text_column], skip, options.way_out, options.format)
+
+
+def by_role(whole: Table) -> Files:
+    """Return the files of an address by the split that they are for.
+
+    In a directory, or of a pattern, names that begin with that of a split say it; without such
+    names, and for a single file, all rows are training rows.
+
+    Raises:
+        WorkloadError: only some of the names say it, or no file is CSV or Parquet.
     """
-    from sklearn.model_selection import train_test_split
-
-    deadline = time.monotonic() + DOWNLOAD_SECONDS
-    with heartbeat(f"downloading {GLUE}"):
-        labelled = rows_from_parquet(download(glue_url("train"), deadline))
-        test = rows_from_parquet(download(glue_url("test"), deadline))
-    train, val = train_test_split(labelled, random_state=42)
-    return Sentences(GLUE, train, val, test)
-
-
-def rows_from_parquet(content: bytes) -> list[Row]:
-    """Return the rows of a Parquet file with the columns sentence, label and idx."""
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(io.BytesIO(content), columns=list(COLUMNS)).to_pydict()
-    # GLUE's sentences end with a space.
-    return [
-        Row(sentence.strip(), label, idx)
-        for sentence, label, idx in zip(*(table[name] for name in COLUMNS), strict=True)
-    ]
-
-
-def load_bundled() -> Sentences:
-    """Return the sentences that the image carries."""
-    directory = Path(os.environ.get("BUNDLED_DATA", "") or BUNDLED_DIRECTORY)
-    if not directory.is_dir():
+    files: Files = defaultdict(list)
+    for file in whole.files:
+        name = file.path.removeprefix(whole.folder).lstrip("/")
+        if not name or whole.format or DATA_FILE.search(name):
+            one = copy(whole)
+            one.files = [file]
+            found = ROLE.match(name)
+            role = found[1].lower() if found else ""
+            files[ALIASES.get(role, role)].append(one)
+    if "" in files and len(files) > 1:
+        odd = names(PurePosixPath(one.files[0].path).name for one in files[""])
         raise WorkloadError(
-            f"there is no bundled data in {directory}; use the classic-example image or set "
-            "BUNDLED_DATA to a directory with train.csv, val.csv and test.csv"
+            f"{shown(str(whole.place))}: {odd} is for no split, others are; begin all names with "
+            f"one of {names(SPLITS)}, or none"
         )
-    splits = {split: read_split(directory / f"{split}.csv") for split in SPLITS}
-    return Sentences(BUNDLED, **splits)
-
-
-def read_split(path: Path) -> list[Row]:
-    """Return the rows of a CSV file that this project wrote."""
-    header, table = read_table(path, COLUMNS)
-    at = [header.index(name) for name in COLUMNS]
-    return [Row(f[at[0]], int(f[at[1]]), int(f[at[2]])) for _, f in table]
-
-
-def save(sentences: Sentences, train: Path, val: Path, test: Path) -> dict:
-    """Write the three files and, beside the first, what they are; return the step's result.
-
-    All of them appear, or none.
-    """
-    paths = {"train": train, "val": val, "test": test}
-    rows = {split: getattr(sentences, split) for split in SPLITS}
-    require_space({paths[split]: size_of_csv(COLUMNS, fields_of(rows[split])) for split in SPLITS})
-    with new_files(*paths.values(), train.parent / DATASET_FILE) as (*tables, description):
-        for split, table in zip(SPLITS, tables, strict=True):
-            fill_csv(table, COLUMNS, fields_of(rows[split]))
-        result = {
-            "source": sentences.source,
-            "rows": {split: len(rows[split]) for split in SPLITS},
-            "sha256": digest(tables),
-        }
-        files = {
-            path.name: sha256_of(table) for path, table in zip(paths.values(), tables, strict=True)
-        }
-        fill_json(description, {**result, "files": files})
-    for split, path in paths.items():
-        logger.info("%s: %d rows", path, len(rows[split]))
-    return result
+    if not files:
+        raise WorkloadError(f"{shown(str(whole.place))} has no file .csv or .parquet")
+    return {role or "train": tables for role, tables in files.items()}
 
 
 def describe(train: Path, val: Path) -> dict[str, str]:
@@ -207,19 +257,3 @@ def describe(train: Path, val: Path) -> dict[str, str]:
     if all(files.get(path.name) == sha256_of(path) for path in (train, val)):
         return {"data_source": known["source"], "data_sha256": known["sha256"]}
     return {"data_source": f"files {train} and {val}", "data_sha256": digest([train, val])}
-
-
-def load_and_save(train: Path, val: Path, test: Path) -> dict:
-    """Load by mode_from_environment, write the three files, and return the step's result."""
-    mode = mode_from_environment()
-    logger.info("data source: %s", mode)
-    # Before the download: a full volume is not worth two minutes of it.
-    require_space(dict.fromkeys((train, val, test), 0))
-    sentences = load(mode)
-    logger.info("data: %s", sentences.source)
-    return save(sentences, train, val, test)
-
-
-def load_sst2_data(directory: Path) -> dict:
-    """Do the same with train.csv, val.csv and test.csv in a directory."""
-    return load_and_save(*(directory / f"{split}.csv" for split in SPLITS))
