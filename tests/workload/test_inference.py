@@ -1,17 +1,21 @@
 """Batch prediction."""
 
+import csv
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow
 import pytest
 from classic_example import inference
 from classic_example.errors import WorkloadError
-from classic_example.inference import run_inference_on_dataframe
+from classic_example.inference import join_predictions, run_inference_on_dataframe
 from classic_example.text_model import resolve_precision
+from pyarrow import parquet
 from workload_helpers import HEADER, Cli, Ended, everything_below, read_csv, sentences, write_csv
 
 
@@ -51,7 +55,9 @@ def test_predictions_keep_the_contract(cli: Cli, model: Path, data_directory: Pa
         "predictions": str(target),
         "model_version": "v7",
         "positive": positive,
+        "empty": 0,
         "truncated": 0,
+        "bad_rows": 0,
     }
     written = (tmp_path / "out" / "pred.json").read_text()
     description = json.loads(written)
@@ -137,7 +143,9 @@ def test_unknown_precision_is_refused(
     model: Path, data_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("PREDICT_PRECISION", "int8")
-    with pytest.raises(WorkloadError, match="PREDICT_PRECISION is 'int8', allowed: fp32, bf16"):
+    with pytest.raises(
+        WorkloadError, match="PREDICT_PRECISION is 'int8', allowed: auto, bf16, fp32"
+    ):
         run_inference_on_dataframe(data_directory / "test.csv", model, tmp_path / "pred.csv")
 
 
@@ -209,9 +217,10 @@ def test_try_that_was_ended_is_gone_on_with(
 ):
     caplog.set_level("INFO")
     monkeypatch.setattr(inference, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(inference.Ticker, "due", lambda _: True)
     source, out = data_directory / "test.csv", tmp_path / "out"
     run_inference_on_dataframe(source, model, tmp_path / "whole.csv")
-    assert "30 of 33 rows, " in caplog.text
+    assert "30 rows, " in caplog.text
     real, predicted = inference.predict, []
 
     def ended(model: object, sentences: list[str]) -> tuple:
@@ -276,14 +285,50 @@ def test_what_another_input_or_model_has_begun_is_not_gone_on_with(
     assert seen[2:] == [10, 10, 4 if change == "sample" else 5]
 
 
-def test_pieces_do_not_change_the_predictions(
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_shards_make_the_same_file(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+):
+    monkeypatch.setattr(inference, "CHUNK_ROWS", 10)
+    source = write_csv(tmp_path / "in.csv", HEADER, sentences(75))
+    whole = tmp_path / f"whole{suffix}"
+    expected = run_inference_on_dataframe(source, model, whole)
+    told = json.loads(whole.with_suffix(".json").read_text())
+    # Of 16 some have nothing to do.
+    for shards in (2, 4, 16):
+        target = tmp_path / f"{shards}" / f"pred{suffix}"
+        rows = [
+            run_inference_on_dataframe(source, model, target, f"{number}/{shards}")["rows"]
+            for number in range(shards)
+        ]
+        assert sum(rows) == 75
+        assert rows == sorted(rows, reverse=True) or rows[3] == 15
+        assert not target.exists()
+        joined = join_predictions(model, target, shards)
+        assert joined == {**expected, "predictions": str(target)}
+        assert target.read_bytes() == whole.read_bytes()
+        made = json.loads(target.with_suffix(".json").read_text())
+        changed = {name for name in told if told[name] != made[name]}
+        assert changed <= {"predictions", "created", "seconds"}
+        assert made["predictions"]["sha256"] == told["predictions"]["sha256"]
+
+
+def test_shards_that_do_not_fit_together_are_refused(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    source = write_csv(tmp_path / "in.csv", HEADER, sentences(1300))
-    run_inference_on_dataframe(source, model, tmp_path / "one.csv")
-    monkeypatch.setattr(inference, "CHUNK_ROWS", inference.CHUNK_ROWS // 16)
-    run_inference_on_dataframe(source, model, tmp_path / "three.csv")
-    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "three.csv").read_bytes()
+    monkeypatch.setattr(inference, "CHUNK_ROWS", 10)
+    source = write_csv(tmp_path / "in.csv", HEADER, sentences(20))
+    target = tmp_path / "pred.csv"
+    run_inference_on_dataframe(source, model, target, "0/2")
+    with pytest.raises(WorkloadError, match=r"pred.1-of-2.arrow does not exist; run-inference-on"):
+        join_predictions(model, target, 2)
+    write_csv(source, HEADER, sentences(20, offset=1))
+    run_inference_on_dataframe(source, model, target, "1/2")
+    with pytest.raises(WorkloadError, match="pred.1-of-2.arrow is not of the same input and model"):
+        join_predictions(model, target, 2)
+    for shard in ("2/2", "1", "a/b", "-1/2"):
+        with pytest.raises(WorkloadError, match=f"the shard is '{shard}'; it must be k/n"):
+            run_inference_on_dataframe(source, model, target, shard)
 
 
 def test_bad_row_ends_the_command_before_the_first_prediction(
@@ -292,7 +337,106 @@ def test_bad_row_ends_the_command_before_the_first_prediction(
     monkeypatch.setattr(inference, "CHUNK_ROWS", 1)
     monkeypatch.setattr(inference, "predict", lambda *_: pytest.fail("predicts"))
     source = write_csv(tmp_path / "in.csv", ["sentence"], [["a"], ["b"], ["c", "d"]])
-    with pytest.raises(WorkloadError, match="line 4: 2 fields, the header has 1"):
+    with pytest.raises(WorkloadError, match="row 4: 2 fields, the header has 1"):
+        run_inference_on_dataframe(source, model, tmp_path / "pred.csv")
+    assert not list(tmp_path.glob("*pred*"))
+
+
+def test_bad_rows_are_left_out_and_counted(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source = tmp_path / "in.csv"
+    source.write_bytes(b'id,sentence\n1,a\n2,b,c\n3,\xff\n4, \n5,"e""\n"\n')
+    monkeypatch.setenv("PREDICT_ON_BAD_ROW", "skip")
+    result = run_inference_on_dataframe(source, model, tmp_path / "pred.csv")
+    assert [row["id"] for row in read_csv(tmp_path / "pred.csv")] == ["1", "4", "5"]
+    assert (result["rows"], result["bad_rows"], result["empty"]) == (3, 2, 1)
+    about = json.loads((tmp_path / "pred.json").read_text())
+    assert (about["rows"], about["bad_rows"], about["empty"]) == (3, 2, 1)
+    monkeypatch.setenv("PREDICT_ON_BAD_ROW", "ignore")
+    with pytest.raises(WorkloadError, match="PREDICT_ON_BAD_ROW is 'ignore', allowed: fail, skip"):
+        run_inference_on_dataframe(source, model, tmp_path / "pred.csv")
+
+
+# Other places and formats
+
+
+def test_parquet_keeps_its_types(model: Path, tmp_path: Path):
+    when = [datetime(2026, 1, 2, tzinfo=UTC), None]
+    table = pyarrow.table(
+        {"id": [7, 8], "sentence": ["a great film", None], "when": when, "score": [0.1, 1e-9]}
+    )
+    parquet.write_table(table, tmp_path / "in.parquet")
+    run_inference_on_dataframe(tmp_path / "in.parquet", model, tmp_path / "pred.parquet")
+    made = parquet.read_table(tmp_path / "pred.parquet")
+    assert made.drop_columns("correct_sentence_conf").to_pydict() == table.to_pydict()
+    run_inference_on_dataframe(tmp_path / "in.parquet", model, tmp_path / "pred.csv")
+    first, second = read_csv(tmp_path / "pred.csv")
+    assert (first["id"], first["when"], first["score"]) == (
+        "7",
+        "2026-01-02 00:00:00.000000Z",
+        "0.1",
+    )
+    assert (second["sentence"], second["when"], second["score"]) == ("", "", "1e-9")
+    confidence = made["correct_sentence_conf"].to_pylist()
+    assert [first["correct_sentence_conf"], second["correct_sentence_conf"]] == [
+        f"{one:.6f}" for one in confidence
+    ]
+
+
+def test_address_gets_a_copy_and_then_its_description(
+    model: Path, data_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source, out, there = data_directory / "test.csv", tmp_path / "out", tmp_path / "there"
+    monkeypatch.setattr(inference, "CHUNK_ROWS", 10)
+    monkeypatch.setenv("PREDICT_OUTPUT", f"file://{there}/2026/p.parquet")
+    there.write_text("in the way")
+    with pytest.raises(WorkloadError, match=f"cannot write file://{there}/2026/p.parquet: "):
+        run_inference_on_dataframe(source, model, out / "pred.csv")
+    # What was predicted is kept for the next try.
+    assert ".pred.csv.begun" in everything_below(out)
+    there.unlink()
+    monkeypatch.setattr(inference, "predict", lambda *_: pytest.fail("predicts again"))
+    result = run_inference_on_dataframe(source, model, out / "pred.csv")
+    assert result["predictions"] == f"file://{there}/2026/p.parquet"
+    assert everything_below(out) == {"pred.csv", "pred.json"}
+    assert everything_below(there) == {"2026/p.parquet", "2026/p.json"}
+    rows, about = read_csv(out / "pred.csv"), json.loads((there / "2026/p.json").read_text())
+    assert parquet.read_table(there / "2026/p.parquet")["idx"].to_pylist() == [
+        row["idx"] for row in rows
+    ]
+    content = (there / "2026/p.parquet").read_bytes()
+    assert about["predictions"]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert about["rows"] == 33
+    monkeypatch.setenv("PREDICT_OUTPUT", "s4://bucket/p.csv")
+    with pytest.raises(WorkloadError, match="cannot use the address s4://bucket/p.csv"):
+        run_inference_on_dataframe(source, model, out / "pred.csv")
+
+
+def test_drift_is_told_where_the_model_has_statistics(model: Path, tmp_path: Path):
+    source = write_csv(tmp_path / "in.csv", HEADER, sentences(60))
+    run_inference_on_dataframe(source, model, tmp_path / "pred.csv")
+    about = json.loads((tmp_path / "pred.json").read_text())
+    assert "drift" not in about
+    (model / "statistics.json").write_text(json.dumps(about["statistics"]))
+    same = run_inference_on_dataframe(source, model, tmp_path / "pred.csv")["drift"]
+    assert same == {name: 0 for name in same}
+    assert {"psi_length", "psi_tokens", "psi_score"} <= same.keys()
+    other = write_csv(tmp_path / "other.csv", ["sentence"], [["short"], ["x " * 90]] * 20)
+    drift = run_inference_on_dataframe(other, model, tmp_path / "pred.csv")["drift"]
+    assert min(drift["ks_length"], drift["psi_tokens"]) > 0.25
+    assert json.loads((tmp_path / "pred.json").read_text())["drift"] == drift
+
+
+# What may be met
+
+
+def test_bad_row_behind_the_first_block_ends_the_command_when_it_is_met(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("classic_example.tables.BLOCK_BYTES", 2000)
+    source = write_csv(tmp_path / "in.csv", HEADER, [*sentences(300), ["too", "few"]])
+    with pytest.raises(WorkloadError, match="row 302: 2 fields, the header has 3"):
         run_inference_on_dataframe(source, model, tmp_path / "pred.csv")
     assert not list(tmp_path.glob("*pred*"))
 
@@ -306,6 +450,7 @@ def test_odd_texts_are_predicted(model: Path, tmp_path: Path):
         "word " * 50_000,
     ]
     source = write_csv(tmp_path / "in.csv", ["sentence"], [[text] for text in texts])
+    csv.field_size_limit(1 << 20)
     run_inference_on_dataframe(source, model, tmp_path / "pred.csv")
     assert [row["sentence"] for row in read_csv(tmp_path / "pred.csv")] == texts
     assert json.loads((tmp_path / "pred.json").read_text())["truncated"] == 1

@@ -103,11 +103,21 @@ COMMANDS: dict[str, tuple[str, str, list[tuple]]] = {
     ),
     "run-inference-on-dataframe": (
         "inference:run_inference_on_dataframe",
-        "Add predictions to the rows of a CSV file.",
+        "Add predictions to the rows of a CSV or Parquet file.",
         [
-            ("source", Path, "CSV file with a column `sentence`"),
+            ("source", str, "file with a column `sentence`, a directory of such, or an address"),
             ("model", Path, "directory of the model"),
-            ("target", Path, "CSV file to write"),
+            ("target", Path, "CSV or Parquet file to write"),
+            ("--shard", str, "k/n: every n-th piece, from the k-th", {"default": "0/1"}),
+        ],
+    ),
+    "join-predictions": (
+        "inference:join_predictions",
+        "Write one file of what the shards of run-inference-on-dataframe have left.",
+        [
+            ("model", Path, "directory of the model"),
+            ("target", Path, "their target"),
+            ("shards", int, "how many there are"),
         ],
     ),
 }

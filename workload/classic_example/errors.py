@@ -18,7 +18,11 @@ class WorkloadError(Exception):
     """An expected fault; its text is one line that names the thing and the way out."""
 
 
-def not_there(path: Path, maker: str) -> WorkloadError:
+class PostponedError(WorkloadError):
+    """A fault that may be gone at the next try: what was made until then is kept for it."""
+
+
+def not_there(path: Path | str, maker: str) -> WorkloadError:
     """Return the error for an input that is missing; `maker` names what makes it.
 
     In a run of a pipeline that step has succeeded before this one was started. The input is gone

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from classic_example.errors import WorkloadError
+from classic_example.errors import PostponedError, WorkloadError
 from classic_example.space import full_number, full_volume
 
 
@@ -193,7 +193,8 @@ class Unfinished:
 
     def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
         self.file.close()
-        if error is None or isinstance(error, Exception) or not self.kept:
+        fault = isinstance(error, Exception) and not isinstance(error, PostponedError)
+        if error is None or fault or not self.kept:
             discard(self.path)
             discard(self.note)
 
@@ -205,9 +206,9 @@ class Unfinished:
         except OSError as error:
             raise cannot_write(self.target, error) from None
 
-    def write(self, text: str) -> None:
-        """Write behind what is there."""
-        content = memoryview(text.encode())
+    def write(self, data: Any) -> None:
+        """Write bytes, or an Arrow buffer, behind what is there."""
+        content = memoryview(data)
         with self.naming_target():
             while content:
                 content = content[self.file.write(content) :]
@@ -226,9 +227,14 @@ def write_csv(target: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]
         fill_csv(partial, header, rows)
 
 
+def json_text(content: Any) -> str:
+    """Return `content` as indented JSON."""
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
 def fill_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_text(json_text(content), encoding="utf-8")
 
 
 def write_json(target: Path, content: Any) -> None:

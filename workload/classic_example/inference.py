@@ -1,31 +1,29 @@
-"""Batch prediction over a CSV file."""
+"""Batch prediction over tables of any size, in one piece or in shards."""
 
+import json
 import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import islice
-from pathlib import Path
-from typing import Any
+from itertools import chain, cycle, islice
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
-from classic_example import lineage, parameters
+import pyarrow
+from pyarrow import ipc
+
+from classic_example import lineage, parameters, statistics
 from classic_example.checks import require_one_of
 from classic_example.config import PRECISIONS
-from classic_example.data import BINARY, digest, names, positive_of, read_rows
+from classic_example.data import BINARY, names, positive_of
 from classic_example.errors import WorkloadError, not_there
-from classic_example.files import (
-    Unfinished,
-    csv_lines,
-    fill_json,
-    new_files,
-    read_json,
-    sha256_of,
-)
-from classic_example.model_files import REGISTRY_FILE, WEIGHTS_FILE
+from classic_example.files import Unfinished, fill_json, new_files, read_json, sha256_of
+from classic_example.model_files import REGISTRY_FILE, STATISTICS_FILE, WEIGHTS_FILE
+from classic_example.progress import Ticker
+from classic_example.tables import DIGITS, ON_BAD_ROW, TEXT, Table, locate, publish, write_table
 from classic_example.text_model import (
-    POOL_BATCHES,
     Model,
     import_torch,
     load_classifier,
@@ -34,130 +32,213 @@ from classic_example.text_model import (
     resolve_precision,
 )
 
+if TYPE_CHECKING:
+    import numpy
+
 logger = logging.getLogger(__name__)
 
 CONFIDENCE = "correct_sentence_conf"
 PREDICTED, SCORE, PROBABILITY = "predicted_label", "predicted_score", "probability_"
 BATCH_SIZE = 32
-# A multiple of what is sorted by length together, so that the batches do not depend on it.
-CHUNK_ROWS = 16 * POOL_BATCHES * BATCH_SIZE
-# Environment variable: fp32 or bf16 in place of auto.
-PRECISION = "PREDICT_PRECISION"
+# Sorted by length together, of one shard, and lost together when a try is killed.
+CHUNK_ROWS = 2048
+# Environment: fp32 or bf16 in place of auto; fail or skip; an address that gets a copy.
+PRECISION, BAD_ROWS, OUTPUT = "PREDICT_PRECISION", "PREDICT_ON_BAD_ROW", "PREDICT_OUTPUT"
 
 
-def run_inference_on_dataframe(source: Path, model_directory: Path, target: Path) -> dict[str, Any]:
-    """Add what the model says to each row of a CSV file with a `sentence` column.
+def run_inference_on_dataframe(
+    source: str | Path, model_directory: Path, target: Path, shard: str = "0/1"
+) -> dict[str, Any]:
+    """Add what the model says to each row of a table with a text column `sentence`.
 
-    Only to the first rows when the run has the parameter sample_size. Writes `target` with the
-    input's columns, unchanged and in order, and those of added_columns; beside it a JSON file of
-    the same name that says which model predicted what: the version as `load-from-registry` has
-    found it, with the tags that say how it was made. Never more than CHUNK_ROWS rows are in memory;
-    after each so many, a try that is killed leaves what it has done to the next one.
+    Only to the first rows when the run has the parameter sample_size. `target` (Parquet where it is
+    called so, else CSV) gets the input's columns, unchanged and in order, and those of
+    added_columns; a JSON file of the same name beside it says which model predicted what: the
+    version as `load-from-registry` has found it, with the tags that say how it was made.
+
+    One block of rows is in memory. A try that is killed leaves its chunks to the next one. `k/n` is
+    the k-th of n shards, from 0: it makes every n-th chunk, for join_predictions.
 
     Raises:
-        WorkloadError: the CSV, the model directory or the output.
+        WorkloadError: the input, the model directory, the output, or a variable.
     """
-    start = time.monotonic()
-    limit = parameters.of_this_run().sample_size
-    # All rows are read once before: a bad one ends the step now and not after an hour.
-    table = read_rows(source, ("sentence",), limit)
-    (_, header), total = next(table), sum(1 for _ in table)
+    start, (number, shards) = time.monotonic(), shard_of(shard)
+    limit, skip = parameters.of_this_run().sample_size, chosen(BAD_ROWS, ON_BAD_ROW) == "skip"
+    locate(os.environ.get(OUTPUT, ""))
+    table = Table(source, ("sentence",), skip, f"{BAD_ROWS}=skip leaves such rows out")
+    # A missing column, or a bad row in the first block, ends the step now.
+    chunks = table.batches(CHUNK_ROWS, limit)
+    first = next(chunks)
     require_model(model_directory)
     registered = read_json(model_directory / REGISTRY_FILE)
-    logger.info("%d rows from %s; model %s", total, source, described(registered))
+    logger.info("predicting %s; model %s", source, described(registered))
     model = load_model(model_directory)
-    added = added_columns(model.labels)
-    replaced = [name for name in header if name in added]
-    if replaced:
-        logger.info("columns of the input are replaced: %s", names(replaced))
-    read = sha256_of(source)
     key = {
-        "input": read,
-        "rows": total,
-        "model": digest(sorted(path for path in model_directory.iterdir() if path.is_file())),
+        "input": table.identity,
+        "limit": limit,
+        "skip": skip,
+        "model": Table(model_directory, ()).identity,
         "precision": model.precision,
         "image": lineage.of_this_run().get("image"),
     }
-    with Unfinished(target, key) as begun:
-        counts = predict_rows(model, source, limit, total, begun)
-        summary = {"rows": total, "truncated": counts["truncated"]}
+    made = target if shards == 1 else part_of(target, number, shards)
+    with Unfinished(made, key) as begun:
+        mine = islice(chain([first], chunks), number, None, shards)
+        counts = predict_rows(model, output_schema(first[0], model.labels), mine, shards, begun)
         at = positive_of(model.labels)
-        if at is not None:
-            summary["positive"] = counts["positive"]
-        seconds = round(time.monotonic() - start, 1)
-        with new_files(target, target.with_suffix(".json")) as (predictions, description):
-            begun.path.rename(predictions)
-            fill_json(
-                description,
-                {
-                    "model": registered,
-                    "input": {"path": str(source), "sha256": read},
-                    "predictions": {"path": str(target), "sha256": sha256_of(predictions)},
-                    **summary,
-                    "labels": {label: counts[label_key(label)] for label in model.labels},
-                    "positive_label": None if at is None else model.labels[at],
-                    "precision": model.precision,
-                    "max_tokens": model.tokenizer.model_max_length,
-                    "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "seconds": seconds,
-                    "made_by": lineage.of_this_run(),
-                    # Of the image that predicts: its own container cannot know it, clean_up fills
-                    # it in.
-                    "image_digest": "",
-                },
-            )
-    logger.info("%s; %.0f s; %s", summary, seconds, target)
-    return {
-        **summary,
-        "predictions": str(target),
-        "model_version": registered.get("version", ""),
-    }
+        about = {
+            "model": registered,
+            "input": {"path": str(source), "sha256": table.sha256.hexdigest()},
+            "bad_rows": table.bad,
+            "labels": model.labels,
+            "positive_label": None if at is None else model.labels[at],
+            "precision": model.precision,
+            "max_tokens": model.tokenizer.model_max_length,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - start, 1),
+            "made_by": lineage.of_this_run(),
+        }
+        if shards == 1:
+            return deliver([begun.path], model_directory, target, counts, about)
+        with new_files(made, made.with_suffix(".json")) as (part, description):
+            begun.path.rename(part)
+            fill_json(description, {"counts": counts, "about": about})
+    return {"rows": counts["rows"], "shard": shard}
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """Return number and count of `k/n`. Raises WorkloadError where it is no such thing."""
+    number, _, shards = text.partition("/")
+    if not (number.isdecimal() and shards.isdecimal() and int(number) < int(shards)):
+        raise WorkloadError(f"the shard is {text!r}; it must be k/n, with k from 0 to n - 1")
+    return int(number), int(shards)
+
+
+def part_of(target: Path, number: int, shards: int) -> Path:
+    """Return where a shard leaves its rows; their counts are in a JSON file beside them."""
+    return target.with_name(f"{target.stem}.{number}-of-{shards}.arrow")
+
+
+def join_predictions(model_directory: Path, target: Path, shards: int) -> dict[str, Any]:
+    """Write what run_inference_on_dataframe writes in one piece, of what its shards have left.
+
+    Raises:
+        WorkloadError: one is not there, they are not of the same input and model, or the output.
+    """
+    parts = [part_of(target, number, shards) for number in range(shards)]
+    found = [read_json(part.with_suffix(".json")) for part in parts]
+    for part, one in zip(parts, found, strict=True):
+        if not one:
+            raise not_there(part, f"run-inference-on-dataframe with shards of {shards}")
+        if any(one["about"][name] != found[0]["about"][name] for name in ("input", "model")):
+            raise WorkloadError(f"{part} is not of the same input and model as {parts[0]}")
+    counts = sum((Counter(one["counts"]) for one in found), Counter())
+    about = found[0]["about"] | {"seconds": max(one["about"]["seconds"] for one in found)}
+    return deliver(parts, model_directory, target, counts, about)
+
+
+def deliver(
+    parts: Sequence[Path],
+    model_directory: Path,
+    target: Path,
+    counts: Mapping[str, int],
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Write predictions and description, publish them, and return the step's result.
+
+    `parts` are Arrow streams that have the chunks in turn. PREDICT_OUTPUT gets both too, in the
+    format of its own name, the description last.
+    """
+    summary = {name: counts.get(name, 0) for name in ("rows", "empty", "truncated")}
+    summary["bad_rows"] = about["bad_rows"]
+    if about["positive_label"] is not None:
+        summary["positive"] = counts.get("positive", 0)
+    if known := read_json(model_directory / STATISTICS_FILE):
+        summary["drift"] = statistics.drift(known, counts)
+    labels = {label: counts.get(f"label:{label}", 0) for label in about["labels"]}
+    about = about | summary | {"labels": labels, "statistics": dict(+Counter(counts))}
+    with new_files(target, target.with_suffix(".json")) as (predictions, description):
+        write_table(predictions, *in_turn(parts), target.suffix)
+        about["predictions"] = {"path": str(target), "sha256": sha256_of(predictions)}
+        # Of the image that predicts: its container cannot know it, clean_up fills it in.
+        fill_json(description, {**about, "image_digest": ""})
+    if output := os.environ.get(OUTPUT, "").strip():
+        publish(output, *in_turn(parts), about, target.parent)
+    logger.info("%s; %s", summary, output or target)
+    version = about["model"].get("version", "")
+    return {**summary, "predictions": output or str(target), "model_version": version}
+
+
+def in_turn(parts: Sequence[Path]) -> tuple[pyarrow.Schema, Iterator[pyarrow.RecordBatch]]:
+    """Return the schema of Arrow streams, and the batches of one after the other, in a circle."""
+    streams = [ipc.open_stream(pyarrow.OSFile(str(part))) for part in parts]
+    return streams[0].schema, iter(map(next, cycle(streams)))
 
 
 def predict_rows(
-    model: Model, source: Path, limit: int | None, total: int, begun: Unfinished
+    model: Model,
+    schema: pyarrow.Schema,
+    chunks: Iterator[tuple[pyarrow.RecordBatch, float]],
+    shards: int,
+    begun: Unfinished,
 ) -> Counter[str]:
-    """Write the rows with their predictions behind those that are there already; return counts.
+    """Write chunks with their predictions behind those that are there already.
 
-    They are of `rows`, those that were `truncated`, the `positive` ones, and of each label_key.
+    Returns the counts of statistics.count, and those of `truncated` and `positive` rows.
     """
-    table = read_rows(source, ("sentence",), limit)
-    _, header = next(table)
-    added = added_columns(model.labels)
-    kept = [at for at, name in enumerate(header) if name not in added]
-    sentence_at, positive_at = header.index("sentence"), positive_of(model.labels)
-    counts = Counter(begun.done)
+    counts, ticker = Counter(begun.done), Ticker()
+    done = sum(share for _, share in islice(chunks, counts["chunks"]))
     if before := counts["rows"]:
         logger.info("going on behind %d rows of an earlier try", before)
     else:
-        begun.write(csv_lines([[*(header[at] for at in kept), *added]]))
-    table = islice(table, before, None)
-    start = time.monotonic()
-    while chunk := list(islice(table, CHUNK_ROWS)):
-        probabilities, cut = predict(model, [fields[sentence_at] for _, fields in chunk])
-        counts.update(label_key(model.labels[row.index(max(row))]) for row in probabilities)
-        counts.update(rows=len(chunk), truncated=cut)
-        if positive_at is not None:
-            counts["positive"] += sum(row[positive_at] >= 0.5 for row in probabilities)
-        begun.write(
-            csv_lines(
-                [*(fields[at] for at in kept), *said(row, model.labels)]
-                for (_, fields), row in zip(chunk, probabilities, strict=True)
-            )
-        )
-        if counts["rows"] < total:
-            begun.keep(counts)
-            rate = (counts["rows"] - before) / (time.monotonic() - start)
-            left = (total - counts["rows"]) / rate
-            logger.info(
-                "%d of %d rows, %.0f a second, %.0f s left", counts["rows"], total, rate, left
-            )
+        begun.write(schema.serialize())
+    at_start, start = done, time.monotonic()
+    for chunk, share in chunks:
+        batch, more = with_predictions(model, schema, chunk)
+        begun.write(batch.serialize())
+        counts.update(more, chunks=1)
+        begun.keep(counts)
+        done += share
+        if ticker.due():
+            seconds = time.monotonic() - start
+            left = max(0, 1 / shards - done) * seconds / (done - at_start)
+            rate = (counts["rows"] - before) / seconds
+            logger.info("%d rows, %.0f a second, about %.0f s left", counts["rows"], rate, left)
+    del counts["chunks"]
     return counts
 
 
-def label_key(label: str) -> str:
-    """Return the name under which rows of a label are counted."""
-    return f"label {label}"
+def with_predictions(
+    model: Model, schema: pyarrow.Schema, chunk: pyarrow.RecordBatch
+) -> tuple[pyarrow.RecordBatch, Counter[str]]:
+    """Return rows with what the model says to them, and their counts."""
+    texts = chunk.column(chunk.schema.names.index("sentence")).fill_null("")
+    probabilities, cut = predict(model, texts.to_pylist())
+    at = positive_of(model.labels)
+    best = [model.labels[number] for number in probabilities.argmax(1)]
+    score = probabilities.max(1) if at is None else probabilities[:, at]
+    said = {PREDICTED: best, SCORE: probabilities.max(1), CONFIDENCE: score}
+    said |= {PROBABILITY + label: probabilities[:, n] for n, label in enumerate(model.labels)}
+    added = added_columns(model.labels)
+    kept = [column for name, column in zip(chunk.schema.names, chunk.columns) if name not in added]
+    columns = [*kept, *(pyarrow.array(said[name], schema.field(name).type) for name in added)]
+    counts = statistics.count(texts, best, score)
+    counts.update(truncated=cut, positive=int((score >= 0.5).sum()))
+    return pyarrow.record_batch(columns, schema), counts
+
+
+def output_schema(chunk: pyarrow.RecordBatch, labels: Sequence[str]) -> pyarrow.Schema:
+    """Return the columns of predictions: those of the input, then added_columns."""
+    added = added_columns(labels)
+    if replaced := [name for name in chunk.schema.names if name in added]:
+        logger.info("columns of the input are replaced: %s", names(replaced))
+    numbers = pyarrow.field("", pyarrow.float32(), metadata={DIGITS: "6"})
+    return pyarrow.schema(
+        [
+            *(field for field in chunk.schema if field.name not in added),
+            *(pyarrow.field(n, TEXT) if n == PREDICTED else numbers.with_name(n) for n in added),
+        ]
+    )
 
 
 def added_columns(labels: Sequence[str]) -> list[str]:
@@ -171,17 +252,6 @@ def added_columns(labels: Sequence[str]) -> list[str]:
     if {label.casefold() for label in labels} == set(BINARY):
         return confidence
     return [*confidence, PREDICTED, SCORE, *(PROBABILITY + label for label in labels)]
-
-
-def said(probabilities: Sequence[float], labels: Sequence[str]) -> list[str]:
-    """Return the fields of added_columns for one row."""
-    best, at = max(probabilities), positive_of(labels)
-    values = {PREDICTED: labels[probabilities.index(best)], SCORE: f"{best:.6f}"}
-    if at is not None:
-        values[CONFIDENCE] = f"{probabilities[at]:.6f}"
-    for label, probability in zip(labels, probabilities, strict=True):
-        values[PROBABILITY + label] = f"{probability:.6f}"
-    return [values[name] for name in added_columns(labels)]
 
 
 def described(registered: dict[str, Any]) -> str:
@@ -200,24 +270,32 @@ def require_model(directory: Path) -> None:
         raise WorkloadError(f"{directory} is not a model: it has no {names(missing)}")
 
 
+def chosen(variable: str, allowed: tuple[str, ...]) -> str:
+    """Return what a variable of the environment says, else the first of the allowed words."""
+    word = os.environ.get(variable, "").strip() or allowed[0]
+    require_one_of("the environment", variable, word, allowed)
+    return word
+
+
 def load_model(directory: Path) -> Model:
     """Return the model in a directory, with its own labels and its own longest text."""
-    precision = os.environ.get(PRECISION, "").strip() or "auto"
-    require_one_of("the environment", PRECISION, precision, PRECISIONS)
+    precision = chosen(PRECISION, PRECISIONS[::-1])
     import_torch()
-    return Model(
-        load_tokenizer(str(directory)),
-        load_classifier(str(directory)),
-        resolve_precision(precision),
-    )
+    tokenizer, classifier = load_tokenizer(str(directory)), load_classifier(str(directory))
+    return Model(tokenizer, classifier, resolve_precision(precision))
 
 
-def predict(model: Model, sentences: Sequence[str]) -> tuple[list[list[float]], int]:
-    """Return the probabilities of all labels for each sentence, and how many sentences were cut."""
+def predict(model: Model, sentences: Sequence[str]) -> tuple["numpy.ndarray", int]:
+    """Return the probabilities, shape (sentences, labels), and how many sentences were cut."""
+    import numpy
     import torch
 
     encoded, cut = model.encode(sentences)
-    logits = torch.from_numpy(predict_logits(model, encoded, BATCH_SIZE, "predicting"))
+    order = numpy.argsort([len(ids) for ids in encoded], kind="stable")
+    sorted_ids = [encoded[at] for at in order]
+    logits = torch.from_numpy(predict_logits(model, sorted_ids, BATCH_SIZE, "predicting"))
     if not logits.isfinite().all():
         raise WorkloadError("the model gives no finite numbers; its weights are damaged")
-    return torch.softmax(logits, dim=1).tolist(), cut
+    probabilities = numpy.empty(logits.shape, numpy.float32)
+    probabilities[order] = torch.softmax(logits, dim=1).numpy()
+    return probabilities, cut

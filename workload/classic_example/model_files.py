@@ -44,3 +44,7 @@ def sha256_of_weights(directory: Path) -> str:
         return sha256_of(files[0])
     lines = "".join(f"{sha256_of(path)}  {path.name}\n" for path in files)
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+# Counts of the texts that the model was trained on (statistics.py), for the drift of others.
+STATISTICS_FILE = "statistics.json"

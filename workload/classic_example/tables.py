@@ -1,0 +1,286 @@
+"""Tables of any size at any place: CSV and Parquet files, read in batches and never as a whole.
+
+A place is a path, or an address that pyarrow knows: s3://, gs://, abfss://, file://. A file whose
+name ends with .parquet is Parquet, every other one CSV, compressed where its name says so (.gz).
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow
+from pyarrow import csv as arrow_csv
+from pyarrow import fs, parquet
+
+from classic_example.data import names
+from classic_example.errors import PostponedError, WorkloadError, not_there, one_line
+from classic_example.files import csv_lines, discard, json_text, partial_name, sha256_of
+
+# Read at once, and checked before the first of its rows is used. No row of a CSV file is longer.
+BLOCK_BYTES = 4 << 20
+ON_BAD_ROW = ("fail", "skip")
+TEXT = pyarrow.string()
+# Metadata of a column of numbers: how many digits they have in a CSV file.
+DIGITS = b"digits"
+
+
+def locate(place: str | Path) -> tuple[fs.FileSystem, str]:
+    """Return the file system of a place, and the path there.
+
+    Raises:
+        WorkloadError: pyarrow does not know such an address.
+    """
+    if "://" not in str(place):
+        return fs.LocalFileSystem(), os.path.abspath(place)
+    try:
+        return fs.FileSystem.from_uri(str(place))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise WorkloadError(f"cannot use the address {place}: {one_line(error, 200)}") from None
+
+
+class Table:
+    """The rows of a file, or of all files below a directory in the order of their names.
+
+    Rows with another number of fields than the header, or that are not UTF-8, are bad: left out and
+    counted (`bad`) with `skip`, else an error that names `way_out`. `sha256` is that of all rows that
+    were read, as messages of Arrow's IPC format.
+    """
+
+    def __init__(
+        self,
+        place: str | Path,
+        required: Iterable[str],
+        skip: bool = False,
+        way_out: str = "",
+        kind: str | None = None,
+    ) -> None:
+        """Find the files; `kind`, csv or parquet, overrules their names.
+
+        Raises:
+            WorkloadError: there are none.
+        """
+        self.place, self.required, self.skip, self.way_out = place, required, skip, way_out
+        self.kind, self.bad, self.sha256 = kind, 0, hashlib.sha256()
+        with self.reading():
+            self.filesystem, path = locate(place)
+            (there,) = self.filesystem.get_file_info([path])
+            self.files = [there]
+            if there.type == fs.FileType.NotFound:
+                raise not_there(place, "load-sst2-data")
+            if there.type == fs.FileType.Directory:
+                below = self.filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+                # As Spark and Hive have it, other names are not data.
+                found = [one for one in below if one.is_file and one.base_name[0] not in "._"]
+                self.files = sorted(found, key=lambda one: one.path)
+        if not self.files:
+            raise WorkloadError(f"{place} is a directory without files")
+
+    @property
+    def identity(self) -> list[list[Any]]:
+        """What changes when the files do: path, bytes, and time of each."""
+        return [[one.path, one.size, one.mtime_ns] for one in self.files]
+
+    def batches(self, rows: int, limit: int | None = None) -> Iterator[tuple[Any, float]]:
+        """Yield batches of up to so many rows, and which share of the table each is, about.
+
+        They are the same ones each time. `limit` ends after the first rows; what comes behind the
+        block that has them is not read.
+
+        Raises:
+            WorkloadError: a file that cannot be read or is none, a missing column, a bad row, other
+                columns than in the first file, or no rows.
+        """
+        schema, left = None, float("inf") if limit is None else limit
+        size = sum(one.size for one in self.files) or 1
+        for file in self.files:
+            kind = self.kind or PurePosixPath(file.path).suffix[1:]
+            read = self.parquet if kind == "parquet" else self.csv
+            for batch, share in read(file, left, rows):
+                schema = schema or batch.schema
+                if batch.schema != schema:
+                    raise WorkloadError(f"{file.path} has other columns than {self.files[0].path}")
+                for start in range(0, min(batch.num_rows, left), rows):
+                    part = batch.slice(start, min(rows, left - start))
+                    self.sha256.update(part.serialize())
+                    whole = limit or batch.num_rows * size / (share * file.size)
+                    yield part, part.num_rows / whole
+                left -= batch.num_rows
+                if left <= 0:
+                    return
+        if schema is None or left == limit:
+            raise WorkloadError(f"{self.place} has a header but no rows")
+
+    def csv(self, file: fs.FileInfo, left: float, _: int) -> Iterator[tuple[Any, float]]:
+        """Yield the batches of a CSV file, all columns as text, and which share of it each is."""
+        wrong, read = [], 0
+
+        def note(row: arrow_csv.InvalidRow) -> str:
+            self.bad += 1
+            if not self.skip and row.number - 1 <= left:
+                fields = f"{row.actual_columns} fields, the header has {row.expected_columns}"
+                wrong.append(f"row {row.number}: {fields}; a comma inside a text needs quotes")
+            return "skip"
+
+        with (
+            self.reading(file.path, "CSV"),
+            self.filesystem.open_input_stream(file.path) as stream,
+            arrow_csv.open_csv(
+                stream,
+                # Rows are numbered by one thread only.
+                arrow_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
+                arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note),
+                arrow_csv.ConvertOptions(default_column_type=pyarrow.binary()),
+            ) as reader,
+        ):
+            schema = self.checked(file, [field.with_type(TEXT) for field in reader.schema])
+            for batch in reader:
+                if wrong:
+                    break
+                # Four bytes say where a text ends; in the file one does.
+                share = (batch.nbytes - 3 * batch.num_columns * batch.num_rows) / file.size
+                yield self.sound(file, batch, schema, read + 1), min(1.0, share)
+                read += batch.num_rows
+        if wrong:
+            raise self.bad_row(file, wrong[0])
+
+    def parquet(self, file: fs.FileInfo, left: float, rows: int) -> Iterator[tuple[Any, float]]:
+        """Yield batches of a Parquet file, and which share of it each is."""
+        with (
+            self.reading(file.path, "Parquet"),
+            self.filesystem.open_input_file(file.path) as source,
+            # Buffered: else all of a row group is in memory.
+            parquet.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False) as content,
+        ):
+            schema = self.checked(file, [plain(field) for field in content.schema_arrow])
+            read, total = 0, content.metadata.num_rows
+            for batch in content.iter_batches(rows, use_threads=False):
+                yield self.sound(file, batch, schema, read), batch.num_rows / total
+                read += batch.num_rows
+
+    def checked(self, file: fs.FileInfo, fields: Sequence[pyarrow.Field]) -> pyarrow.Schema:
+        """Return the schema of these fields. Raises WorkloadError if one lacks or is no text."""
+        there = [field.name for field in fields]
+        if missing := [name for name in self.required if name not in there]:
+            raise WorkloadError(
+                f"{file.path} has no column {names(missing)}; its columns are {names(there)}"
+            )
+        for field in fields:
+            if field.name in self.required and field.type not in (TEXT, pyarrow.large_string()):
+                raise WorkloadError(f"{file.path}: {field.name} is no text but {field.type}")
+        return pyarrow.schema(fields)
+
+    def sound(
+        self, file: fs.FileInfo, batch: pyarrow.RecordBatch, schema: pyarrow.Schema, read: int
+    ) -> pyarrow.RecordBatch:
+        """Return the batch without the rows that are not UTF-8; `read` rows came before it."""
+        try:
+            texts = batch.cast(schema)
+            texts.validate(full=True)
+        except pyarrow.ArrowInvalid:
+            columns = [one for one in batch.columns if is_text(one.type)]
+            rows = zip(*(one.cast(pyarrow.binary()).to_pylist() for one in columns), strict=True)
+            good = [all(map(is_utf8, row)) for row in rows]
+            if not self.skip:
+                number = read + good.index(False) + 1
+                raise self.bad_row(file, f"row {number} is not UTF-8 text") from None
+            self.bad += good.count(False)
+            return batch.filter(pyarrow.array(good)).cast(schema)
+        return texts
+
+    def bad_row(self, file: fs.FileInfo, why: str) -> WorkloadError:
+        """Return the error for a bad row. The header of a CSV file is row 1."""
+        return WorkloadError(f"{file.path} {why}; {self.way_out}")
+
+    @contextmanager
+    def reading(self, path: str = "", kind: str = "") -> Iterator[None]:
+        """Tell in one line what cannot be read."""
+        try:
+            yield
+        except PermissionError:
+            raise WorkloadError(f"{path or self.place} may not be read by this user") from None
+        except (pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
+            why = one_line(error, 200)
+            if "straddling" in why:
+                why = f"a row has more than {BLOCK_BYTES:,} bytes, or a quote is not closed"
+            raise WorkloadError(f"{path} is not a {kind} file: {why}") from None
+        except OSError as error:
+            why = one_line(error, 300)
+            raise WorkloadError(f"cannot read {path or self.place}: {why}") from None
+
+
+def plain(field: pyarrow.Field) -> pyarrow.Field:
+    """Return a field that holds the values themselves where it holds numbers of a dictionary."""
+    kind = field.type
+    return field.with_type(kind.value_type) if pyarrow.types.is_dictionary(kind) else field
+
+
+def is_text(kind: pyarrow.DataType) -> bool:
+    """Return whether a column of this type has to be UTF-8."""
+    return kind in (TEXT, pyarrow.large_string(), pyarrow.binary())
+
+
+def is_utf8(value: bytes | None) -> bool:
+    """Return whether bytes are text in UTF-8."""
+    try:
+        (value or b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def write_table(
+    path: Path, schema: pyarrow.Schema, batches: Iterable[pyarrow.RecordBatch], suffix: str
+) -> None:
+    """Write a Parquet file where the suffix is .parquet, else a CSV file as csv_lines has it."""
+    if suffix == ".parquet":
+        with parquet.ParquetWriter(path, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        return
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(csv_lines([schema.names]))
+        for batch in batches:
+            file.write(csv_lines(zip(*map(csv_fields, schema, batch.columns), strict=True)))
+
+
+def csv_fields(field: pyarrow.Field, column: pyarrow.Array) -> list[str | None]:
+    """Return what a CSV file has of a column."""
+    if digits := (field.metadata or {}).get(DIGITS):
+        return [f"{value:.{digits.decode()}f}" for value in column.to_pylist()]
+    return column.cast(TEXT).to_pylist()
+
+
+def publish(
+    place: str,
+    schema: pyarrow.Schema,
+    batches: Iterable[pyarrow.RecordBatch],
+    about: dict[str, Any],
+    scratch: Path,
+) -> None:
+    """Write a table to a place, and what it is to a JSON file beside it, which comes last.
+
+    The file is made in the directory `scratch`.
+
+    Raises:
+        PostponedError: it cannot be written there now.
+    """
+    filesystem, path = locate(place)
+    description = str(PurePosixPath(path).with_suffix(".json"))
+    made = partial_name(scratch / PurePosixPath(path).name)
+    try:
+        write_table(made, schema, batches, PurePosixPath(path).suffix)
+        if filesystem.type_name == "local":
+            filesystem.create_dir(os.path.dirname(path))
+        if filesystem.get_file_info(description).is_file:
+            filesystem.delete_file(description)
+        fs.copy_files(str(made), path, fs.LocalFileSystem(), filesystem)
+        content = {**about, "predictions": {"path": place, "sha256": sha256_of(made)}}
+        with filesystem.open_output_stream(description) as file:
+            file.write(json_text(content).encode())
+    except (OSError, pyarrow.ArrowException) as error:
+        raise PostponedError(f"cannot write {place}: {one_line(error, 300)}") from None
+    finally:
+        discard(made)
