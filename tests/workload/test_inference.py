@@ -13,7 +13,8 @@ import pyarrow
 import pytest
 from classic_example import inference
 from classic_example.errors import WorkloadError
-from classic_example.inference import join_predictions, run_inference_on_dataframe
+from classic_example.inference import run_inference_on_dataframe
+from classic_example.predictions import join_predictions
 from classic_example.text_model import resolve_precision
 from pyarrow import parquet
 from workload_helpers import HEADER, Cli, Ended, everything_below, read_csv, sentences, write_csv
@@ -324,7 +325,9 @@ def test_shards_that_do_not_fit_together_are_refused(
         join_predictions(model, target, 2)
     write_csv(source, HEADER, sentences(20, offset=1))
     run_inference_on_dataframe(source, model, target, "1/2")
-    with pytest.raises(WorkloadError, match="pred.1-of-2.arrow is not of the same input and model"):
+    with pytest.raises(
+        WorkloadError, match=r"pred.1-of-2.arrow is not of the same input and model"
+    ):
         join_predictions(model, target, 2)
     for shard in ("2/2", "1", "a/b", "-1/2"):
         with pytest.raises(WorkloadError, match=f"the shard is '{shard}'; it must be k/n"):
@@ -409,7 +412,7 @@ def test_address_gets_a_copy_and_then_its_description(
     assert about["predictions"]["sha256"] == hashlib.sha256(content).hexdigest()
     assert about["rows"] == 33
     monkeypatch.setenv("PREDICT_OUTPUT", "s4://bucket/p.csv")
-    with pytest.raises(WorkloadError, match="cannot use the address s4://bucket/p.csv"):
+    with pytest.raises(WorkloadError, match=r"cannot use the address s4://bucket/p.csv"):
         run_inference_on_dataframe(source, model, out / "pred.csv")
 
 
@@ -420,7 +423,7 @@ def test_drift_is_told_where_the_model_has_statistics(model: Path, tmp_path: Pat
     assert "drift" not in about
     (model / "statistics.json").write_text(json.dumps(about["statistics"]))
     same = run_inference_on_dataframe(source, model, tmp_path / "pred.csv")["drift"]
-    assert same == {name: 0 for name in same}
+    assert same == dict.fromkeys(same, 0)
     assert {"psi_length", "psi_tokens", "psi_score"} <= same.keys()
     other = write_csv(tmp_path / "other.csv", ["sentence"], [["short"], ["x " * 90]] * 20)
     drift = run_inference_on_dataframe(other, model, tmp_path / "pred.csv")["drift"]

@@ -112,7 +112,7 @@ COMMANDS: dict[str, tuple[str, str, list[tuple]]] = {
         ],
     ),
     "join-predictions": (
-        "inference:join_predictions",
+        "predictions:join_predictions",
         "Write one file of what the shards of run-inference-on-dataframe have left.",
         [
             ("model", Path, "directory of the model"),

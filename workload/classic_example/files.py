@@ -42,44 +42,12 @@ def partial_name(target: Path) -> Path:
 
 
 @contextmanager
-def new_directory(target: Path) -> Iterator[Path]:
-    """Yield an empty directory that takes the place of `target` when the block ends well.
-
-    On any error the directory is removed and `target` stays as it was.
-
-    Raises:
-        WorkloadError: the place cannot be written.
-    """
-    partial = partial_name(target)
-    previous = target.with_name(f".{target.name}.previous")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in (partial, previous):
-            remove(leftover)
-        partial.mkdir()
-        yield partial
-        for path in partial.rglob("*"):
-            if path.is_file():
-                flush(path)
-        # rename() cannot replace a directory that has content, so the old one steps aside first.
-        if target.exists():
-            target.rename(previous)
-        partial.rename(target)
-        remove(previous)
-    except BaseException as error:
-        wrong = cannot_write(target, error)
-        shutil.rmtree(partial, ignore_errors=True)
-        if wrong is error:
-            raise
-        raise wrong from None
-
-
-@contextmanager
-def new_files(*targets: Path) -> Iterator[list[Path]]:
+def new_files(*targets: Path, directories: bool = False) -> Iterator[list[Path]]:
     """Yield a path to write to for each target, in this order; all take their places at the end.
 
-    A full volume, or any error in the block, leaves all targets as they were. Old and new ones are
-    never seen side by side: the old ones behind the first go before the first new one comes.
+    With `directories` each is an empty directory. A full volume, or any error in the block, leaves
+    all targets as they were. Old and new ones are never seen side by side: the old ones behind the
+    first go before the first new one comes.
 
     Raises:
         WorkloadError: a place cannot be written.
@@ -87,25 +55,29 @@ def new_files(*targets: Path) -> Iterator[list[Path]]:
     partials = [partial_name(target) for target in targets]
     at: Path | None = None
     try:
-        for target, partial in zip(targets, partials, strict=True):
-            at = target
-            target.parent.mkdir(parents=True, exist_ok=True)
+        for at, partial in zip(targets, partials, strict=True):
+            at.parent.mkdir(parents=True, exist_ok=True)
             remove(partial)
+            if directories:
+                partial.mkdir()
         at = None
         yield partials
         for target, partial in zip(targets, partials, strict=True):
             at = target
-            flush(partial)
-        for at in targets[1:]:
-            at.unlink(missing_ok=True)
-        for target, partial in zip(targets, partials, strict=True):
-            at = target
-            partial.replace(target)
+            for path in (partial, *partial.rglob("*")):
+                if path.is_file():
+                    flush(path)
+        # A file is replaced at once; a directory that has content cannot be.
+        for at in targets[0 if directories else 1 :]:
+            remove(at)
+        for at, partial in zip(targets, partials, strict=True):
+            partial.replace(at)
     except BaseException as error:
         begun = [one for one, partial in zip(targets, partials, strict=True) if partial.exists()]
         wrong = cannot_write(at or (begun or targets)[-1], error)
         for partial in partials:
-            discard(partial)
+            with suppress(OSError):  # the error already on its way says more
+                remove(partial)
         if wrong is error:
             raise
         raise wrong from None
@@ -113,12 +85,15 @@ def new_files(*targets: Path) -> Iterator[list[Path]]:
 
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
-    """Yield a path to write to; the file is renamed to `target` when the block ends well.
-
-    Raises:
-        WorkloadError: the place cannot be written.
-    """
+    """Yield a path to write to, as new_files does."""
     with new_files(target) as (partial,):
+        yield partial
+
+
+@contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """Yield an empty directory that takes the place of `target`, as new_files does."""
+    with new_files(target, directories=True) as (partial,):
         yield partial
 
 
@@ -130,40 +105,18 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def discard(path: Path) -> None:
-    """Remove a file; where even that is refused, the error already on its way says more."""
-    with suppress(OSError):
-        path.unlink()
-
-
 def flush(path: Path) -> None:
     """Force a file's content to the disk, so that the rename never comes before it."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def csv_lines(rows: Iterable[Sequence[Any]]) -> str:
-    """Return lines of a CSV file as pandas writes them: comma, minimal quotes, line feed."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
-def fill_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file in UTF-8."""
-    path.write_text(csv_lines([header, *rows]), encoding="utf-8", newline="")
-
-
-def size_of_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
-    """Return the bytes of the file that fill_csv would write."""
-    return len(csv_lines([header, *rows]).encode())
-
-
 class Unfinished:
     """A file `path` that is to become `target`, whose beginning outlives a try that is killed.
 
     `done` is what the earlier try has kept last, when its `key` is the same; else it is empty, and
-    so is the file. An error removes the beginning: the next try would meet it again.
+    so is the file. An error removes the beginning, as the next try would meet it again, but for a
+    PostponedError.
 
     Raises:
         WorkloadError: the place cannot be written.
@@ -186,7 +139,7 @@ class Unfinished:
             else:
                 self.note.unlink(missing_ok=True)
             self.file = self.path.open("r+b" if self.kept else "wb", buffering=0)
-            # What came after the note may be half a line.
+            # What came after the note may be half a chunk.
             self.file.truncate(known["bytes"] if self.kept else 0)
             self.file.seek(0, os.SEEK_END)
         return self
@@ -195,8 +148,9 @@ class Unfinished:
         self.file.close()
         fault = isinstance(error, Exception) and not isinstance(error, PostponedError)
         if error is None or fault or not self.kept:
-            discard(self.path)
-            discard(self.note)
+            with suppress(OSError):
+                remove(self.path)
+                remove(self.note)
 
     @contextmanager
     def naming_target(self) -> Iterator[None]:
@@ -221,15 +175,33 @@ class Unfinished:
         self.kept = True
 
 
+def csv_lines(rows: Iterable[Sequence[Any]]) -> str:
+    """Return lines of a CSV file as pandas writes them: comma, minimal quotes, line feed."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def fill_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file in UTF-8."""
+    path.write_text(csv_lines([header, *rows]), encoding="utf-8", newline="")
+
+
+def size_of_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
+    """Return the bytes of the file that fill_csv would write."""
+    return len(csv_lines([header, *rows]).encode())
+
+
 def write_csv(target: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV file, whole or not at all."""
     with new_file(target) as partial:
         fill_csv(partial, header, rows)
 
 
-def json_text(content: Any) -> str:
-    """Return `content` as indented JSON."""
-    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+def write_json(target: Path, content: Any) -> None:
+    """Write `content` as indented JSON, whole or not at all."""
+    with new_file(target) as partial:
+        fill_json(partial, content)
 
 
 def fill_json(path: Path, content: Any) -> None:
@@ -237,10 +209,9 @@ def fill_json(path: Path, content: Any) -> None:
     path.write_text(json_text(content), encoding="utf-8")
 
 
-def write_json(target: Path, content: Any) -> None:
-    """Write `content` as indented JSON, whole or not at all."""
-    with new_file(target) as partial:
-        fill_json(partial, content)
+def json_text(content: Any) -> str:
+    """Return `content` as indented JSON."""
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -262,8 +233,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def sha256_of(path: Path) -> str:
     """Return the hex SHA-256 of a file's content."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

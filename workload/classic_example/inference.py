@@ -1,28 +1,27 @@
 """Batch prediction over tables of any size, in one piece or in shards."""
 
-import json
 import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import chain, cycle, islice
-from pathlib import Path, PurePosixPath
+from itertools import chain, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow
-from pyarrow import ipc
 
 from classic_example import lineage, parameters, statistics
 from classic_example.checks import require_one_of
 from classic_example.config import PRECISIONS
 from classic_example.data import BINARY, names, positive_of
 from classic_example.errors import WorkloadError, not_there
-from classic_example.files import Unfinished, fill_json, new_files, read_json, sha256_of
-from classic_example.model_files import REGISTRY_FILE, STATISTICS_FILE, WEIGHTS_FILE
+from classic_example.files import Unfinished, fill_json, new_files, read_json
+from classic_example.model_files import REGISTRY_FILE, WEIGHTS_FILE
+from classic_example.predictions import DIGITS, OUTPUT, deliver, part_of
 from classic_example.progress import Ticker
-from classic_example.tables import DIGITS, ON_BAD_ROW, TEXT, Table, locate, publish, write_table
+from classic_example.tables import ON_BAD_ROW, TEXT, Table, locate
 from classic_example.text_model import (
     Model,
     import_torch,
@@ -42,8 +41,8 @@ PREDICTED, SCORE, PROBABILITY = "predicted_label", "predicted_score", "probabili
 BATCH_SIZE = 32
 # Sorted by length together, of one shard, and lost together when a try is killed.
 CHUNK_ROWS = 2048
-# Environment: fp32 or bf16 in place of auto; fail or skip; an address that gets a copy.
-PRECISION, BAD_ROWS, OUTPUT = "PREDICT_PRECISION", "PREDICT_ON_BAD_ROW", "PREDICT_OUTPUT"
+# Environment variables: fp32 or bf16 in place of auto; skip in place of fail.
+PRECISION, BAD_ROWS = "PREDICT_PRECISION", "PREDICT_ON_BAD_ROW"
 
 
 def run_inference_on_dataframe(
@@ -114,67 +113,6 @@ def shard_of(text: str) -> tuple[int, int]:
     return int(number), int(shards)
 
 
-def part_of(target: Path, number: int, shards: int) -> Path:
-    """Return where a shard leaves its rows; their counts are in a JSON file beside them."""
-    return target.with_name(f"{target.stem}.{number}-of-{shards}.arrow")
-
-
-def join_predictions(model_directory: Path, target: Path, shards: int) -> dict[str, Any]:
-    """Write what run_inference_on_dataframe writes in one piece, of what its shards have left.
-
-    Raises:
-        WorkloadError: one is not there, they are not of the same input and model, or the output.
-    """
-    parts = [part_of(target, number, shards) for number in range(shards)]
-    found = [read_json(part.with_suffix(".json")) for part in parts]
-    for part, one in zip(parts, found, strict=True):
-        if not one:
-            raise not_there(part, f"run-inference-on-dataframe with shards of {shards}")
-        if any(one["about"][name] != found[0]["about"][name] for name in ("input", "model")):
-            raise WorkloadError(f"{part} is not of the same input and model as {parts[0]}")
-    counts = sum((Counter(one["counts"]) for one in found), Counter())
-    about = found[0]["about"] | {"seconds": max(one["about"]["seconds"] for one in found)}
-    return deliver(parts, model_directory, target, counts, about)
-
-
-def deliver(
-    parts: Sequence[Path],
-    model_directory: Path,
-    target: Path,
-    counts: Mapping[str, int],
-    about: dict[str, Any],
-) -> dict[str, Any]:
-    """Write predictions and description, publish them, and return the step's result.
-
-    `parts` are Arrow streams that have the chunks in turn. PREDICT_OUTPUT gets both too, in the
-    format of its own name, the description last.
-    """
-    summary = {name: counts.get(name, 0) for name in ("rows", "empty", "truncated")}
-    summary["bad_rows"] = about["bad_rows"]
-    if about["positive_label"] is not None:
-        summary["positive"] = counts.get("positive", 0)
-    if known := read_json(model_directory / STATISTICS_FILE):
-        summary["drift"] = statistics.drift(known, counts)
-    labels = {label: counts.get(f"label:{label}", 0) for label in about["labels"]}
-    about = about | summary | {"labels": labels, "statistics": dict(+Counter(counts))}
-    with new_files(target, target.with_suffix(".json")) as (predictions, description):
-        write_table(predictions, *in_turn(parts), target.suffix)
-        about["predictions"] = {"path": str(target), "sha256": sha256_of(predictions)}
-        # Of the image that predicts: its container cannot know it, clean_up fills it in.
-        fill_json(description, {**about, "image_digest": ""})
-    if output := os.environ.get(OUTPUT, "").strip():
-        publish(output, *in_turn(parts), about, target.parent)
-    logger.info("%s; %s", summary, output or target)
-    version = about["model"].get("version", "")
-    return {**summary, "predictions": output or str(target), "model_version": version}
-
-
-def in_turn(parts: Sequence[Path]) -> tuple[pyarrow.Schema, Iterator[pyarrow.RecordBatch]]:
-    """Return the schema of Arrow streams, and the batches of one after the other, in a circle."""
-    streams = [ipc.open_stream(pyarrow.OSFile(str(part))) for part in parts]
-    return streams[0].schema, iter(map(next, cycle(streams)))
-
-
 def predict_rows(
     model: Model,
     schema: pyarrow.Schema,
@@ -220,7 +158,7 @@ def with_predictions(
     said = {PREDICTED: best, SCORE: probabilities.max(1), CONFIDENCE: score}
     said |= {PROBABILITY + label: probabilities[:, n] for n, label in enumerate(model.labels)}
     added = added_columns(model.labels)
-    kept = [column for name, column in zip(chunk.schema.names, chunk.columns) if name not in added]
+    kept = [chunk.column(n) for n, name in enumerate(chunk.schema.names) if name not in added]
     columns = [*kept, *(pyarrow.array(said[name], schema.field(name).type) for name in added)]
     counts = statistics.count(texts, best, score)
     counts.update(truncated=cut, positive=int((score >= 0.5).sum()))
@@ -265,9 +203,9 @@ def require_model(directory: Path) -> None:
     """Raise WorkloadError unless the directory holds a model, ours or another's."""
     if not directory.is_dir():
         raise not_there(directory, "load-from-registry or train")
-    missing = [name for name in ("config.json", WEIGHTS_FILE) if not (directory / name).is_file()]
-    if missing:
-        raise WorkloadError(f"{directory} is not a model: it has no {names(missing)}")
+    for name in ("config.json", WEIGHTS_FILE):
+        if not (directory / name).is_file():
+            raise WorkloadError(f"{directory} is not a model: it has no {name}")
 
 
 def chosen(variable: str, allowed: tuple[str, ...]) -> str:

@@ -5,7 +5,6 @@ name ends with .parquet is Parquet, every other one CSV, compressed where its na
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -16,15 +15,12 @@ from pyarrow import csv as arrow_csv
 from pyarrow import fs, parquet
 
 from classic_example.data import names
-from classic_example.errors import PostponedError, WorkloadError, not_there, one_line
-from classic_example.files import csv_lines, discard, json_text, partial_name, sha256_of
+from classic_example.errors import WorkloadError, not_there, one_line
 
 # Read at once, and checked before the first of its rows is used. No row of a CSV file is longer.
 BLOCK_BYTES = 4 << 20
 ON_BAD_ROW = ("fail", "skip")
 TEXT = pyarrow.string()
-# Metadata of a column of numbers: how many digits they have in a CSV file.
-DIGITS = b"digits"
 
 
 def locate(place: str | Path) -> tuple[fs.FileSystem, str]:
@@ -34,7 +30,7 @@ def locate(place: str | Path) -> tuple[fs.FileSystem, str]:
         WorkloadError: pyarrow does not know such an address.
     """
     if "://" not in str(place):
-        return fs.LocalFileSystem(), os.path.abspath(place)
+        return fs.LocalFileSystem(), str(Path(place).absolute())
     try:
         return fs.FileSystem.from_uri(str(place))
     except (pyarrow.ArrowException, OSError) as error:
@@ -45,8 +41,8 @@ class Table:
     """The rows of a file, or of all files below a directory in the order of their names.
 
     Rows with another number of fields than the header, or that are not UTF-8, are bad: left out and
-    counted (`bad`) with `skip`, else an error that names `way_out`. `sha256` is that of all rows that
-    were read, as messages of Arrow's IPC format.
+    counted (`bad`) with `skip`, else an error that names `way_out`. `sha256` is that of all rows
+    that were read, as messages of Arrow's IPC format.
     """
 
     def __init__(
@@ -229,58 +225,3 @@ def is_utf8(value: bytes | None) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def write_table(
-    path: Path, schema: pyarrow.Schema, batches: Iterable[pyarrow.RecordBatch], suffix: str
-) -> None:
-    """Write a Parquet file where the suffix is .parquet, else a CSV file as csv_lines has it."""
-    if suffix == ".parquet":
-        with parquet.ParquetWriter(path, schema) as writer:
-            for batch in batches:
-                writer.write_batch(batch)
-        return
-    with path.open("w", encoding="utf-8", newline="") as file:
-        file.write(csv_lines([schema.names]))
-        for batch in batches:
-            file.write(csv_lines(zip(*map(csv_fields, schema, batch.columns), strict=True)))
-
-
-def csv_fields(field: pyarrow.Field, column: pyarrow.Array) -> list[str | None]:
-    """Return what a CSV file has of a column."""
-    if digits := (field.metadata or {}).get(DIGITS):
-        return [f"{value:.{digits.decode()}f}" for value in column.to_pylist()]
-    return column.cast(TEXT).to_pylist()
-
-
-def publish(
-    place: str,
-    schema: pyarrow.Schema,
-    batches: Iterable[pyarrow.RecordBatch],
-    about: dict[str, Any],
-    scratch: Path,
-) -> None:
-    """Write a table to a place, and what it is to a JSON file beside it, which comes last.
-
-    The file is made in the directory `scratch`.
-
-    Raises:
-        PostponedError: it cannot be written there now.
-    """
-    filesystem, path = locate(place)
-    description = str(PurePosixPath(path).with_suffix(".json"))
-    made = partial_name(scratch / PurePosixPath(path).name)
-    try:
-        write_table(made, schema, batches, PurePosixPath(path).suffix)
-        if filesystem.type_name == "local":
-            filesystem.create_dir(os.path.dirname(path))
-        if filesystem.get_file_info(description).is_file:
-            filesystem.delete_file(description)
-        fs.copy_files(str(made), path, fs.LocalFileSystem(), filesystem)
-        content = {**about, "predictions": {"path": place, "sha256": sha256_of(made)}}
-        with filesystem.open_output_stream(description) as file:
-            file.write(json_text(content).encode())
-    except (OSError, pyarrow.ArrowException) as error:
-        raise PostponedError(f"cannot write {place}: {one_line(error, 300)}") from None
-    finally:
-        discard(made)
