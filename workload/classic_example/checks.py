@@ -1,70 +1,45 @@
-"""Settings that are declared as the fields of a dataclass, and what is said of wrong values."""
+"""What is said of wrong settings: one line that names the setting, and one that may be meant."""
 
 import difflib
-import math
-from collections.abc import Iterable
-from dataclasses import field
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from classic_example.errors import WorkloadError
 
 
-def setting(default: Any, low: float = -math.inf, high: float = math.inf) -> Any:
-    """Declare a field with the inclusive range of a number."""
-    return field(default=default, metadata={"low": low, "high": high})
+def unknown(what: str, name: str, known: Iterable[str]) -> WorkloadError:
+    """Return the error for a name that does not exist."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    there = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known[:20])}"
+    return WorkloadError(f"{what} {name!r}; {there}")
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` when a known name is close."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def checked(origin: str, kinds: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `content` with each value as the type that `kinds` has for its name.
 
-
-def checked(origin: str, declared: Any, value: Any) -> Any:
-    """Return `value` as the declared type of its field.
+    A text is a number where it reads as one, and a whole number may be written as 50.0: to JSON
+    Schema, and so to Airflow, it is one, and Helm makes 1e+06 of a million.
 
     Raises:
-        WorkloadError: it has another type or is out of range.
+        WorkloadError: a value has another type or is out of range.
     """
-    name, kind = declared.name, str(declared.type)
-    if value is None and ("None" in kind or declared.default is None):
-        return None
-    if "bool" in kind:
-        fits = isinstance(value, bool)
-    elif "int" in kind:
-        # 50.0 is a whole number to JSON Schema, and so to Airflow; Helm makes 1e+06 of a million.
-        value = int(value) if isinstance(value, float) and value.is_integer() else value
-        fits = isinstance(value, int) and not isinstance(value, bool)
-    elif "float" in kind:
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-        value = float(value) if fits else value
-    elif "tuple" in kind:
-        fits = isinstance(value, list) and all(isinstance(one, str) and one for one in value)
-        fits = fits and len(set(value)) == len(value) > 1
-        value = tuple(value) if fits else value
-    else:
-        fits = isinstance(value, str)
-    if not fits:
-        raise WorkloadError(f"{origin}: {name} must be {described(kind)}, not {value!r}")
-    low, high = declared.metadata.get("low", -math.inf), declared.metadata.get("high", math.inf)
-    if not isinstance(value, bool | str | tuple) and not low <= value <= high:
-        limit = f"at least {low:g}" if value < low else f"at most {high:g}"
-        raise WorkloadError(f"{origin}: {name} is {value:g}, it must be {limit}")
-    return value
+    found = {}
+    for name, value in content.items():
+        adapter = TypeAdapter(kinds[name], config=ConfigDict(arbitrary_types_allowed=True))
+        try:
+            found[name] = adapter.validate_python(value)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"]
+            raise WorkloadError(
+                f"{origin}: {name} is {value!r}: {said[0].lower()}{said[1:]}"
+            ) from None
+    return found
 
 
-def described(kind: str) -> str:
-    """Return a plain name for a field's type."""
-    if "bool" in kind:
-        return "true or false"
-    if "int" in kind:
-        return "a whole number"
-    if "tuple" in kind:
-        return "a list of two or more different texts"
-    return "a number" if "float" in kind else "a text"
-
-
-def require_one_of(origin: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
+def require_one_of(origin: str, name: str, value: str, allowed: Iterable[str]) -> None:
     """Raise WorkloadError unless `value` is one of `allowed`."""
     if value not in allowed:
         raise WorkloadError(f"{origin}: {name} is {value!r}, allowed: {', '.join(allowed)}")

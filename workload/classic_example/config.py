@@ -1,115 +1,161 @@
-"""The training configuration: one JSON object with the names of Hugging Face's Trainer."""
+"""The training configuration: one JSON object with the keys of transformers' TrainingArguments.
+
+Importing this takes seconds: transformers comes with it.
+"""
 
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from transformers import TrainingArguments
 
 from classic_example import parameters
-from classic_example.checks import checked, require_one_of, setting, suggestion
-from classic_example.errors import WorkloadError
+from classic_example.checks import checked, require_one_of, unknown
+from classic_example.errors import WorkloadError, one_line
+from classic_example.evaluate import SCORES
+from classic_example.text_model import Device, Precision, resolve_device, resolve_precision
 
-SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
-STRATEGIES = ("no", "steps", "epoch")
-PRECISIONS = ("fp32", "bf16", "auto")
-
-METRICS = ("loss", "accuracy", "precision", "recall", "f1", "f0.5", "macro_f1")
-
-# Settings of transformers.TrainingArguments (and of the original example) that have no effect here
-# and none on the model: how a training is shown, saved on the way, or fed with data. All others are
-# as TrainingConfig has them, or refused when they are not at their default.
-WITHOUT_EFFECT = frozenset(
-    (
-        *("_n_gpu", "accelerator_config", "cache_dir", "dataloader_num_workers"),
-        *("dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
-        *("ddp_timeout", "disable_tqdm", "do_eval", "do_predict", "do_train", "fsdp_config"),
-        *("full_determinism", "group_by_length", "hub_token", "label_names", "local_rank"),
-        *("log_level", "log_level_replica", "log_on_each_node", "logging_dir"),
-        *("logging_first_step", "logging_nan_inf_filter", "logging_strategy", "no_cuda"),
-        *("overwrite_cache", "overwrite_output_dir", "pad_to_max_length", "remove_unused_columns"),
-        *("report_to", "run_name", "save_model", "save_on_each_node", "save_only_model"),
-        *("save_safetensors", "save_steps", "save_strategy", "save_total_limit"),
-        *("skip_memory_metrics", "use_cpu", "use_fast_tokenizer", "use_wandb"),
-    )
-)
 # A variable of this prefix and a name in capitals goes over the file: TRAIN_MAX_STEPS=50.
 VARIABLE_PREFIX = "TRAIN_"
 # Older names of the same setting.
-RENAMED = {"evaluation_strategy": "eval_strategy"}
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "warmup_ratio": "warmup_steps",
+}
+# Keys of older files for what is no choice any more, and the one value that they may have.
+DECIDED = {"save_safetensors": True, "use_fast_tokenizer": True}
+REGISTRY = "a model and its curve go to the registry of the environment"
+COPIES = "on several GPUs each holds a whole copy of the model"
+METRICS_NEED_IT = "the metrics need whole predictions"
+OWN_CHECKPOINTS = "a checkpoint is whole, and a try that was killed is always gone on with"
+# Settings of TrainingArguments that cannot be done here, and why.
+REFUSED = {
+    "batch_eval_metrics": METRICS_NEED_IT,
+    "deepspeed": COPIES,
+    "do_predict": "run-inference-on-dataframe predicts",
+    "enable_jit_checkpoint": OWN_CHECKPOINTS,
+    "eval_do_concat_batches": METRICS_NEED_IT,
+    "fsdp": COPIES,
+    "fsdp_config": COPIES,
+    "hub_always_push": REGISTRY,
+    "hub_model_id": REGISTRY,
+    "hub_private_repo": REGISTRY,
+    "hub_revision": REGISTRY,
+    "hub_strategy": REGISTRY,
+    "hub_token": REGISTRY,
+    "label_names": "the column is called label",
+    "length_column_name": "lengths are counted",
+    "parallelism_config": COPIES,
+    "prediction_loss_only": METRICS_NEED_IT,
+    "project": REGISTRY,
+    "push_to_hub": REGISTRY,
+    "report_to": REGISTRY,
+    "resume_from_checkpoint": OWN_CHECKPOINTS,
+    "save_only_model": OWN_CHECKPOINTS,
+    "trackio_bucket_id": REGISTRY,
+    "trackio_space_id": REGISTRY,
+    "trackio_static_space_id": REGISTRY,
+}
+# Where TrainingArguments takes what only fails later.
+NARROWER = {
+    "gradient_accumulation_steps": PositiveInt,
+    "learning_rate": NonNegativeFloat,
+    "num_train_epochs": NonNegativeFloat,
+    "per_device_eval_batch_size": PositiveInt,
+    "per_device_train_batch_size": PositiveInt,
+    # TrainingArguments has a property of this name.
+    "device": Device,
+}
+REQUIRED = ("model_name_or_path", "train_file", "validation_file", "output_dir")
+Text = Annotated[str, Field(min_length=1)]
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """What to train, on what, and how. Names and meanings are those of TrainingArguments.
+@dataclass
+class TrainingConfig(TrainingArguments):
+    """What to train, on what, and how: TrainingArguments and what is our own.
 
-    With load_best_model_at_end the last step is evaluated too, and is one of those to choose from.
+    `labels` are the names of the classes in their order; None takes those of the training file.
+    `freeze_embeddings`, `freeze_layers` (from the input side) and `dropout` (None keeps the model's
+    own) trade a little capacity for a lot of time on a CPU. A training stops after
+    `early_stopping_patience` evaluations without a better one. `checkpoint_seconds` lie between two
+    checkpoints for the next try; 0 makes one after each step.
 
-    Own additions, which trade a little capacity for a lot of time on a CPU: `freeze_embeddings`,
-    `freeze_layers` (from the input side), `dropout` (None keeps the model's own) and `precision` of
-    the matrix products (`auto` is bf16 where the processor computes with it). And `labels`, the
-    names of the classes in their order; None takes those of the training file.
+    Batches are of sentences of like length unless `train_sampling_strategy` says otherwise. With
+    load_best_model_at_end the best model is what is saved on the way, else nothing.
     """
 
-    model_name_or_path: str
-    train_file: str
-    validation_file: str
-    output_dir: str
+    model_name_or_path: str = ""
+    train_file: str = ""
+    validation_file: str = ""
     config_name: str | None = None
     tokenizer_name: str | None = None
-    max_seq_length: int = setting(128, 2, 4096)
-    max_train_samples: int | None = setting(None, 2)
-    max_eval_samples: int | None = setting(None, 2)
-    per_device_train_batch_size: int = setting(8, 1, 4096)
-    per_device_eval_batch_size: int = setting(8, 1, 4096)
-    gradient_accumulation_steps: int = setting(1, 1, 4096)
-    learning_rate: float = setting(5e-5, 0, 1)
-    weight_decay: float = setting(0.0, 0, 1)
-    adam_beta1: float = setting(0.9, 0, 0.9999999)
-    adam_beta2: float = setting(0.999, 0, 0.9999999)
-    adam_epsilon: float = setting(1e-8, 0, 1)
-    max_grad_norm: float = setting(1.0, 0)
-    num_train_epochs: float = setting(3.0, 0)
-    max_steps: int = setting(-1, -1)
-    lr_scheduler_type: str = "linear"
-    warmup_ratio: float = setting(0.0, 0, 1)
-    warmup_steps: int = setting(0, 0)
-    logging_steps: int = setting(500, 1)
-    eval_strategy: str = "no"
-    eval_steps: int | None = setting(None, 1)
-    eval_delay: float = setting(0.0, 0)
-    load_best_model_at_end: bool = False
-    metric_for_best_model: str | None = None
-    greater_is_better: bool | None = None
-    seed: int = setting(42, 0, 2**32 - 1)
+    max_seq_length: Annotated[int, Field(ge=2)] = 128
+    max_train_samples: Annotated[int, Field(ge=2)] | None = None
+    max_eval_samples: Annotated[int, Field(ge=2)] | None = None
+    labels: Annotated[tuple[Text, ...], Field(min_length=2)] | None = None
     freeze_embeddings: bool = False
-    freeze_layers: int = setting(0, 0)
-    dropout: float | None = setting(None, 0, 0.99)
-    labels: tuple[str, ...] | None = None
-    precision: str = "fp32"
+    freeze_layers: NonNegativeInt = 0
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    precision: Precision | Literal["fp16"] = "auto"
+    early_stopping_patience: PositiveInt | None = None
+    checkpoint_seconds: NonNegativeFloat = 300
+    disable_tqdm: bool | None = True
+    save_strategy: str | None = None
+    train_sampling_strategy: str = "group_by_length"
+
+    def __post_init__(self) -> None:
+        """Settle what depends on another setting.
+
+        Raises:
+            ValueError: settings contradict each other.
+        """
+        if self.save_strategy is None:
+            self.save_strategy = "best" if self.load_best_model_at_end else "no"
+        if self.early_stopping_patience:
+            self.metric_for_best_model = self.metric_for_best_model or "loss"
+        chosen = self.load_best_model_at_end or self.early_stopping_patience
+        if chosen and self.eval_strategy == "no":
+            raise ValueError("the best model can only be told with an eval_strategy")
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            raise ValueError("max_steps or num_train_epochs must be above 0")
+        if self.labels and len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels has a text twice: {', '.join(self.labels)}")
+        super().__post_init__()
+        # The count of evaluations without a better one is part of where a training stands.
+        self.restore_callback_states_from_checkpoint = True
 
     @property
-    def best_metric(self) -> str:
-        """Name of what the best model is best at."""
-        return (self.metric_for_best_model or "loss").removeprefix("eval_")
+    def hardware(self) -> str:
+        """Name of what computes: cpu, or cuda and the GPU's name."""
+        import torch
 
-    @property
-    def best_is_greatest(self) -> bool:
-        """Whether more of it is better."""
-        told = self.greater_is_better
-        return self.best_metric != "loss" if told is None else told
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        return f"{self.device.type} {name}".strip()
+
+    def said(self) -> dict[str, Any]:
+        """Return the settings that are set, as JSON has them."""
+        settings = self.to_dict().items()
+        return {
+            name: value
+            for name, value in settings
+            if value is not False and value not in (None, "", [], {})
+        }
 
 
-def read_config(path: Path) -> tuple[TrainingConfig, list[str]]:
-    """Return the configuration in a JSON file and the names in it that have no effect.
+def read_config(path: Path) -> TrainingConfig:
+    """Return the configuration in a JSON file.
 
     The environment goes over the file, name by name (see VARIABLE_PREFIX), and the parameters of
     the run go over both.
 
     Raises:
-        WorkloadError: no such file, broken JSON, an unknown or missing name, or a value of the
-            wrong type or out of range.
+        WorkloadError: no such file, broken JSON, an unknown or missing name, a setting that cannot
+            be done here, a value of the wrong type or out of range, or a GPU that cannot be used.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -153,56 +199,42 @@ def from_parameters() -> dict[str, Any]:
     return found
 
 
-def parse_config(content: dict[str, Any], origin: str) -> tuple[TrainingConfig, list[str]]:
+def parse_config(content: Mapping[str, Any], origin: str) -> TrainingConfig:
     """Return the configuration in `content`, as read_config; `origin` names it in errors."""
-    content = {RENAMED.get(name, name): value for name, value in content.items()}
-    if content.get("bf16") is True:
-        content = {"precision": "bf16", **content, "bf16": False}
-    known = {one.name: one for one in fields(TrainingConfig)}
-    require_default(origin, content.keys() - known.keys() - WITHOUT_EFFECT, content, known)
-    required = ("model_name_or_path", "train_file", "validation_file", "output_dir")
-    missing = [name for name in required if not content.get(name)]
+    content = dict(content)
+    for old, new in RENAMED.items():
+        if old in content:
+            value = content.pop(old)
+            content[new] = content.get(new) or value
+    settable = {one.name for one in fields(TrainingConfig) if one.init}
+    hints = get_type_hints(TrainingConfig, include_extras=True)
+    kinds = {name: hints[name] for name in settable} | NARROWER
+    defaults = {one.name: one.default for one in fields(TrainingArguments)}
+    for name, value in list(content.items()):
+        if name in DECIDED or name in REFUSED:
+            only = DECIDED.get(name, defaults.get(name))
+            # A file of the Trainer has [] or {} where the default is None.
+            if value != only and (value or only):
+                why = REFUSED.get(name, f"it can only be {only!r}")
+                raise WorkloadError(f"{origin}: {name} cannot be {value!r}: {why}")
+            del content[name]
+        elif name not in kinds:
+            raise unknown(f"{origin}: unknown key", name, kinds)
+    missing = [name for name in REQUIRED if not content.get(name)]
     if missing:
         raise WorkloadError(f"{origin}: missing key {', '.join(missing)}")
-    values = {
-        name: checked(origin, known[name], value)
-        for name, value in content.items()
-        if name in known
-    }
-    config = TrainingConfig(**values)
-    require_one_of(origin, "lr_scheduler_type", config.lr_scheduler_type, SCHEDULES)
-    require_one_of(origin, "eval_strategy", config.eval_strategy, STRATEGIES)
-    require_one_of(origin, "precision", config.precision, PRECISIONS)
-    require_one_of(origin, "metric_for_best_model", config.best_metric, METRICS)
-    if config.load_best_model_at_end and config.eval_strategy == "no":
-        raise WorkloadError(f"{origin}: load_best_model_at_end needs an eval_strategy")
-    if config.max_steps <= 0 and config.num_train_epochs <= 0:
-        raise WorkloadError(f"{origin}: max_steps or num_train_epochs must be above 0")
-    return config, sorted(content.keys() - known.keys())
-
-
-def require_default(
-    origin: str, names: Iterable[str], content: Mapping[str, Any], known: Iterable[str]
-) -> None:
-    """Make sure that settings which are not known here are transformers', and at their default.
-
-    Raises:
-        WorkloadError: one of them is not.
-    """
-    if not names:
-        return
-    # Seconds, which a configuration without such names does not wait.
-    from transformers import TrainingArguments
-
-    theirs = {one.name: one for one in fields(TrainingArguments)}
-    for name in sorted(names):
-        if name not in theirs:
-            meant = suggestion(name, [*known, *WITHOUT_EFFECT, *theirs])
-            raise WorkloadError(f"{origin}: unknown key {name!r}{meant}")
-        default = theirs[name].default
-        # The Trainer's own files have {} or [] where the default is None or made at the start.
-        if content[name] != default and (content[name] or (default and default is not MISSING)):
-            told = "it cannot be set" if default is MISSING else f"it can only be {default!r}"
-            raise WorkloadError(
-                f"{origin}: {name} is {content[name]!r}, which would change the training; {told}"
-            )
+    values = checked(origin, kinds, content)
+    device = resolve_device(values.pop("device", "auto"), values.pop("use_cpu", False))
+    if values.pop("bf16", False):
+        values["precision"] = "bf16"
+    precision = resolve_precision(values.get("precision", "auto"), device)
+    if values.get("fp16"):
+        precision = "fp16"
+    hardware = {"use_cpu": device == "cpu", "bf16": precision == "bf16", "precision": precision}
+    try:
+        config = TrainingConfig(**{**values, **hardware})
+    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
+        raise WorkloadError(f"{origin}: {one_line(error)}") from None
+    metric = (config.metric_for_best_model or "loss").removeprefix("eval_")
+    require_one_of(origin, "metric_for_best_model", metric, ("loss", *SCORES))
+    return config

@@ -8,13 +8,12 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pyarrow
 
 from classic_example import lineage, parameters, statistics
 from classic_example.checks import require_one_of
-from classic_example.config import PRECISIONS
 from classic_example.data import BINARY, names, positive_of
 from classic_example.errors import WorkloadError, not_there
 from classic_example.files import Unfinished, fill_json, new_files, read_json
@@ -24,10 +23,12 @@ from classic_example.progress import Ticker
 from classic_example.tables import ON_BAD_ROW, TEXT, Table, locate
 from classic_example.text_model import (
     Model,
+    Precision,
     import_torch,
     load_classifier,
     load_tokenizer,
     predict_logits,
+    resolve_device,
     resolve_precision,
 )
 
@@ -217,10 +218,11 @@ def chosen(variable: str, allowed: tuple[str, ...]) -> str:
 
 def load_model(directory: Path) -> Model:
     """Return the model in a directory, with its own labels and its own longest text."""
-    precision = chosen(PRECISION, PRECISIONS[::-1])
+    precision = chosen(PRECISION, get_args(Precision)[::-1])
     import_torch()
+    device = resolve_device(os.environ.get("PREDICT_DEVICE", "auto"))
     tokenizer, classifier = load_tokenizer(str(directory)), load_classifier(str(directory))
-    return Model(tokenizer, classifier, resolve_precision(precision))
+    return Model(tokenizer, classifier, resolve_precision(precision, device), device)
 
 
 def predict(model: Model, sentences: Sequence[str]) -> tuple["numpy.ndarray", int]:

@@ -6,10 +6,12 @@ JSON object; null, or no such key, is for what nobody has asked for.
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, get_type_hints
 
-from classic_example.checks import checked, setting, suggestion
+from pydantic import Field, PositiveInt
+
+from classic_example.checks import checked, unknown
 from classic_example.errors import WorkloadError
 
 VARIABLE = "ML_PIPELINES_PARAMS"
@@ -19,11 +21,11 @@ VARIABLE = "ML_PIPELINES_PARAMS"
 class Parameters:
     """All that there are, those of training and of inference; None for what is not set."""
 
-    max_steps: int | None = setting(None, 1)
-    learning_rate: float | None = setting(None, 0, 1)
+    max_steps: PositiveInt | None = None
+    learning_rate: Annotated[float, Field(ge=0, le=1)] | None = None
     base_model: str | None = None
     data_source: str | None = None
-    sample_size: int | None = setting(None, 1)
+    sample_size: PositiveInt | None = None
     # The registry's commands take these as arguments; here they are part of a result's lineage.
     model_name: str | None = None
     model_version: str | None = None
@@ -46,10 +48,7 @@ def of_this_run() -> Parameters:
         raise WorkloadError(f"{VARIABLE} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise WorkloadError(f"{VARIABLE} must hold a JSON object, not {type(content).__name__}")
-    known = {one.name: one for one in fields(Parameters)}
-    for name in content:
-        if name not in known:
-            there = suggestion(name, known) or f"; there are: {', '.join(known)}"
-            raise WorkloadError(f"the run has an unknown parameter {name!r}{there}")
-    origin = "parameters of the run"
-    return Parameters(**{name: checked(origin, known[name], content[name]) for name in content})
+    kinds = get_type_hints(Parameters, include_extras=True)
+    for name in content.keys() - kinds.keys():
+        raise unknown("the run has an unknown parameter", name, kinds)
+    return Parameters(**checked("parameters of the run", kinds, content))

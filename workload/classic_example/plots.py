@@ -38,8 +38,8 @@ def draw_confusion_matrix(
 def draw_training_curve(history: Sequence[dict], final: dict[str, float], path: Path) -> None:
     """Draw training loss, and held-out accuracy beside the baseline's.
 
-    `history` holds points with `step` and either `loss` and `train_accuracy` or `eval_accuracy`;
-    `final` holds accuracy, baseline_accuracy and steps.
+    `history` holds points with `step` and either `loss` or `eval_accuracy`; `final` holds accuracy,
+    baseline_accuracy and steps.
     """
     from matplotlib.figure import Figure
 
@@ -54,14 +54,6 @@ def draw_training_curve(history: Sequence[dict], final: dict[str, float], path: 
     left.plot(steps, [point["loss"] for point in trained], marker=".", color="tab:blue")
     left.set(xlabel="step", ylabel="cross-entropy", title="Training loss")
     right.plot(
-        steps,
-        [point["train_accuracy"] for point in trained],
-        marker=".",
-        color="tab:blue",
-        alpha=0.5,
-        label="training batches, before each update",
-    )
-    right.plot(
         [point["step"] for point in held_out],
         [point["eval_accuracy"] for point in held_out],
         marker="o",
@@ -74,7 +66,7 @@ def draw_training_curve(history: Sequence[dict], final: dict[str, float], path: 
         color="tab:red",
         label=f"tf-idf baseline: {final['baseline_accuracy']:.3f}",
     )
-    right.set(xlabel="step", ylabel="accuracy", title="Accuracy")
+    right.set(xlabel="step", ylabel="accuracy", title="Accuracy", xlim=left.get_xlim())
     right.legend(loc="lower right", fontsize="small")
     for axes in (left, right):
         axes.grid(alpha=0.3)

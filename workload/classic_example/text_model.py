@@ -1,11 +1,12 @@
-"""A sentence classifier on the CPU: loading, batching, predicting."""
+"""A sentence classifier: loading, batching, predicting, and the hardware for it."""
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from classic_example.data import names
 from classic_example.errors import WorkloadError, one_line
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16"]
 # Pre-trained models that the image carries, by name, and those whose directory has another.
 MODELS_DIRECTORY = "/opt/models"
 CARRIED = {"sentence-transformers/all-MiniLM-L6-v2": "all-MiniLM-L6-v2"}
@@ -24,14 +27,21 @@ CARRIED = {"sentence-transformers/all-MiniLM-L6-v2": "all-MiniLM-L6-v2"}
 LONGEST = 1_000_000
 # Read together before they are cut into batches of like length.
 POOL_BATCHES = 16
+# The CPU time of a container, version 2 and 1: microseconds that it may run of each so many; `max` or
+# -1 of them where there is no limit.
+# https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files
+# https://docs.kernel.org/scheduler/sched-bwc.html#management
+CPU_QUOTA = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
+CGROUP = Path("/sys/fs/cgroup")
+# What the driver brings into a container that may use a GPU.
+GPU_FILE = Path("/dev/nvidiactl")
 
 
 def import_torch() -> Any:
-    """Import torch with as many threads as OMP_NUM_THREADS says (1 when it is not set).
-
-    More threads than free cores make OpenBLAS spin: 2 threads on a busy 2-core machine took 4.0 s
-    for a step that one thread does in 0.4 s.
-    """
+    """Import torch and transformers, to run with as many threads as threads() says."""
+    # cuBLAS gives the same numbers twice only so.
+    # https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with heartbeat("loading torch and transformers"):
         import torch
         import transformers
@@ -43,9 +53,40 @@ def import_torch() -> Any:
 
 
 def threads() -> int:
-    """Return OMP_NUM_THREADS as a number, 1 when it is not one."""
-    text = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, int(text)) if text.isdecimal() else 1
+    """Return OMP_NUM_THREADS, else how many processors this container may use at once."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdecimal():
+        return max(1, int(told))
+    free = len(os.sched_getaffinity(0))
+    for files in CPU_QUOTA:
+        if all((CGROUP / name).exists() for name in files):
+            quota, period = " ".join((CGROUP / name).read_text() for name in files).split()
+            if quota not in ("max", "-1"):
+                free = min(free, int(quota) // int(period))
+    return max(1, free)
+
+
+def resolve_device(wanted: str = "auto", cpu: bool = False) -> str:
+    """Return `cpu` or `cuda`; `auto` is the GPU where there is one, unless `cpu` is asked for.
+
+    Raises:
+        WorkloadError: a GPU is asked for, or was given to this container, and torch cannot use it.
+    """
+    if wanted == "cpu" or cpu:
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    # Images with CUDA say `all` on a machine without a GPU too.
+    given = os.environ.get("NVIDIA_VISIBLE_DEVICES", "") not in ("", "all", "none", "void")
+    if wanted == "cuda" or given or GPU_FILE.exists():
+        built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "has no CUDA"
+        raise WorkloadError(
+            f"a GPU is asked for but torch {torch.__version__} {built} and finds none that it can "
+            "use; take an image whose torch fits the node's driver, or set device to cpu"
+        )
+    return "cpu"
 
 
 def computes_bf16(cpuinfo: str) -> bool:
@@ -54,8 +95,8 @@ def computes_bf16(cpuinfo: str) -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def resolve_precision(wanted: str) -> str:
-    """Return `fp32` or `bf16`: `auto` goes by the processor.
+def resolve_precision(wanted: str, device: str = "cpu") -> str:
+    """Return `fp32` or `bf16`: `auto` goes by the device.
 
     bf16 has the range of fp32 with 8 bits of precision. Weights and optimizer stay in fp32; a
     training step takes 0.25 s instead of 0.41 s (Zen 4, one core), with the same accuracy, and
@@ -63,6 +104,10 @@ def resolve_precision(wanted: str) -> str:
     """
     if wanted != "auto":
         return wanted
+    import torch
+
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     return "bf16" if computes_bf16(Path("/proc/cpuinfo").read_text()) else "fp32"
 
 
@@ -103,16 +148,34 @@ def load_tokenizer(source: str) -> Any:
     return load_pretrained("tokenizer", source, AutoTokenizer.from_pretrained)
 
 
+def from_safetensors(source: str, config: Any, **options: Any) -> Any:
+    """Return the classifier in `source`, from safetensors only: a pickle runs code when loaded.
+
+    https://huggingface.co/docs/hub/security-pickle
+
+    Raises:
+        WorkloadError: as load_pretrained.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    directory = Path(source)
+    if any(directory.glob("*.bin")) and not any(directory.glob("*.safetensors")):
+        raise WorkloadError(
+            f"the model {source} has its weights in a .bin file, which can run code when it is "
+            "loaded; where you trust it, make safetensors of it: "
+            f"AutoModel.from_pretrained({source!r}).save_pretrained(...)"
+        )
+    load = AutoModelForSequenceClassification.from_pretrained
+    return load_pretrained("model", source, load, config=config, use_safetensors=True, **options)
+
+
 def load_classifier(source: str) -> Any:
     """Return a trained classifier as it is, with labels of its own.
 
     Raises:
-        WorkloadError: as load_pretrained, or it does not choose one of several labels.
+        WorkloadError: as from_safetensors, or it does not choose one of several labels.
     """
-    from transformers import AutoModelForSequenceClassification
-
-    load = AutoModelForSequenceClassification.from_pretrained
-    classifier, about = load_pretrained("model", source, load, output_loading_info=True)
+    classifier, about = from_safetensors(source, None, output_loading_info=True)
     if about["missing_keys"]:
         raise WorkloadError(
             f"{source} is not a trained classifier: it has no {names(about['missing_keys'])}"
@@ -128,9 +191,13 @@ def new_classifier(
 ) -> Any:
     """Return a pre-trained model with a new head for `labels`.
 
-    A head of as many labels is kept. `dropout` replaces the model's own, None keeps it.
+    A head of as many labels is kept. `dropout` replaces the model's own, None keeps it; either way
+    its configuration stays as it was, for whoever trains it further.
+
+    Raises:
+        WorkloadError: as from_safetensors, or the model has no dropout to replace.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig
 
     what, load = "model configuration", AutoConfig.from_pretrained
     other_head = load_pretrained(what, source, load).num_labels != len(labels)
@@ -143,18 +210,19 @@ def new_classifier(
         label2id={name: number for number, name in enumerate(labels)},
         problem_type="single_label_classification",
     )
+    own = {
+        name: value
+        for name, value in config.to_dict().items()
+        if re.search("dropout|pdrop", name) and isinstance(value, float | int)
+    }
     if dropout is not None:
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
-            if hasattr(config, name):
-                setattr(config, name, dropout)
-    return load_pretrained(
-        "model",
-        source,
-        AutoModelForSequenceClassification.from_pretrained,
-        config=config,
-        # Only there: it draws the new head from other random numbers.
-        ignore_mismatched_sizes=other_head,
-    )
+        if not own:
+            raise WorkloadError(f"dropout cannot be set: {config.model_type} models have none")
+        config.update(dict.fromkeys(own, dropout))
+    # Only where it is another: that draws the new head from other random numbers.
+    classifier = from_safetensors(source, config, ignore_mismatched_sizes=other_head)
+    classifier.config.update(own)
+    return classifier
 
 
 @dataclass
@@ -164,8 +232,10 @@ class Model:
     tokenizer: Any
     classifier: Any
     precision: str = "fp32"
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
+        self.classifier.to(self.device)
         if self.tokenizer.model_max_length > LONGEST:
             # Nobody has said it. RoBERTa's positions begin behind two that no token has.
             positions = getattr(self.classifier.config, "max_position_embeddings", 514)
@@ -186,7 +256,7 @@ class Model:
         """Return a context in which torch computes in the model's precision."""
         import torch
 
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
 
     def encode(self, sentences: Sequence[str]) -> tuple[list[list[int]], int]:
         """Return the token ids of each sentence, and how many sentences were cut."""
@@ -237,7 +307,8 @@ def predict_logits(
     with torch.inference_mode(), model.computing():
         for batch in batches_by_length(encoded, range(len(encoded)), size):
             inputs = padded([encoded[at] for at in batch], model.pad)
-            logits[batch] = classifier(**inputs).logits.float().numpy()
+            inputs = {name: values.to(model.device) for name, values in inputs.items()}
+            logits[batch] = classifier(**inputs).logits.float().cpu().numpy()
             done += len(batch)
             if ticker.due():
                 logger.info("%s: %d of %d rows", what, done, len(encoded))

@@ -1,0 +1,362 @@
+"""transformers' Trainer with batches of like length, checkpoints that are whole, and a log.
+
+Importing this takes seconds: torch and transformers come with it.
+"""
+
+import json
+import logging
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from accelerate.utils import reduce
+from torch.utils.data import Sampler
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
+
+from classic_example import evaluate
+from classic_example.config import TrainingConfig
+from classic_example.data import Row
+from classic_example.errors import WorkloadError, one_line
+from classic_example.files import flush, read_json, remove, write_json
+from classic_example.progress import Ticker, heartbeat
+from classic_example.registry import registry_from_environment
+from classic_example.registry.base import Tracker
+from classic_example.text_model import Model, batches_by_length, padded
+
+logger = logging.getLogger(__name__)
+
+# In a checkpoint: it is whole, and what it is of.
+MARK = "whole.json"
+# The Trainer's sums of the losses since the last point of its history and since the beginning, and
+# where they begin: it does not keep them itself.
+SUMS = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged")
+
+
+def encoded_rows(model: Model, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return rows as the Trainer takes them: `input_ids` and `labels`."""
+    encoded, cut = model.encode([row.sentence for row in rows])
+    if cut:
+        logger.info(
+            "%d of %d rows are cut to %d tokens", cut, len(rows), model.tokenizer.model_max_length
+        )
+    return [{"input_ids": ids, "labels": row.label} for ids, row in zip(encoded, rows, strict=True)]
+
+
+class ByLength(Sampler):
+    """Positions, those of like length together, in an order that seed and epoch alone decide.
+
+    The Trainer's own sampler of that kind takes its order from the random numbers of the moment: a
+    training that goes on would see other batches.
+    """
+
+    def __init__(self, encoded: Sequence[Sequence[int]], size: int, seed: int) -> None:
+        self.encoded, self.size, self.seed, self.epoch = encoded, size, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of an epoch; the Trainer calls this at its start."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        source = random.Random(f"{self.seed} {self.epoch}")
+        order = list(range(len(self.encoded)))
+        source.shuffle(order)
+        batches = list(batches_by_length(self.encoded, order, self.size))
+        # One batch may be smaller, and belongs at the end: else those behind it would be cut anew.
+        last = [batches.pop()] if len(batches[-1]) < self.size else []
+        source.shuffle(batches)
+        return (at for batch in batches + last for at in batch)
+
+
+class FineTuning(Trainer):
+    """A Trainer of sentence classifiers."""
+
+    def __init__(
+        self, model: Model, config: TrainingConfig, rows: Sequence[Row], held_out: Sequence[Row]
+    ) -> None:
+        encoded = encoded_rows(model, rows)
+        self.held_out = sorted(encoded_rows(model, held_out), key=lambda row: len(row["input_ids"]))
+
+        def collated(batch: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            inputs = padded([row["input_ids"] for row in batch], model.pad)
+            return {**inputs, "labels": torch.tensor([row["labels"] for row in batch])}
+
+        def scores(told: EvalPrediction) -> dict[str, float]:
+            predicted = logits_of(told.predictions).argmax(axis=1)
+            return evaluate.scores(told.label_ids.tolist(), predicted.tolist(), model.labels)
+
+        super().__init__(
+            model.classifier,
+            config,
+            data_collator=collated,
+            train_dataset=encoded,
+            eval_dataset=self.held_out,
+            compute_metrics=scores,
+        )
+        self.remove_callback(PrinterCallback)
+        self.add_callback(Progress())
+        if config.early_stopping_patience:
+            self.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        encoded = [row["input_ids"] for row in self.train_dataset]
+        return ByLength(encoded, self.args.train_batch_size, seed)
+
+    def training_step(self, *given: Any, **named: Any) -> torch.Tensor:
+        """Take a step.
+
+        Raises:
+            WorkloadError: the loss is not a number any more.
+        """
+        loss = super().training_step(*given, **named)
+        if not torch.isfinite(loss):
+            raise WorkloadError(
+                f"the training loss is {loss.item()} at step {self.state.global_step + 1}; try a "
+                f"learning_rate below {self.args.learning_rate:g}"
+            )
+        return loss
+
+    def fit(self, key: dict[str, Any]) -> None:
+        """Train, from the checkpoint of an earlier try with the same `key` where there is one.
+
+        The weights are those of a training that nobody has disturbed, to the last bit.
+        """
+        checkpoints = Checkpoints(self, key)
+        self.add_callback(checkpoints)
+        try:
+            self.train(resume_from_checkpoint=checkpoints.last())
+        finally:
+            signal.signal(signal.SIGTERM, checkpoints.before)
+
+    def held_out_figures(self) -> tuple[dict[str, float], list[int], list[int]]:
+        """Return what the training came to, and the labels of the held-out rows: true, predicted.
+
+        The figures are the scores and eval_loss, train_loss over all steps, steps, and best_step
+        where the weights are those of the best evaluation.
+        """
+        told = self.predict(self.held_out, metric_key_prefix="eval")
+        scores = {name: told.metrics[f"eval_{name}"] for name in evaluate.SCORES}
+        state = self.state
+        best = self.args.load_best_model_at_end and state.best_model_checkpoint
+        figures = {
+            **scores,
+            "eval_loss": told.metrics["eval_loss"],
+            "train_loss": self._total_loss_scalar / state.global_step,
+            "steps": state.global_step,
+            **({"best_step": state.best_global_step} if best else {}),
+        }
+        predicted = logits_of(told.predictions).argmax(axis=1)
+        return figures, told.label_ids.tolist(), predicted.tolist()
+
+    def history(self) -> list[dict[str, float]]:
+        """Return what was logged, without what depends on the clock."""
+        timed = ("_runtime", "_per_second", "_time", "total_flos")
+        return [
+            {name: value for name, value in point.items() if not name.endswith(timed)}
+            for point in self.state.log_history
+            if "train_runtime" not in point
+        ]
+
+
+def logits_of(predictions: Any) -> numpy.ndarray:
+    """Return the logits: some models give what lies below them too."""
+    return predictions[0] if isinstance(predictions, tuple) else predictions
+
+
+class Checkpoints(TrainerCallback):
+    """Keeps a training's state for the next try: on SIGTERM and every checkpoint_seconds.
+
+    The Trainer writes a checkpoint in place; only one with a MARK is whole. The state is that
+    between two steps with all that belongs to the first: at the end of an epoch it is written
+    after the evaluation there, which would not be made up for.
+    """
+
+    def __init__(self, trainer: FineTuning, key: dict[str, Any]) -> None:
+        self.trainer, self.place = trainer, Path(trainer.args.output_dir)
+        self.key = json.loads(json.dumps(key))
+        self.sums: dict[str, Any] = {}
+        self.stopping = self.postponed = False
+        self.saved = time.monotonic()
+        self.before = signal.signal(signal.SIGTERM, self.stop)
+
+    def stop(self, _number: int, _frame: object) -> None:
+        """Note that the process is asked to end; it does so after this step."""
+        self.stopping = True
+
+    def last(self) -> str | None:
+        """Return the newest checkpoint to go on from, and remove what no training goes on from."""
+        marks = {path: read_json(path / MARK) for path in self.place.glob("checkpoint-*")}
+        kept = [mark["key"] for mark in marks.values() if mark]
+        changed = {
+            name
+            for key in kept
+            for name in key.keys() | self.key.keys()
+            if key.get(name) != self.key.get(name)
+        }
+        if changed:
+            names = ", ".join(sorted(changed))
+            logger.info("beginning anew, not where an earlier try was: %s changed", names)
+        steps = {
+            path: mark["step"]
+            for path, mark in marks.items()
+            # Behind the last step the Trainer would take another one.
+            if mark and not changed and not mark["last"]
+        }
+        last = max(steps, key=lambda path: steps[path], default=None)
+        if self.trainer.is_world_process_zero():
+            for path in marks.keys() - steps.keys():
+                remove(path)
+        if last is None:
+            return None
+        logger.info("going on behind step %d of an earlier try", steps[last])
+        self.sums = marks[last]["sums"]
+        return str(last)
+
+    def on_train_begin(self, args: TrainingConfig, *_: Any, **__: Any) -> None:
+        """Go on with the sums from which the next points of the history are made."""
+        for name, value in self.sums.items():
+            setattr(self.trainer, name, value)
+        if self.sums:
+            self.trainer._tr_loss = torch.tensor(self.trainer._tr_loss, device=args.device)
+
+    def on_step_end(
+        self, args: TrainingConfig, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Ask for a checkpoint when it is time for one, and there are steps left."""
+        due = self.stopping or time.monotonic() - self.saved >= args.checkpoint_seconds
+        if args.world_size > 1:
+            # One process alone would wait for the others.
+            due = bool(reduce(torch.tensor(float(due), device=args.device), "sum"))
+        if due and state.global_step < state.max_steps:
+            control.should_save = True
+        if control.should_save and state.epoch.is_integer():
+            control.should_save, self.postponed = False, True
+
+    def on_epoch_end(
+        self, _args: TrainingConfig, _state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Ask for the checkpoint that was due at the epoch's last step."""
+        control.should_save |= self.postponed
+        self.postponed = False
+
+    def on_prediction_step(self, *_: Any, **__: Any) -> None:
+        """End in the middle of an evaluation: the state before it was kept, or never will be."""
+        if self.stopping and self.trainer.is_in_train:
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def on_save(
+        self, _args: TrainingConfig, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Mark the checkpoint, remove those before it but the best, and end if asked to."""
+        path, last = self.place / f"checkpoint-{state.global_step}", control.should_training_stop
+        if state.is_world_process_zero:
+            with heartbeat(f"keeping the state of step {state.global_step}"):
+                for file in path.iterdir():
+                    flush(file)
+                sums = {name: getattr(self.trainer, name) for name in SUMS}
+                sums["_tr_loss"] = sums["_tr_loss"].item()
+                mark = {"key": self.key, "sums": sums, "step": state.global_step, "last": last}
+                write_json(path / MARK, mark)
+                best = state.best_model_checkpoint
+                for other in self.place.glob("checkpoint-*"):
+                    if other not in (path, best and Path(best)):
+                        remove(other)
+        self.trainer.accelerator.wait_for_everyone()
+        self.postponed, self.saved = False, time.monotonic()
+        if self.stopping and not last:
+            logger.info("asked to end at step %d; the next try goes on there", state.global_step)
+            raise SystemExit(128 + signal.SIGTERM)
+
+
+class Progress(TrainerCallback):
+    """Says every few seconds how far a training is."""
+
+    def on_train_begin(self, args: TrainingConfig, state: TrainerState, *_: Any, **__: Any) -> None:
+        """Say what begins."""
+        self.ticker, self.start, self.first = Ticker(), time.monotonic(), state.global_step
+        size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.size, steps = size, state.max_steps
+        on = f"{args.world_size} x {args.hardware}" if args.world_size > 1 else args.hardware
+        logger.info("training: %d steps of %d in %s on %s", steps, size, args.precision, on)
+
+    def on_step_end(self, _args: TrainingConfig, state: TrainerState, *_: Any, **__: Any) -> None:
+        """Say how fast it goes and what is left."""
+        done, left = state.global_step - self.first, state.max_steps - state.global_step
+        if self.ticker.due() or done == 1 or not left:
+            seconds = (time.monotonic() - self.start) / done
+            losses = [point["loss"] for point in state.log_history if "loss" in point]
+            logger.info(
+                "step %d/%d%s  %.0f sentences/s  %.0f s left",
+                state.global_step,
+                state.max_steps,
+                f"  loss {losses[-1]:.3f}" if losses else "",
+                self.size / seconds,
+                seconds * left,
+            )
+
+    def on_evaluate(
+        self, _args: TrainingConfig, state: TrainerState, *_: Any, metrics: dict, **__: Any
+    ) -> None:
+        """Say what an evaluation came to."""
+        logger.info("step %d: held-out accuracy %.4f", state.global_step, metrics["eval_accuracy"])
+
+    def on_prediction_step(self, *_: Any, **__: Any) -> None:
+        """Say that an evaluation goes on."""
+        if self.ticker.due():
+            logger.info("evaluating")
+
+
+class Tracking(TrainerCallback):
+    """Shows a training in the registry while it goes on. One that fails is not asked again."""
+
+    def __init__(self, params: dict[str, Any], tags: dict[str, str]) -> None:
+        self.params, self.tags = params, tags
+        self.tracker: Tracker | None = None
+        self.run_id = ""
+
+    def attempt(self, call: Callable[[], Any]) -> Any:
+        """Return `call()`; an error of it is a line in the log, and the end of the tracking."""
+        try:
+            return call()
+        except Exception as error:
+            logger.warning("WARNING: the training is not tracked: %s", one_line(error))
+            self.tracker = None
+
+    def on_train_begin(
+        self, _args: TrainingConfig, state: TrainerState, *_: Any, **__: Any
+    ) -> None:
+        """Open the run."""
+        if state.is_world_process_zero:
+            opened = lambda: registry_from_environment().track(self.params, self.tags)  # noqa: E731
+            self.tracker = self.attempt(opened)
+            self.run_id = self.tracker.run_id if self.tracker else ""
+
+    def on_log(
+        self, _args: TrainingConfig, state: TrainerState, *_: Any, logs: dict, **__: Any
+    ) -> None:
+        """Show what the Trainer logs."""
+        if tracker := self.tracker:
+            self.attempt(lambda: tracker.log(state.global_step, logs))
+
+    def finish(self, failed: bool) -> None:
+        """Close the run; one that is only interrupted stays open for the next try."""
+        if tracker := self.tracker:
+            self.attempt(lambda: tracker.finish(failed))
