@@ -31,6 +31,9 @@ from workload_helpers import (
     write_csv,
 )
 
+# Some tests fork, which a second thread of torch would not outlive.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # Against a service that has to be paid for or asked for: only where somebody gives a key.
 collect_ignore = [] if os.environ.get("WANDB_API_KEY") else ["test_wandb_service.py"]
 

@@ -4,22 +4,28 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
-from classic_example import evaluate
-from classic_example.config import TrainingConfig
+from classic_example import evaluate, fine_tuning
 from classic_example.data import BINARY, Row
 from classic_example.errors import WorkloadError
+from classic_example.fine_tuning import ByLength
+from classic_example.inference import run_inference_on_dataframe
 from classic_example.plots import draw_confusion_matrix, draw_training_curve
-from classic_example.text_model import (
-    batches_by_length,
-    computes_bf16,
-    resolve,
-    resolve_precision,
+from classic_example.text_model import batches_by_length, load_classifier, resolve
+from classic_example.train import train
+from workload_helpers import (
+    BASE_MODEL,
+    HEADER,
+    Cli,
+    Ended,
+    everything_below,
+    read_csv,
+    sentences,
+    write_csv,
 )
-from classic_example.train import endless_batches, evaluation_steps, learning_rate_factor, train
-from workload_helpers import BASE_MODEL, HEADER, Cli, Ended, everything_below, sentences, write_csv
 
 FILES = {
     "README.md",
@@ -29,20 +35,14 @@ FILES = {
     "lineage.json",
     "metrics.json",
     "model.safetensors",
-    "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "trainer_state.json",
     "training_args.json",
     "training_curve.png",
-    "vocab.txt",
 }
 
 MakeConfig = Callable[..., Path]
-
-
-def settings(**changes: object) -> TrainingConfig:
-    return TrainingConfig("model", "train", "val", "out", **changes)
 
 
 def test_training_writes_a_whole_model(trained: tuple[Ended, Path]):
@@ -60,16 +60,21 @@ def test_result_agrees_with_the_files(trained: tuple[Ended, Path]):
     metrics = json.loads((model / "metrics.json").read_text())
     trainer = json.loads((model / "all_results.json").read_text())
     assert set(ended.result) == {
-        *("accuracy", "baseline_accuracy", "f1", "eval_loss", "steps", "seconds", "output_dir")
+        *("accuracy", "baseline_accuracy", "f1", "eval_loss", "steps", "seconds", "output_dir"),
+        "device",
     }
     for name in ("accuracy", "baseline_accuracy", "f1", "eval_loss", "steps", "seconds"):
         assert ended.result[name] == pytest.approx(metrics[name], abs=1e-6)
     assert ended.result["output_dir"] == str(model)
+    for name in ("all_results.json", "lineage.json", "training_args.json"):
+        assert json.loads((model / name).read_text())["device"] == ended.result["device"] == "cpu"
     assert trainer["eval_accuracy"] == metrics["accuracy"]
     assert trainer["eval_f0.5"] == metrics["f0.5"]
     assert metrics["train_samples"] == 160
     assert metrics["eval_samples"] == 60
-    assert f"| accuracy | {metrics['accuracy']:.4f} |" in (model / "README.md").read_text()
+    card = (model / "README.md").read_text()
+    assert f"| accuracy | {metrics['accuracy']:.4f} |" in card
+    assert "in 40 steps of 16, in\nfp32 on cpu.\n" in card
 
 
 def test_model_learns_what_can_be_learned(trained: tuple[Ended, Path]):
@@ -116,7 +121,7 @@ def test_another_seed_gives_another_model(
     assert first.read_bytes() != second.read_bytes()
 
 
-def test_every_optional_setting_is_used(make_config: MakeConfig, tmp_path: Path):
+def test_settings_are_used(make_config: MakeConfig, tmp_path: Path):
     result = train(
         make_config(
             tmp_path / "config.json",
@@ -126,51 +131,62 @@ def test_every_optional_setting_is_used(make_config: MakeConfig, tmp_path: Path)
             max_train_samples=64,
             max_eval_samples=20,
             lr_scheduler_type="cosine",
-            warmup_ratio="absent",
-            warmup_steps=1,
             eval_strategy="steps",
             eval_steps=1,
-            freeze_embeddings=True,
-            freeze_layers=1,
-            dropout=0.1,
+            logging_steps=1,
+            dropout=0.3,
             precision="bf16",
-            max_grad_norm=0,
+            label_smoothing_factor=0.1,
+            gradient_checkpointing=True,
         )
     )
     # 64 rows in batches of 16, two per step: 2 steps an epoch.
     assert result["steps"] == 3
-    points = json.loads((tmp_path / "results" / "trainer_state.json").read_text())["log_history"]
-    assert [point["step"] for point in points if "eval_accuracy" in point] == [1, 2]
-    assert json.loads((tmp_path / "results" / "metrics.json").read_text())["eval_samples"] == 20
-    config = json.loads((tmp_path / "results" / "config.json").read_text())
-    assert config["hidden_dropout_prob"] == 0.1
+    results = tmp_path / "results"
+    points = json.loads((results / "trainer_state.json").read_text())["log_history"]
+    assert [point["step"] for point in points if "eval_accuracy" in point] == [1, 2, 3]
+    assert [point["learning_rate"] for point in points if "loss" in point] == [
+        pytest.approx(5e-3 * factor) for factor in (0, 1, 0.5)
+    ]
+    assert json.loads((results / "metrics.json").read_text())["eval_samples"] == 20
+    settings = json.loads((results / "training_args.json").read_text())
+    assert (settings["precision"], settings["num_train_epochs"]) == ("bf16", 1.5)
+    # Whoever trains it further does so with the base model's own.
+    assert json.loads((results / "config.json").read_text())["hidden_dropout_prob"] == 0.1
 
 
-def test_best_step_is_what_is_kept(
+def test_best_step_is_kept_and_ends_the_training(
     trained: tuple[Ended, Path], make_config: MakeConfig, tmp_path: Path, monkeypatch
 ):
-    from classic_example import train as training
     from safetensors.torch import load_file
 
     # Worse from evaluation to evaluation, as of an overfitted model.
-    losses, weights, real = iter([0.3, 0.4, 0.5, 0.6]), [], training.figures
+    weights, real = [], fine_tuning.FineTuning.evaluate
 
-    def figures(model, *given):
-        state = model.classifier.state_dict()
-        weights.append({name: weight.clone() for name, weight in state.items()})
-        return {**real(model, *given), "loss": next(losses)}
+    def worse(self, *given, **named):
+        weights.append({name: one.clone() for name, one in self.model.state_dict().items()})
+        return {**real(self, *given, **named), "eval_f1": 0.9 - len(weights) / 10}
 
-    monkeypatch.setattr(training, "figures", figures)
+    monkeypatch.setattr(fine_tuning.FineTuning, "evaluate", worse)
     best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}
-    train(make_config(tmp_path / "config.json", max_steps=8, **best))
+    best |= {"metric_for_best_model": "f1", "early_stopping_patience": 1, "save_strategy": "steps"}
+    train(make_config(tmp_path / "config.json", max_steps=8, save_steps=2, **best))
     results = tmp_path / "results"
-    assert json.loads((results / "metrics.json").read_text())["best_step"] == 2
-    assert "those of step 2, where their loss was best" in (results / "README.md").read_text()
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert metrics["best_step"] == 2
+    assert "those of step 2, where their f1 was best" in (results / "README.md").read_text()
     assert "took no part in training or in any choice" in (trained[1] / "README.md").read_text()
     kept = load_file(results / "model.safetensors")
-    assert len(weights) == 4
     assert all((weight == weights[0][name]).all() for name, weight in kept.items())
     assert any((weight != weights[-1][name]).any() for name, weight in kept.items())
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "results"}
+
+
+def test_early_stopping_ends_the_training(make_config: MakeConfig, tmp_path: Path):
+    # Nothing is learned, so that no evaluation is better than the first.
+    told = {"eval_strategy": "steps", "eval_steps": 2, "early_stopping_patience": 2}
+    result = train(make_config(tmp_path / "c.json", max_steps=20, learning_rate=0, **told))
+    assert result["steps"] == 6
 
 
 def test_frozen_weights_stay_and_others_move(
@@ -190,11 +206,143 @@ def test_frozen_weights_stay_and_others_move(
     assert any(name.startswith("encoder.layer.1.") for name in moved)
 
 
+def other_base(kind: str, directory: Path) -> Path:
+    """Make an untrained model that is no BERT, with a tokenizer of its own."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    texts = [text for text, _, _ in sentences(200)]
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    if kind == "distilbert":
+        tokenizer = transformers.AutoTokenizer.from_pretrained(BASE_MODEL)
+    elif kind == "roberta":
+        own = Tokenizer(models.BPE(unk_token="<unk>"))
+        own.pre_tokenizer = pre_tokenizers.ByteLevel()
+        own.train_from_iterator(texts, trainers.BpeTrainer(special_tokens=special))
+    else:
+        # SentencePiece's kind: pieces with the space before them, and how likely they are.
+        pieces = [(f"\u2581{word}", -5.0) for word in sorted({w for t in texts for w in t.split()})]
+        own = Tokenizer(models.Unigram([*((name, 0.0) for name in special), *pieces], unk_id=3))
+        own.pre_tokenizer = pre_tokenizers.Metaspace()
+    if kind != "distilbert":
+        names = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
+        tokenizer = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=own, **dict(zip(names, special, strict=True))
+        )
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    made = {
+        "distilbert": lambda: transformers.DistilBertConfig(
+            dim=32, n_heads=2, hidden_dim=64, n_layers=2, vocab_size=len(tokenizer)
+        ),
+        "roberta": lambda: transformers.RobertaConfig(
+            **sizes, num_hidden_layers=2, vocab_size=len(tokenizer), max_position_embeddings=66
+        ),
+        "albert": lambda: transformers.AlbertConfig(
+            **sizes, num_hidden_layers=2, vocab_size=len(tokenizer), embedding_size=16
+        ),
+        "xlm-roberta": lambda: transformers.XLMRobertaConfig(
+            **sizes, num_hidden_layers=2, vocab_size=len(tokenizer), max_position_embeddings=66
+        ),
+    }
+    transformers.set_seed(0)
+    transformers.AutoModel.from_config(made[kind]()).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "roberta", "albert", "xlm-roberta"])
+def test_model_that_is_no_bert_is_trained_and_predicts(
+    kind: str, make_config: MakeConfig, tmp_path: Path
+):
+    base = other_base(kind, tmp_path / "base")
+    changes = {"model_name_or_path": str(base), "dropout": 0.0, "max_steps": 60}
+    frozen = {"freeze_embeddings": True, "freeze_layers": 1}
+    if kind == "albert":
+        # Its layers share their weights.
+        with pytest.raises(WorkloadError, match=r"freeze_layers is 1, the model \(albert\) has 0 l"):
+            train(make_config(tmp_path / "config.json", **changes, **frozen))
+        return
+    result = train(make_config(tmp_path / "config.json", **changes, **frozen))
+    assert result["accuracy"] >= 0.9
+    model = tmp_path / "results"
+    config = json.loads((model / "config.json").read_text())
+    assert config["dropout" if kind == "distilbert" else "hidden_dropout_prob"] == 0.1
+    source = write_csv(tmp_path / "in.csv", HEADER, sentences(40, offset=500))
+    run_inference_on_dataframe(source, model, tmp_path / "pred.csv")
+    rows = read_csv(tmp_path / "pred.csv")
+    right = [(float(row["correct_sentence_conf"]) >= 0.5) == (row["label"] == "1") for row in rows]
+    assert sum(right) >= 35
+
+
+def test_weights_that_can_run_code_are_not_loaded(
+    tiny_base: Path, make_config: MakeConfig, tmp_path: Path
+):
+    import torch
+
+    base = tmp_path / "base"
+    base.mkdir()
+    for file in tiny_base.iterdir():
+        if file.suffix != ".safetensors":
+            (base / file.name).write_bytes(file.read_bytes())
+    torch.save({}, base / "pytorch_model.bin")
+    with pytest.raises(WorkloadError, match=r"in a \.bin file, which can run code when it is loaded"):
+        train(make_config(tmp_path / "config.json", model_name_or_path=str(base)))
+    with pytest.raises(WorkloadError, match="make safetensors of it"):
+        load_classifier(str(base))
+
+
+def test_training_is_shown_while_it_goes_on(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+):
+    seen: list = []
+
+    def fail(*_: object) -> None:
+        raise WorkloadError("the registry has gone")
+
+    tracker = SimpleNamespace(
+        run_id="run-7",
+        log=lambda step, metrics: seen.append((step, metrics["loss"])),
+        finish=lambda failed=False: seen.append(failed),
+    )
+    registry = SimpleNamespace(track=lambda params, tags: seen.append((params, tags)) or tracker)
+    monkeypatch.setattr(fine_tuning, "registry_from_environment", lambda: registry)
+    monkeypatch.setenv("REGISTRY", "mlflow")
+    train(make_config(tmp_path / "config.json", max_steps=10))
+    (params, tags), *points, finished = seen
+    assert (params["max_steps"], tags["device"]) == (10, "cpu")
+    assert ([step for step, _ in points], finished) == ([5, 10], False)
+    lineage = json.loads((tmp_path / "results" / "lineage.json").read_text())
+    assert lineage["tracking_run"] == "run-7"
+    history = json.loads((tmp_path / "results" / "trainer_state.json").read_text())["log_history"]
+    assert [point["loss"] for point in history] == [loss for _, loss in points]
+
+    tracker.log = fail
+    result = train(make_config(tmp_path / "config.json", max_steps=10))
+    assert result["steps"] == 10
+    assert caplog.text.count("the training is not tracked: the registry has gone") == 1
+
+    tracker.log = lambda step, metrics: None
+    monkeypatch.setattr(fine_tuning.FineTuning, "held_out_figures", fail)
+    with pytest.raises(WorkloadError, match="the registry has gone"):
+        train(make_config(tmp_path / "config.json", max_steps=1))
+    assert seen[-1] is True
+
+
+def test_sample_is_drawn_from_all_rows(make_config: MakeConfig, tmp_path: Path):
+    ordered = sorted(sentences(160), key=lambda row: row[1])
+    data = write_csv(tmp_path / "data.csv", HEADER, ordered)
+    files = {"train_file": str(data), "max_train_samples": 40, "max_steps": 1}
+    train(make_config(tmp_path / "config.json", **files))
+    card = (tmp_path / "results" / "README.md").read_text()
+    assert "on 40 rows (negative 0," not in card
+    assert "positive 0)" not in card
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model_name_or_path": "/no/such/model"}, "cannot load the tokenizer '/no/such/model'"),
-        ({"freeze_layers": 3}, "freeze_layers is 3, the model has 2 layers"),
+        ({"freeze_layers": 3}, r"freeze_layers is 3, the model \(bert\) has 2 layers of its own"),
         ({"learning_rate": 1.0, "max_grad_norm": 0, "max_steps": 300}, "the training loss is nan"),
     ],
 )
@@ -251,6 +399,14 @@ def test_baseline_learns_words_and_is_scored_on_held_out_rows():
     assert evaluate.baseline(rows(sentences(100)), flipped, BINARY)["accuracy"] == 0.0
 
 
+def test_baseline_reads_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch, caplog):
+    monkeypatch.setattr(evaluate, "BASELINE_CHARACTERS", 2000)
+    caplog.set_level("INFO")
+    found = evaluate.baseline(rows(sentences(100)), rows(sentences(40, offset=101)), BINARY)
+    assert 30 < found["samples"] < 60
+    assert f"logistic regression on {found['samples']} of 100 rows" in caplog.text
+
+
 def test_scores_follow_their_definitions():
     # 3 true positives, 1 false positive, 2 false negatives, 4 true negatives.
     labels, predicted = [1, 1, 1, 0, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
@@ -293,8 +449,8 @@ def test_plots_are_pictures_of_their_numbers(trained: tuple[Ended, Path], tmp_pa
     final = {"accuracy": 0.8, "baseline_accuracy": 0.7, "steps": 2}
     falling, rising = [
         [
-            {"step": 1, "loss": a, "train_accuracy": 0.5},
-            {"step": 2, "loss": b, "train_accuracy": 0.6},
+            {"step": 1, "loss": a},
+            {"step": 2, "loss": b},
         ]
         for a, b in ((0.7, 0.2), (0.2, 0.7))
     ]
@@ -307,44 +463,16 @@ def test_batches_hold_every_row_once_an_epoch():
     encoded = [[0] * (1 + number % 7) for number in range(100)]
     batches = list(batches_by_length(encoded, range(100), 8))
     assert sorted(at for batch in batches for at in batch) == list(range(100))
-    source = endless_batches(encoded, 8, seed=1)
-    first, second = ([next(source) for _ in range(13)] for _ in range(2))
-    assert sorted(at for batch in first for at in batch) == list(range(100))
-    assert first != second
-    again = endless_batches(encoded, 8, seed=1)
-    assert [next(again) for _ in range(13)] == first
-
-
-def test_learning_rate_schedules():
-    linear = learning_rate_factor(settings(warmup_steps=2), 10)
-    assert [linear(step) for step in (0, 1, 2, 6, 10)] == pytest.approx([1 / 3, 2 / 3, 1, 0.5, 0])
-    cosine = learning_rate_factor(settings(lr_scheduler_type="cosine"), 10)
-    assert [cosine(step) for step in (0, 5, 10)] == pytest.approx([1, 0.5, 0], abs=1e-9)
-    constant = learning_rate_factor(settings(lr_scheduler_type="constant", warmup_steps=5), 10)
-    assert {constant(step) for step in range(10)} == {1.0}
-
-
-def test_evaluations_on_the_way():
-    assert evaluation_steps(settings(), 10, 4) == set()
-    assert evaluation_steps(settings(eval_strategy="steps", eval_steps=3), 9, 4) == {3, 6}
-    assert evaluation_steps(settings(eval_strategy="epoch"), 10, 4) == {4, 8}
-    assert evaluation_steps(settings(eval_strategy="epoch", eval_delay=2), 10, 4) == {8}
-    best = settings(eval_strategy="steps", eval_steps=5, load_best_model_at_end=True)
-    assert evaluation_steps(best, 9, 4) == {5, 9}
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [("fpu avx2 avx512_bf16 rdpid", True), ("fpu amx_bf16", True), ("fpu avx2 avx512f", False)],
-)
-def test_bf16_is_chosen_by_the_processor(flags: str, expected: bool):
-    assert computes_bf16(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t: none\n") is expected
-
-
-def test_precision_auto_becomes_what_is_used():
-    assert resolve_precision("auto") in ("fp32", "bf16")
-    assert resolve_precision("fp32") == "fp32"
-    assert resolve_precision("bf16") == "bf16"
+    # 100 rows in batches of 8: the DataLoader cuts the order into the batches that it was made of.
+    sampler = ByLength(encoded, 8, seed=1)
+    first = list(sampler)
+    assert sorted(first) == list(range(100))
+    widths = [[len(encoded[at]) for at in first[start : start + 8]] for start in range(0, 100, 8)]
+    assert sum(max(one) - min(one) for one in widths) < 20
+    assert list(ByLength(encoded, 8, seed=1)) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(ByLength(encoded, 8, seed=2)) != first
 
 
 def test_model_names_are_looked_up_in_the_image_first(tmp_path: Path):

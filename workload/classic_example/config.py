@@ -42,24 +42,14 @@ REFUSED = {
     "eval_do_concat_batches": METRICS_NEED_IT,
     "fsdp": COPIES,
     "fsdp_config": COPIES,
-    "hub_always_push": REGISTRY,
-    "hub_model_id": REGISTRY,
-    "hub_private_repo": REGISTRY,
-    "hub_revision": REGISTRY,
-    "hub_strategy": REGISTRY,
-    "hub_token": REGISTRY,
     "label_names": "the column is called label",
     "length_column_name": "lengths are counted",
     "parallelism_config": COPIES,
     "prediction_loss_only": METRICS_NEED_IT,
-    "project": REGISTRY,
     "push_to_hub": REGISTRY,
     "report_to": REGISTRY,
     "resume_from_checkpoint": OWN_CHECKPOINTS,
     "save_only_model": OWN_CHECKPOINTS,
-    "trackio_bucket_id": REGISTRY,
-    "trackio_space_id": REGISTRY,
-    "trackio_static_space_id": REGISTRY,
 }
 # Where TrainingArguments takes what only fails later.
 NARROWER = {
@@ -139,11 +129,13 @@ class TrainingConfig(TrainingArguments):
 
     def said(self) -> dict[str, Any]:
         """Return the settings that are set, as JSON has them."""
-        settings = self.to_dict().items()
         return {
             name: value
-            for name, value in settings
-            if value is not False and value not in (None, "", [], {})
+            for name, value in self.to_dict().items()
+            if name not in REFUSED
+            and not name.startswith("hub_")
+            and value is not False
+            and value not in (None, "", [], {})
         }
 
 
@@ -213,8 +205,8 @@ def parse_config(content: Mapping[str, Any], origin: str) -> TrainingConfig:
     for name, value in list(content.items()):
         if name in DECIDED or name in REFUSED:
             only = DECIDED.get(name, defaults.get(name))
-            # A file of the Trainer has [] or {} where the default is None.
-            if value != only and (value or only):
+            # A file that the Trainer has written has [] or {} for nothing.
+            if value != only and (value or only is True):
                 why = REFUSED.get(name, f"it can only be {only!r}")
                 raise WorkloadError(f"{origin}: {name} cannot be {value!r}: {why}")
             del content[name]

@@ -167,13 +167,15 @@ class FineTuning(Trainer):
         return figures, told.label_ids.tolist(), predicted.tolist()
 
     def history(self) -> list[dict[str, float]]:
-        """Return what was logged, without what depends on the clock."""
-        timed = ("_runtime", "_per_second", "_time", "total_flos")
-        return [
-            {name: value for name, value in point.items() if not name.endswith(timed)}
-            for point in self.state.log_history
-            if "train_runtime" not in point
-        ]
+        """Return the points of the training curve, the same at each repetition."""
+        points = [point for point in self.state.log_history if "train_runtime" not in point]
+        return [without_times(point) for point in points]
+
+
+def without_times(point: dict[str, float]) -> dict[str, float]:
+    """Return what the Trainer has logged but for what depends on the clock."""
+    timed = ("_runtime", "_per_second", "total_flos")
+    return {name: value for name, value in point.items() if not name.endswith(timed)}
 
 
 def logits_of(predictions: Any) -> numpy.ndarray:
@@ -353,8 +355,8 @@ class Tracking(TrainerCallback):
         self, _args: TrainingConfig, state: TrainerState, *_: Any, logs: dict, **__: Any
     ) -> None:
         """Show what the Trainer logs."""
-        if tracker := self.tracker:
-            self.attempt(lambda: tracker.log(state.global_step, logs))
+        if (tracker := self.tracker) and "train_runtime" not in logs:
+            self.attempt(lambda: tracker.log(state.global_step, without_times(logs)))
 
     def finish(self, failed: bool) -> None:
         """Close the run; one that is only interrupted stays open for the next try."""
