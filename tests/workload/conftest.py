@@ -36,6 +36,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 # Against a service that has to be paid for or asked for: only where somebody gives a key.
 collect_ignore = [] if os.environ.get("WANDB_API_KEY") else ["test_wandb_service.py"]
+# Minutes: `make test-long`.
+if not os.environ.get("LONG"):
+    collect_ignore.append("test_killed_trainings.py")
 
 
 @pytest.fixture(scope="session")

@@ -11,16 +11,18 @@ import json
 import os
 import shutil
 import signal
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children import asked_at, die_at, ended
 from classic_example.inference import run_inference_on_dataframe
 from classic_example.registry.base import load_from_registry
 from classic_example.sources import load_and_save
 from classic_example.train import train
-from workload_helpers import Cli, DirectoryRegistry, Ended, everything_below
+from workload_helpers import Cli, DirectoryRegistry, Ended, contents, everything_below, same_model
 
 MOMENTS = ("fsync", "rename", "replace")
 
@@ -29,21 +31,10 @@ def killed(number: int, work: Callable[[], Any], moments: Sequence[str]) -> bool
     """Run `work` in a child that is killed at its moment `number`; False when it had fewer."""
     child = os.fork()
     if child == 0:
-        left = itertools.count(number, -1)
-
-        def deadly(real: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*arguments: Any, **options: Any) -> Any:
-                if next(left) == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return real(*arguments, **options)
-
-            return call
-
-        for name in moments:
-            setattr(os, name, deadly(getattr(os, name)))
         try:
-            work()
+            die_at(number, moments, work)
         except BaseException:
+            traceback.print_exc()
             os._exit(1)
         os._exit(0)
     _, status = os.waitpid(child, 0)
@@ -60,10 +51,6 @@ def try_until_done(
             return number
         check()
     raise AssertionError("unreachable")
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {name: (directory / name).read_bytes() for name in everything_below(directory)}
 
 
 def test_killed_loading_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -84,29 +71,70 @@ def test_killed_loading_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert contents(directory) == expected
 
 
+# Two epochs of two steps and a half one, with dropout: all that a checkpoint has to hold.
+DISTURBED = {
+    "max_train_samples": 32,
+    "max_steps": 5,
+    "logging_steps": 2,
+    "eval_strategy": "epoch",
+    "load_best_model_at_end": True,
+    "early_stopping_patience": 5,
+    "checkpoint_seconds": 0,
+}
+
+
 def test_killed_training(make_config: Callable[..., Path], tmp_path: Path):
     undisturbed = make_config(
-        tmp_path / "a.json", max_steps=1, output_dir=str(tmp_path / "undisturbed")
+        tmp_path / "a.json", output_dir=str(tmp_path / "undisturbed"), **DISTURBED
     )
-    train(undisturbed)
-    config, results = make_config(tmp_path / "b.json", max_steps=1), tmp_path / "results"
+    assert ended(train, undisturbed) == 0
+    config, results = make_config(tmp_path / "b.json", **DISTURBED), tmp_path / "results"
     # Of an earlier try that had come to its end.
     results.mkdir()
     (results / "stale").write_text("x")
 
-    def check() -> None:
+    # Later each, and the steps before a checkpoint are taken but once.
+    number = 0
+    while (status := ended(die_at, number, MOMENTS, train, config)) != 0:
+        assert status == -signal.SIGKILL
         assert not results.exists()
-
-    assert try_until_done(lambda: train(config), check) > 2
-    weights = "model.safetensors"
-    assert (results / weights).read_bytes() == (tmp_path / "undisturbed" / weights).read_bytes()
-    assert everything_below(results) == everything_below(tmp_path / "undisturbed")
+        number += 3
+    assert number > 15
+    assert same_model(results, tmp_path / "undisturbed")
     assert {path.name for path in tmp_path.iterdir()} == {
         "a.json",
         "b.json",
         "results",
         "undisturbed",
     }
+
+
+def test_training_that_is_asked_to_end_goes_on_later(
+    make_config: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO")
+    never = {**DISTURBED, "checkpoint_seconds": 1000}
+    train(make_config(tmp_path / "a.json", output_dir=str(tmp_path / "undisturbed"), **never))
+    config, begun = make_config(tmp_path / "b.json", **never), tmp_path / ".results.training"
+
+    # In the middle of an epoch, in the evaluation at its end, and in the next.
+    for step, kept in ((1, 1), (2, 1), (3, 3)):
+        assert ended(asked_at, step, config) == 128 + signal.SIGTERM
+        assert max(path.name for path in begun.iterdir()) == f"checkpoint-{kept}"
+    # A part of a later one, as of a try that was killed while it wrote.
+    (begun / "checkpoint-4").mkdir()
+    (begun / "checkpoint-4" / "model.safetensors").write_text("half")
+    train(config)
+    assert "going on behind step 3 of an earlier try" in caplog.text
+    assert same_model(tmp_path / "results", tmp_path / "undisturbed")
+    assert not begun.exists()
+
+    assert ended(asked_at, 3, config) == 128 + signal.SIGTERM
+    other = {**never, "learning_rate": 1e-3}
+    train(make_config(tmp_path / "c.json", output_dir=str(tmp_path / "other"), **other))
+    train(make_config(tmp_path / "b.json", **other))
+    assert "beginning anew, not where an earlier try was: learning_rate changed" in caplog.text
+    assert same_model(tmp_path / "results", tmp_path / "other")
 
 
 def test_killed_loading_of_a_model(trained: tuple[Ended, Path], tmp_path: Path):
