@@ -31,7 +31,7 @@ def registry_from_environment() -> Registry:
     if wanted == "wandb":
         from classic_example.registry.wandb_registry import WandbRegistry
 
-        return WandbRegistry.from_environment()
+        return WandbRegistry()
     if wanted == "mlflow":
         from classic_example.registry.mlflow_registry import MlflowRegistry
 
