@@ -22,6 +22,7 @@ from classic_example.predictions import DIGITS, OUTPUT, deliver, part_of
 from classic_example.progress import Ticker
 from classic_example.tables import ON_BAD_ROW, TEXT, Table, locate
 from classic_example.text_model import (
+    Device,
     Model,
     Precision,
     import_torch,
@@ -42,8 +43,9 @@ PREDICTED, SCORE, PROBABILITY = "predicted_label", "predicted_score", "probabili
 BATCH_SIZE = 32
 # Sorted by length together, of one shard, and lost together when a try is killed.
 CHUNK_ROWS = 2048
-# Environment variables: fp32 or bf16 in place of auto; skip in place of fail.
-PRECISION, BAD_ROWS = "PREDICT_PRECISION", "PREDICT_ON_BAD_ROW"
+# Environment variables: another word in place of auto, auto, and fail.
+PRECISION, DEVICE = "PREDICT_PRECISION", "PREDICT_DEVICE"
+BAD_ROWS = "PREDICT_ON_BAD_ROW"
 
 
 def run_inference_on_dataframe(
@@ -218,9 +220,9 @@ def chosen(variable: str, allowed: tuple[str, ...]) -> str:
 
 def load_model(directory: Path) -> Model:
     """Return the model in a directory, with its own labels and its own longest text."""
-    precision = chosen(PRECISION, get_args(Precision)[::-1])
+    precision = chosen(PRECISION, get_args(Precision))
     import_torch()
-    device = resolve_device(os.environ.get("PREDICT_DEVICE", "auto"))
+    device = resolve_device(chosen(DEVICE, get_args(Device)))
     tokenizer, classifier = load_tokenizer(str(directory)), load_classifier(str(directory))
     return Model(tokenizer, classifier, resolve_precision(precision, device), device)
 
