@@ -82,8 +82,8 @@ class Containerfile:
         another one the image of the stage before it. So a stage is built when it changes, and
         not when a stage above it does.
 
-        Raises UserError as suite, and unless the first stage is FROM ${BASE_IMAGE} and each other one FROM the
-        name of the one before it, without COPY --from.
+        Raises UserError as suite, and unless the first stage is FROM ${BASE_IMAGE} and each other
+        one FROM the name of the one before it, without COPY --from.
         """
         starts = [place for place, (name, _) in enumerate(self.instructions) if name == "FROM"]
         head = self.instructions[: starts[0]] if starts else ()

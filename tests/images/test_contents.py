@@ -126,7 +126,9 @@ def test_build_uses_the_machines_settings_and_leaves_nothing_of_them(
     before = Path("/proc/self/mounts").read_text()
     processes, strays = commands(), {path.name for path in Path("/tmp").glob("buildah*")}
     log, phase = disk / "log", Phase("test")
-    built = buildah.build(recipe, "localhost/test/one:1", disk, [base_image("bookworm")], log, phase)
+    built = buildah.build(
+        recipe, "localhost/test/one:1", disk, [base_image("bookworm")], log, phase
+    )
     assert Path("/proc/self/mounts").read_text() == before
     assert [line for line in commands() - processes if str(disk) in line] == []
     assert {path.name for path in Path("/tmp").glob("buildah*")} == strays

@@ -259,9 +259,7 @@ def test_gpu_that_cannot_be_used_is_an_error(
         monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", "GPU-8f2c")
     elif given == "file":
         (tmp_path / "nvidiactl").touch()
-    with pytest.raises(
-        WorkloadError, match="finds none that it can use; take an image"
-    ):
+    with pytest.raises(WorkloadError, match="finds none that it can use; take an image"):
         parsed(device="cuda" if given == "setting" else "auto")
     assert parsed(device="cpu").use_cpu
     assert parsed(use_cpu=True).use_cpu

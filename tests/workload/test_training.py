@@ -287,9 +287,7 @@ def test_weights_that_can_run_code_are_not_loaded(
         if file.suffix != ".safetensors":
             (base / file.name).write_bytes(file.read_bytes())
     torch.save({}, base / "pytorch_model.bin")
-    with pytest.raises(
-        WorkloadError, match=r"in a \.bin file, which can run code"
-    ):
+    with pytest.raises(WorkloadError, match=r"in a \.bin file, which can run code"):
         train(make_config(tmp_path / "config.json", model_name_or_path=str(base)))
     with pytest.raises(WorkloadError, match="make safetensors of it"):
         load_classifier(str(base))

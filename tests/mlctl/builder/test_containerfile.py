@@ -90,7 +90,10 @@ def test_a_file_of_one_stage_is_that_stage(tmp_path: Path):
     ("text", "named"),
     [
         ("ARG BASE_IMAGE=docker.io/library/debian:bookworm-slim\nFROM debian\n", "FROM debian"),
-        ("ARG BASE_IMAGE=docker.io/library/debian:bookworm-slim\nFROM ${BASE_IMAGES}\n", "BASE_IMAGES"),
+        (
+            "ARG BASE_IMAGE=docker.io/library/debian:bookworm-slim\nFROM ${BASE_IMAGES}\n",
+            "BASE_IMAGES",
+        ),
         ("FROM ${BASE_IMAGE}\n", "must begin with ARG BASE_IMAGE"),
         ("USER 1\n", "must begin with ARG BASE_IMAGE"),
         (STAGES.replace("FROM environment", "FROM debian"), "FROM debian"),
