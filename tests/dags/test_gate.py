@@ -147,6 +147,18 @@ def test_a_person_is_asked_with_the_figures(training, context_of) -> None:
 
 if AIRFLOW_2:
 
+    def new_run(dag: Any, run_id: str, session: Any) -> Any:
+        when = datetime.now(UTC)
+        return dag.create_dagrun(
+            run_id=run_id,
+            execution_date=when,
+            data_interval=(when, when),
+            run_type="manual",
+            state="running",
+            start_date=when,
+            session=session,
+        )
+
     @pytest.mark.parametrize(("mark", "after"), [("success", None), ("failed", "upstream_failed")])
     def test_marking_the_waiting_task_lets_the_run_go_on_or_ends_it(
         training, session, mark: str, after: str | None
@@ -156,16 +168,7 @@ if AIRFLOW_2:
 
         dag = training(approval=True)
         dag.sync_to_db(session=session)
-        when = datetime(2026, 2, 1, tzinfo=UTC)
-        run = dag.create_dagrun(
-            run_id=f"approval-{mark}",
-            execution_date=when,
-            data_interval=(when, when),
-            run_type="manual",
-            state="running",
-            start_date=when,
-            session=session,
-        )
+        run = new_run(dag, f"approval-{mark}", session)
         for instance in run.get_task_instances(session=session):
             done = instance.task_id not in ("approve_model", "promote_model", "clean_up")
             state = "deferred" if instance.task_id == "approve_model" else None
@@ -183,4 +186,29 @@ if AIRFLOW_2:
         ready, _ = run.update_state(session=session, execute_callbacks=False)
         states = {one.task_id: one.state for one in run.get_task_instances(session=session)}
         assert states["promote_model"] == after
-        assert [one.task_id for one in ready] == ["clean_up" if after else "promote_model"]
+        assert [one.task_id for one in ready] == ([] if after else ["promote_model"])
+
+    @pytest.mark.parametrize(
+        ("said", "state", "events"), [(PASSED, "success", 1), (REFUSED, "skipped", 0)]
+    )
+    def test_airflow_keeps_the_result_and_announces_what_was_promoted(
+        training, session, clock, monkeypatch, said: dict[str, str], state: str, events: int
+    ) -> None:
+        from airflow.models.dataset import DatasetEvent
+
+        dag = training()
+        dag.sync_to_db(session=session)
+        run = new_run(dag, f"gate-{state}", session)
+        session.commit()
+        instances = {one.task_id: one for one in run.get_task_instances(session=session)}
+        cluster = Cluster(clock, until(10, ended(0, message=json.dumps(said))))
+        monkeypatch.setattr(PodOperator, "hook", hook_of(cluster))
+        upload, gate = instances["upload_model"], instances["gate_model"]
+        for instance in (upload, gate):
+            instance.refresh_from_task(dag.get_task(instance.task_id))
+        upload.xcom_push("return_value", RESULTS["upload_model"], session=session)
+        gate.run(ignore_ti_state=True, ignore_all_deps=True, session=session)
+        assert gate.state == state
+        assert gate.xcom_pull("gate_model", session=session).items() >= said.items()
+        found = session.query(DatasetEvent).filter(DatasetEvent.source_run_id == run.run_id)
+        assert found.count() == events
