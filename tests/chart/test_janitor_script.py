@@ -390,6 +390,15 @@ def test_versions_with_an_alias_or_a_stage_stay(mlflow: MlflowState, prune: Prun
     assert mlflow.with_models() == {"run1", "run2", "run5"}
 
 
+def test_the_version_that_a_rollback_goes_to_stays(mlflow: MlflowState, prune: Prune) -> None:
+    mlflow.add_versions(1, 2, 3, 4, 5)
+    for number, over in ((2, "v1"), (4, "v2")):
+        mlflow.versions[number]["tags"] = [{"key": "promoted_over", "value": over}]
+    mlflow.aliases = {"champion": 4}
+    assert prune(1) == 0
+    assert set(mlflow.versions) == {2, 4, 5}
+
+
 def test_files_that_another_version_uses_stay(mlflow: MlflowState, prune: Prune) -> None:
     mlflow.add_version(1)
     mlflow.add_version(2, run_id="run1")

@@ -19,13 +19,9 @@ from classic_example.registry.base import ModelRef, Registry
 if TYPE_CHECKING:
     import numpy
 
-# Environment variable: a JSON object with Rules.
-RULES = "GATE"
-PROMOTED, PASSED, REFUSED = "promoted", "passed", "refused"
-
 
 class Rules(BaseModel, extra="forbid", regex_engine="python-re"):
-    """What a model has to reach to get the alias.
+    """What a model has to reach to get the alias: a JSON object in the variable GATE.
 
     Accuracies are shares of 1: `margin` is how much more than the baseline's it takes, `tolerance`
     how much less than the champion's is still as good. A p value below `significance` is evidence.
@@ -43,10 +39,10 @@ class Rules(BaseModel, extra="forbid", regex_engine="python-re"):
 def rules() -> Rules:
     """Return the rules as the environment has them. Raises WorkloadError for an odd one."""
     try:
-        return Rules.model_validate_json(os.environ.get(RULES) or "{}")
+        return Rules.model_validate_json(os.environ.get("GATE") or "{}")
     except ValidationError as error:
         wrong = error.errors()[0]
-        where = ".".join(map(str, (RULES, *wrong["loc"])))
+        where = ".".join(map(str, ("GATE", *wrong["loc"])))
         raise WorkloadError(f"rules of the gate: {where}: {wrong['msg']}") from None
 
 
@@ -66,12 +62,12 @@ def gate(registry: Registry, reference: str, model: Path, data: Path) -> dict[st
     champion = find_champion(registry, ref.name, law.alias)
     if champion.get("version") == version:
         # By an earlier try that was killed after it, or by somebody.
-        return {"decision": PROMOTED, "reason": "it is the champion", "version": version}
+        return {"decision": "promoted", "reason": "it is the champion", "version": version}
     figures, against = compare(registry, law, champion, model, data)
     if find_champion(registry, ref.name, law.alias).get("version") != champion.get("version"):
         # By a run at the same time: it is that one which has to be matched.
         return gate(registry, reference, model, data)
-    decision = REFUSED if against else PASSED if law.approval else PROMOTED
+    decision = "refused" if against else "passed" if law.approval else "promoted"
     reason = "; ".join(against) or f"no worse than {champion.get('version', 'the baseline')}"
     result = {"decision": decision, "reason": reason, "version": version, **figures}
     write_json(model / "gate.json", result)
@@ -81,7 +77,7 @@ def gate(registry: Registry, reference: str, model: Path, data: Path) -> dict[st
         "gate_reason": reason,
         "gate_accuracy": f"{accuracy:.4f} ({low:.4f} to {high:.4f})",
     }
-    if decision == PROMOTED:
+    if decision == "promoted":
         run = lineage.of_this_run()
         by = " ".join(["gate", *(run[key] for key in ("dag_id", "run_id") if key in run)])
         promote(registry, f"{ref.name}:{version}", law.alias, by, reason, **tags)
@@ -102,7 +98,7 @@ def compare(
     results = [was_right(challenger, gold, labels), simple == [row.label for row in gold]]
     against = []
     if champion:
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             reference = f"{champion['name']}:{champion['version']}"
             base.load_from_registry(registry, reference, Path(scratch, "champion"))
             other = inference.load_model(Path(scratch, "champion"))
@@ -129,8 +125,8 @@ def was_right(model: Any, rows: list[Row], labels: Labels) -> "numpy.ndarray":
     import numpy
 
     probabilities, _ = inference.predict(model, [row.sentence for row in rows])
-    said = [labels.numbers[model.labels[one.index(max(one))]] for one in probabilities]
-    return numpy.array(said) == [row.label for row in rows]
+    numbers = [labels.numbers[label] for label in model.labels]
+    return numpy.take(numbers, numpy.argmax(probabilities, axis=1)) == [row.label for row in rows]
 
 
 def judge(
@@ -157,20 +153,15 @@ def judge(
         "difference_interval": evaluate.interval(right, other),
         "p_value": p_value,
     }
-    against = []
+    against, short = [], f"its accuracy of {accuracy:.4f} is"
     if accuracy < round(simple + law.margin, 6):
-        against.append(
-            f"its accuracy of {accuracy:.4f} is not {law.margin:g} (margin) above the baseline's "
-            f"{simple:.4f}"
-        )
+        against.append(f"{short} not {law.margin:g} (margin) above the baseline's {simple:.4f}")
     if champion is None:
         if law.margin >= 0 and p_value >= law.significance:
             against.append(f"{len(right)} rows do not show that it beats the baseline")
     elif accuracy < round(best - law.tolerance, 6):
-        against.append(
-            f"its accuracy of {accuracy:.4f} is more than {law.tolerance:g} (tolerance) below the "
-            f"champion's {best:.4f}"
-        )
+        less = f"more than {law.tolerance:g} (tolerance) below"
+        against.append(f"{short} {less} the champion's {best:.4f}")
     elif accuracy < best and p_value < law.significance:
         against.append(f"it is worse than the champion, and not by chance (p {p_value:.2g})")
     return figures, against

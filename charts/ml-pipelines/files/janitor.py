@@ -404,12 +404,17 @@ def surplus_versions(
 ) -> list[dict[str, Any]]:
     """Return the versions beyond the newest ``keep``, oldest first.
 
-    Never one that somebody has named with an alias or a stage, and never one that no run of a
-    pipeline has made.
+    Never one that has an alias or a stage, nor the one that it was promoted over, which `make
+    rollback` goes back to, and never one that no run of a pipeline has made.
     """
     registered = mlflow.call("GET", "mlflow/registered-models/get", name=model) or {}
     aliases = registered.get("registered_model", {}).get("aliases", [])
     named = {str(alias["version"]) for alias in aliases}
+    named |= {
+        tags({"data": one}).get("promoted_over", "").removeprefix("v")
+        for one in versions
+        if str(one["version"]) in named
+    }
     newest_first = sorted(versions, key=lambda one: int(one["version"]), reverse=True)
     return [
         one
