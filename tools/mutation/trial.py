@@ -21,8 +21,10 @@ import os
 import resource
 import shutil
 import sys
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
@@ -33,7 +35,9 @@ import pytest
 PACKAGE = "dags/ml_pipelines"
 # A mutant may never end. Seconds of the processor, so that a busy machine makes no difference.
 MUTANT_SECONDS = 120
-OPTIONS = ["-q", "-x", "-p", "no:cacheprovider", "--tb=short", "-rN"]
+# To look for plugins, and to find the lines of a traceback, takes longer than most tests.
+OPTIONS = ["-q", "-x", "-p", "no:cacheprovider", "-p", "pytest_timeout", "--tb=native", "-rN"]
+os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
 
 
 class Marks(ast.NodeTransformer):
@@ -293,10 +297,8 @@ def warm(modules: list[str]) -> Path:
     """Import what the tests have imported. Returns a copy of Airflow's database, just made."""
     for name in modules:
         if not is_ours(name):
-            try:
-                importlib.import_module(name)
-            except Exception:  # a name that is made at run time
-                continue
+            with suppress(Exception), warnings.catch_warnings(action="ignore"):
+                importlib.import_module(name)  # or it is a name that is made at run time
     if (child := os.fork()) == 0:
         from airflow.utils.db import initdb
 
