@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from kubernetes.client import models as k8s
+from urllib3.exceptions import HTTPError
 
 from ml_pipelines import failures
 from tests.dags.cluster import answer
@@ -266,6 +267,7 @@ def body(error: Any, text: Any) -> Any:
         (body(answer(502, "Bad Gateway"), None), "502 Bad Gateway"),
         (body(answer(502, "Bad Gateway"), "{}"), "502 Bad Gateway"),
         (body(answer(502, "Bad Gateway"), "[]"), "502 Bad Gateway"),
+        (HTTPError("reset"), "HTTPError: reset"),
     ],
 )
 def test_a_refusal_is_told_in_the_servers_words(error: Any, said: str) -> None:
