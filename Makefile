@@ -83,10 +83,11 @@ test-cluster: ## Tests of the cluster providers
 	@$(MLCTL) test cluster
 test-e2e: ## Install and run everything on a cluster of its own
 	@$(MLCTL) test e2e
-test-long: ## On the cluster of `make up` a soak and every fault of the drill; then mutants
+test-long: ## On the cluster of `make up` a soak and every fault of the drill; killed trainings; mutants
 	@$(MLCTL) up
 	@$(MLCTL) soak --n 3
 	@$(MLCTL) drill
+	@$(MLCTL) test-trainings
 	@$(MLCTL) mutation
 test-wandb: ## Upload and load a small model at the real W&B service (needs WANDB_API_KEY)
 	@$(MLCTL) test-wandb

@@ -192,6 +192,8 @@ suites = click.Argument(["words"], metavar="[SUITE]...", nargs=-1)
 chosen = variable("K", "What pytest's -k takes (K).", hidden=False)
 tool("test", "tools.test", "Run the tests, or the named suites of them.", suites, chosen)
 tool("test-wandb", "tools.in_image.pytest_in_image wandb", "Try the W&B service (WANDB_API_KEY).")
+text = "Kill 30 trainings at any moment; each must come to the same model."
+tool("test-trainings", "tools.in_image.pytest_in_image trainings", text)
 modules = click.Argument(["words"], metavar="[survivors] [MODULE]...", nargs=-1)
 text = "Change dags/ml_pipelines in every small way, and see whether the DAG tests find it."
 tool("mutation", "tools.mutation", text, modules)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from children import ended, started
 from classic_example.train import train
 from workload_helpers import everything_below, same_model
@@ -13,6 +14,7 @@ from workload_helpers import everything_below, same_model
 KILLS = 30
 
 
+@pytest.mark.timeout(7200)
 def test_30_kills_end_in_equal_models(make_config: Callable[..., Path], tmp_path: Path):
     """Kill a training at random, again until it ends; as often as it takes for KILLS of them."""
     source = random.Random()

@@ -64,6 +64,15 @@ def test_wandb(arguments: list[str]) -> int:
     )
 
 
+def test_trainings(arguments: list[str]) -> int:
+    """Run the tests that take too long for every day; return pytest's exit status.
+
+    Raises UserError when the image or pytest cannot be had.
+    """
+    told = ["-v", "--tb=short", "--capture=no", *arguments]
+    return run_pytest(told, "test_killed_trainings.py", {"LONG": "1"})
+
+
 def run_pytest(
     arguments: Sequence[str],
     file: str = "",
@@ -166,6 +175,7 @@ def install_pytest() -> Path:
 
 
 if __name__ == "__main__":
-    # The first word may be `wandb`, the others are pytest's.
-    words = sys.argv[1:]
-    run_main(lambda: test_wandb(words[1:]) if words[:1] == ["wandb"] else run_pytest(words))
+    # The first word may be one of these, the others are pytest's.
+    first, *rest = [*sys.argv[1:], ""]
+    others = {"wandb": test_wandb, "trainings": test_trainings}
+    run_main(lambda: others[first](rest[:-1]) if first in others else run_pytest(sys.argv[1:]))

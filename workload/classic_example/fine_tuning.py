@@ -8,7 +8,8 @@ import logging
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -186,15 +187,15 @@ def logits_of(predictions: Any) -> numpy.ndarray:
 class Checkpoints(TrainerCallback):
     """Keeps a training's state for the next try: on SIGTERM and every checkpoint_seconds.
 
-    The Trainer writes a checkpoint in place; only one with a MARK is whole. The state is that
-    between two steps with all that belongs to the first: at the end of an epoch it is written
-    after the evaluation there, which would not be made up for.
+    The Trainer writes a checkpoint in place; only one with a MARK is whole. A state lies between
+    two steps and has all that belongs to the first: at the end of an epoch it is kept after the
+    evaluation there, which would not be made up for.
     """
 
     def __init__(self, trainer: FineTuning, key: dict[str, Any]) -> None:
         self.trainer, self.place = trainer, Path(trainer.args.output_dir)
         self.key = json.loads(json.dumps(key))
-        self.sums: dict[str, Any] = {}
+        self.sums: dict[str, float] = {}
         self.stopping = self.postponed = False
         self.saved = time.monotonic()
         self.before = signal.signal(signal.SIGTERM, self.stop)
@@ -206,29 +207,22 @@ class Checkpoints(TrainerCallback):
     def last(self) -> str | None:
         """Return the newest checkpoint to go on from, and remove what no training goes on from."""
         marks = {path: read_json(path / MARK) for path in self.place.glob("checkpoint-*")}
-        kept = [mark["key"] for mark in marks.values() if mark]
+        keys = [mark["key"] for mark in marks.values() if mark]
         changed = {
-            name
-            for key in kept
-            for name in key.keys() | self.key.keys()
-            if key.get(name) != self.key.get(name)
+            name for key in keys for name in key | self.key if key.get(name) != self.key.get(name)
         }
         if changed:
             names = ", ".join(sorted(changed))
             logger.info("beginning anew, not where an earlier try was: %s changed", names)
-        steps = {
-            path: mark["step"]
-            for path, mark in marks.items()
-            # Behind the last step the Trainer would take another one.
-            if mark and not changed and not mark["last"]
-        }
-        last = max(steps, key=lambda path: steps[path], default=None)
+        # Behind the last step the Trainer would take another one.
+        good = {path for path, mark in marks.items() if mark and not changed and not mark["last"]}
         if self.trainer.is_world_process_zero():
-            for path in marks.keys() - steps.keys():
+            for path in marks.keys() - good:
                 remove(path)
-        if last is None:
+        if not good:
             return None
-        logger.info("going on behind step %d of an earlier try", steps[last])
+        last = max(good, key=lambda path: marks[path]["step"])
+        logger.info("going on behind step %d of an earlier try", marks[last]["step"])
         self.sums = marks[last]["sums"]
         return str(last)
 
@@ -236,8 +230,7 @@ class Checkpoints(TrainerCallback):
         """Go on with the sums from which the next points of the history are made."""
         for name, value in self.sums.items():
             setattr(self.trainer, name, value)
-        if self.sums:
-            self.trainer._tr_loss = torch.tensor(self.trainer._tr_loss, device=args.device)
+        self.trainer._tr_loss = torch.as_tensor(self.trainer._tr_loss, device=args.device)
 
     def on_step_end(
         self, args: TrainingConfig, state: TrainerState, control: TrainerControl, **_: Any
@@ -247,40 +240,33 @@ class Checkpoints(TrainerCallback):
         if args.world_size > 1:
             # One process alone would wait for the others.
             due = bool(reduce(torch.tensor(float(due), device=args.device), "sum"))
-        if due and state.global_step < state.max_steps:
-            control.should_save = True
+        control.should_save |= due and state.global_step < state.max_steps
         if control.should_save and state.epoch.is_integer():
             control.should_save, self.postponed = False, True
 
-    def on_epoch_end(
-        self, _args: TrainingConfig, _state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_epoch_end(self, _: Any, __: Any, control: TrainerControl, **___: Any) -> None:
         """Ask for the checkpoint that was due at the epoch's last step."""
         control.should_save |= self.postponed
         self.postponed = False
 
     def on_prediction_step(self, *_: Any, **__: Any) -> None:
-        """End in the middle of an evaluation: the state before it was kept, or never will be."""
+        """End in the middle of an evaluation on the way: it may take longer than there is time."""
         if self.stopping and self.trainer.is_in_train:
             raise SystemExit(128 + signal.SIGTERM)
 
-    def on_save(
-        self, _args: TrainingConfig, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_save(self, _: Any, state: TrainerState, control: TrainerControl, **__: Any) -> None:
         """Mark the checkpoint, remove those before it but the best, and end if asked to."""
         path, last = self.place / f"checkpoint-{state.global_step}", control.should_training_stop
         if state.is_world_process_zero:
             with heartbeat(f"keeping the state of step {state.global_step}"):
                 for file in path.iterdir():
                     flush(file)
-                sums = {name: getattr(self.trainer, name) for name in SUMS}
-                sums["_tr_loss"] = sums["_tr_loss"].item()
+                sums = {name: float(getattr(self.trainer, name)) for name in SUMS}
                 mark = {"key": self.key, "sums": sums, "step": state.global_step, "last": last}
                 write_json(path / MARK, mark)
-                best = state.best_model_checkpoint
-                for other in self.place.glob("checkpoint-*"):
-                    if other not in (path, best and Path(best)):
-                        remove(other)
+                kept = {path, Path(state.best_model_checkpoint or path)}
+                for other in set(self.place.glob("checkpoint-*")) - kept:
+                    remove(other)
         self.trainer.accelerator.wait_for_everyone()
         self.postponed, self.saved = False, time.monotonic()
         if self.stopping and not last:
@@ -294,29 +280,24 @@ class Progress(TrainerCallback):
     def on_train_begin(self, args: TrainingConfig, state: TrainerState, *_: Any, **__: Any) -> None:
         """Say what begins."""
         self.ticker, self.start, self.first = Ticker(), time.monotonic(), state.global_step
-        size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        self.size, steps = size, state.max_steps
+        self.size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         on = f"{args.world_size} x {args.hardware}" if args.world_size > 1 else args.hardware
-        logger.info("training: %d steps of %d in %s on %s", steps, size, args.precision, on)
+        text = "training: %d steps of %d sentences in %s on %s"
+        logger.info(text, state.max_steps, self.size, args.precision, on)
 
-    def on_step_end(self, _args: TrainingConfig, state: TrainerState, *_: Any, **__: Any) -> None:
+    def on_step_end(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
         """Say how fast it goes and what is left."""
         done, left = state.global_step - self.first, state.max_steps - state.global_step
         if self.ticker.due() or done == 1 or not left:
-            seconds = (time.monotonic() - self.start) / done
+            rate = done / (time.monotonic() - self.start)
             losses = [point["loss"] for point in state.log_history if "loss" in point]
+            loss = f"  loss {losses[-1]:.3f}" if losses else ""
+            text = "step %d/%d%s  %.0f sentences/s  %.0f s left"
             logger.info(
-                "step %d/%d%s  %.0f sentences/s  %.0f s left",
-                state.global_step,
-                state.max_steps,
-                f"  loss {losses[-1]:.3f}" if losses else "",
-                self.size / seconds,
-                seconds * left,
+                text, state.global_step, state.max_steps, loss, rate * self.size, left / rate
             )
 
-    def on_evaluate(
-        self, _args: TrainingConfig, state: TrainerState, *_: Any, metrics: dict, **__: Any
-    ) -> None:
+    def on_evaluate(self, _: Any, state: TrainerState, *__: Any, metrics: dict, **___: Any) -> None:
         """Say what an evaluation came to."""
         logger.info("step %d: held-out accuracy %.4f", state.global_step, metrics["eval_accuracy"])
 
@@ -330,35 +311,33 @@ class Tracking(TrainerCallback):
     """Shows a training in the registry while it goes on. One that fails is not asked again."""
 
     def __init__(self, params: dict[str, Any], tags: dict[str, str]) -> None:
-        self.params, self.tags = params, tags
+        self.params, self.tags, self.run_id = params, tags, ""
         self.tracker: Tracker | None = None
-        self.run_id = ""
 
-    def attempt(self, call: Callable[[], Any]) -> Any:
-        """Return `call()`; an error of it is a line in the log, and the end of the tracking."""
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Let an error be a line in the log, and the end of the tracking."""
         try:
-            return call()
+            yield
         except Exception as error:
             logger.warning("WARNING: the training is not tracked: %s", one_line(error))
             self.tracker = None
 
-    def on_train_begin(
-        self, _args: TrainingConfig, state: TrainerState, *_: Any, **__: Any
-    ) -> None:
+    def on_train_begin(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
         """Open the run."""
-        if state.is_world_process_zero:
-            opened = lambda: registry_from_environment().track(self.params, self.tags)  # noqa: E731
-            self.tracker = self.attempt(opened)
-            self.run_id = self.tracker.run_id if self.tracker else ""
+        with self.attempt():
+            if state.is_world_process_zero:
+                self.tracker = registry_from_environment().track(self.params, self.tags)
+                self.run_id = self.tracker.run_id
 
-    def on_log(
-        self, _args: TrainingConfig, state: TrainerState, *_: Any, logs: dict, **__: Any
-    ) -> None:
+    def on_log(self, _: Any, state: TrainerState, *__: Any, logs: dict, **___: Any) -> None:
         """Show what the Trainer logs."""
-        if (tracker := self.tracker) and "train_runtime" not in logs:
-            self.attempt(lambda: tracker.log(state.global_step, without_times(logs)))
+        with self.attempt():
+            if self.tracker and "train_runtime" not in logs:
+                self.tracker.log(state.global_step, without_times(logs))
 
     def finish(self, failed: bool) -> None:
         """Close the run; one that is only interrupted stays open for the next try."""
-        if tracker := self.tracker:
-            self.attempt(lambda: tracker.finish(failed))
+        with self.attempt():
+            if self.tracker:
+                self.tracker.finish(failed)

@@ -27,8 +27,8 @@ CARRIED = {"sentence-transformers/all-MiniLM-L6-v2": "all-MiniLM-L6-v2"}
 LONGEST = 1_000_000
 # Read together before they are cut into batches of like length.
 POOL_BATCHES = 16
-# The CPU time of a container, in version 2 and 1: microseconds that it may run of each so many,
-# `max` or -1 without a limit.
+# CPU time of a container, in version 2 and 1: microseconds that it may run of each so many, `max`
+# or -1 without a limit.
 # https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files
 # https://docs.kernel.org/scheduler/sched-bwc.html#management
 CPU_QUOTA = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
