@@ -27,6 +27,7 @@ CARRIED = {"sentence-transformers/all-MiniLM-L6-v2": "all-MiniLM-L6-v2"}
 LONGEST = 1_000_000
 # Read together before they are cut into batches of like length.
 POOL_BATCHES = 16
+GPU_ROWS = 512
 # CPU time of a container, in version 2 and 1: microseconds that it may run of each so many, `max`
 # or -1 without a limit.
 # https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files
@@ -166,7 +167,9 @@ def from_safetensors(source: str, config: Any, **options: Any) -> Any:
             f"AutoModel.from_pretrained({source!r}).save_pretrained(...)"
         )
     load = AutoModelForSequenceClassification.from_pretrained
-    return load_pretrained("model", source, load, config=config, use_safetensors=True, **options)
+    # Weights that are kept in 16 bits are too coarse to be trained; what computes is `precision`.
+    told = {"config": config, "dtype": "float32", "use_safetensors": True, **options}
+    return load_pretrained("model", source, load, **told)
 
 
 def load_classifier(source: str) -> Any:
@@ -303,6 +306,9 @@ def predict_logits(
     classifier = model.classifier
     logits = numpy.zeros((len(encoded), classifier.config.num_labels), dtype=numpy.float32)
     was_training, ticker, done = classifier.training, Ticker(), 0
+    if model.device == "cuda":
+        # Fewer rows than these do not keep a GPU busy.
+        size = max(size, GPU_ROWS)
     classifier.eval()
     with torch.inference_mode(), model.computing():
         for batch in batches_by_length(encoded, range(len(encoded)), size):
