@@ -26,7 +26,7 @@ from classic_example.errors import WorkloadError, one_line, scrub
 from classic_example.results import report
 
 PROMOTION = [
-    ("--alias", str, "alias to move; default: GATE_ALIAS, else champion", {"default": ""}),
+    ("--alias", str, "alias to move (default: that of GATE, else champion)", {"default": ""}),
     ("--by", str, "who does it", {"default": ""}),
     ("--reason", str, "why", {"default": ""}),
 ]
