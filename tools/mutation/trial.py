@@ -3,9 +3,9 @@
     python -m tools.mutation.trial TREE < mutants.json > results.jsonl
 
 Airflow takes most of a test run to import, and pytest most of the rest to collect: both are done
-once. A mutant gets a fork of that process, where its code takes the place of the right one; one
-that changes more than the body of a function is written to TREE, a copy of the checkout, and what
-is ours is imported and collected again. A mutant meets the tests that have run the statement which
+once. A mutant gets a fork of that process, where its code and its constants take the place of the
+right ones; where they cannot, what is ours is imported and collected again from TREE, a copy of the
+checkout that has the mutant. A mutant meets the tests that have run the statement which
 it changes, first those that have found others of its function.
 """
 
@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType, NoneType
 from typing import Any, TextIO
 
 import pytest
@@ -37,6 +37,7 @@ PACKAGE = "dags/ml_pipelines"
 MUTANT_SECONDS = 120
 # To look for plugins, and to find the lines of a traceback, takes longer than most tests.
 OPTIONS = ["-q", "-x", "-p", "no:cacheprovider", "-p", "pytest_timeout", "--tb=native", "-rN"]
+PLAIN = (NoneType, bool, int, float, str, tuple, list, dict, set, Path)
 os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
 
 
@@ -172,16 +173,15 @@ class Trials:
         chosen = Chosen(tests)
         file = self.tree / PACKAGE / f"{mutant['module']}.py"
         good = file.read_text()
-        swap = swapped(sys.modules[f"ml_pipelines.{mutant['module']}"], good, mutant["code"])
 
         def run() -> int:
-            if swap is None:
+            try:
+                become(sys.modules[f"ml_pipelines.{mutant['module']}"], mutant["code"])
+            except Exception:
                 for name in list(filter(is_ours, sys.modules)):
                     del sys.modules[name]
                 files = sorted({test.split("::")[0] for test in tests})
                 return pytest.main([*OPTIONS, *files], plugins=[chosen])
-            for function, code in swap.items():
-                function.__code__ = code
             chosen.pytest_collection_modifyitems(session.items)
             session.config.pluginmanager.register(chosen)
             for item, following in itertools.pairwise([*session.items, None]):
@@ -196,48 +196,35 @@ class Trials:
         return ended
 
 
-def swapped(module: ModuleType, good: str, text: str) -> dict[FunctionType, CodeType] | None:
-    """Return the functions of a module whose text was `good`, and their code in another text.
+def become(module: ModuleType, text: str) -> None:
+    """Give a module and its classes the code, the defaults and the constants of another text.
 
-    None is returned if more than the bodies of functions is different.
+    Raises what that text raises, and ValueError for a function that uses other names around it.
     """
 
-    def bodies(code: CodeType, known: dict[str, CodeType]) -> dict[str, CodeType]:
-        known[code.co_qualname] = code
-        for one in code.co_consts:
-            if isinstance(one, CodeType) and "<locals>" not in one.co_qualname:
-                bodies(one, known)
-        return known
+    def function(value: Any) -> Any:
+        value = getattr(value, "func", getattr(value, "__func__", value))
+        return inspect.unwrap(value) if callable(value) else value
 
-    def functions(of: Any) -> Iterator[FunctionType]:
-        for value in vars(of).values():
-            value = getattr(value, "func", getattr(value, "__func__", value))
-            value = inspect.unwrap(value)
-            if getattr(value, "__module__", None) == module.__name__:
-                if isinstance(value, type):
-                    yield from functions(value)
-                elif isinstance(value, FunctionType):
-                    yield value
-
-    def outside(code: CodeType) -> tuple[Any, ...]:
-        is_function = code.co_flags & inspect.CO_OPTIMIZED  # one that is not known
-        held = [one for one in code.co_consts if is_function or not isinstance(one, CodeType)]
-        return code.co_code, code.co_names, [(type(one), one) for one in held]
-
-    before = bodies(compile(good, module.__file__, "exec"), {})
-    after = bodies(compile(text, module.__file__, "exec"), {})
-    known = {one.__qualname__: one for one in functions(module)}
-    swap = {}
-    for name, code in before.items():
-        if name not in after:
-            return None
-        if name in known:
-            if len(after[name].co_freevars) != len(code.co_freevars):
-                return None
-            swap[known[name]] = after[name]
-        elif outside(code) != outside(after[name]):
-            return None
-    return swap
+    other = ModuleType(module.__name__)
+    other.__file__ = module.__file__
+    exec(compile(text, module.__file__, "exec"), vars(other))
+    pairs: list[tuple[Any, Any]] = [(module, other)]
+    for old, new in pairs:
+        for name, value in list(vars(new).items()):
+            was, becomes = function(vars(old).get(name)), function(value)
+            if isinstance(becomes, PLAIN) and was != becomes and not name.startswith("__"):
+                ours = [one for key, one in list(sys.modules.items()) if is_ours(key)]
+                for holder in ours if old is module else [old]:
+                    if vars(holder).get(name) is was:  # it may have been imported from here
+                        setattr(holder, name, becomes)
+            elif getattr(becomes, "__module__", None) != module.__name__:
+                continue
+            elif isinstance(becomes, type):
+                pairs.append((was, becomes))
+            elif isinstance(becomes, FunctionType):
+                was.__code__ = becomes.__code__
+                was.__defaults__, was.__kwdefaults__ = becomes.__defaults__, becomes.__kwdefaults__
 
 
 def forked(run: Callable[[], int], plugin: Watch | Chosen, log: Path) -> tuple[int, Any]:
