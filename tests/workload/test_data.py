@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 from classic_example import sources
-from classic_example.data import read_labelled, read_table
+from classic_example.data import read_labelled
 from classic_example.errors import WorkloadError
+from classic_example.files import sha256_of
 from classic_example.movie_reviews import parse_ratings
-from workload_helpers import BUNDLED, HEADER, Cli, read_csv, sentences, write_csv
+from classic_example.statistics import count
+from workload_helpers import HEADER, Cli, read_csv, sentences, write_csv
 
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test", "gold")
 
 
 @pytest.fixture
@@ -30,6 +32,8 @@ def glue_mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     for split, rows in (
         ("train", [(f"{text} ", label, idx) for text, label, idx in sentences(80)]),
         ("test", [(f"{text} ", -1, idx) for text, _, idx in sentences(9)]),
+        # The first of them is a training row too.
+        ("validation", [(f"{text} ", label, idx) for text, label, idx in sentences(8, offset=79)]),
     ):
         columns = dict(zip(HEADER, zip(*rows, strict=True), strict=True))
         file = place / f"{split}-00000-of-00001.parquet"
@@ -57,9 +61,10 @@ def bundled(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, P
 
 def test_bundled_data_keeps_the_contract(bundled: tuple[dict, Path]):
     result, directory = bundled
-    assert result["rows"] == {"train": 8566, "val": 1000, "test": 1000}
+    assert result["rows"] == {"train": 8566, "val": 1000, "test": 1000, "gold": 1000}
+    assert result["skipped"] == {}
     seen: set[str] = set()
-    for split in SPLITS:
+    for split in SPLITS[:3]:
         rows = read_csv(directory / f"{split}.csv")
         assert len(rows) == result["rows"][split]
         assert list(rows[0]) == HEADER
@@ -79,40 +84,63 @@ def test_bundled_data_says_that_it_is_not_sst2(bundled: tuple[dict, Path]):
     assert json.loads((directory / "dataset.json").read_text())["source"] == result["source"]
 
 
-def test_labels_of_the_test_rows_stay_in_the_image(bundled: tuple[dict, Path]):
-    gold = read_csv(BUNDLED / "test_gold.csv")
-    test = read_csv(bundled[1] / "test.csv")
+def test_gold_has_the_labels_that_the_test_rows_lack(bundled: tuple[dict, Path]):
+    gold, test = (read_csv(bundled[1] / f"{split}.csv") for split in ("gold", "test"))
     assert [row["sentence"] for row in gold] == [row["sentence"] for row in test]
     assert {row["label"] for row in gold} == {"0", "1"}
-    assert sorted(p.name for p in bundled[1].iterdir()) == [
+    assert sorted(path.name for path in bundled[1].iterdir()) == [
         "dataset.json",
+        "gold.csv",
         "test.csv",
         "train.csv",
         "val.csv",
     ]
 
 
+def test_description_has_hashes_and_statistics_of_the_training_rows(bundled: tuple[dict, Path]):
+    result, directory = bundled
+    description = json.loads((directory / "dataset.json").read_text())
+    assert description["files"] == {
+        f"{split}.csv": sha256_of(directory / f"{split}.csv") for split in SPLITS
+    }
+    rows = read_csv(directory / "train.csv")
+    counted = count([row["sentence"] for row in rows], [row["label"] for row in rows])
+    assert description["statistics"] == dict(+counted)
+    assert description["rows"] == result["rows"]
+
+
 def test_the_same_data_has_the_same_hash(bundled: tuple[dict, Path], cli: Cli, tmp_path: Path):
     paths = [tmp_path / "a" / "one.csv", tmp_path / "b" / "two.csv", tmp_path / "three.csv"]
-    ended = cli("load-sst2-data-file-input", *paths, env={"DATA_SOURCE": "bundled"})
-    assert ended.result == bundled[0]
-    for split, path in zip(SPLITS, paths, strict=True):
+    # Also what is taken when nobody says which.
+    ended = cli("load-sst2-data-file-input", *paths)
+    without_gold = {split: bundled[0]["rows"][split] for split in SPLITS[:3]}
+    assert ended.result == bundled[0] | {"rows": without_gold}
+    for split, path in zip(SPLITS, paths, strict=False):
         assert path.read_bytes() == (bundled[1] / f"{split}.csv").read_bytes()
+    assert {path.name for path in tmp_path.rglob("*.*")} == {
+        *("one.csv", "two.csv", "three.csv", "dataset.json")
+    }
 
 
 @pytest.mark.parametrize("mode", ["auto", "glue"])
 def test_sst2_is_loaded_from_a_reachable_hub(cli: Cli, glue_mirror: str, tmp_path: Path, mode: str):
     ended = cli("load-sst2-data", tmp_path, env={"DATA_SOURCE": mode, "HF_ENDPOINT": glue_mirror})
     assert ended.result["source"] == "GLUE/SST-2 (nyu-mll/glue)"
-    assert ended.result["rows"] == {"train": 60, "val": 20, "test": 9}
-    loaded = read_csv(tmp_path / "train.csv") + read_csv(tmp_path / "val.csv")
-    expected = {(text, str(label), str(idx)) for text, label, idx in sentences(80)}
-    assert {tuple(row.values()) for row in loaded} == expected
-    assert {row["label"] for row in read_csv(tmp_path / "test.csv")} == {"-1"}
+    # What is in the validation set as well is not trained on.
+    assert ended.result["skipped"] == {"overlap": 1}
+    rows = {split: read_csv(tmp_path / f"{split}.csv") for split in SPLITS}
+    assert {split: len(rows[split]) for split in ("test", "gold")} == {"test": 9, "gold": 8}
+    expected = {(text, str(label), str(idx)) for text, label, idx in sentences(79)}
+    assert {tuple(row.values()) for row in rows["train"] + rows["val"]} == expected
+    assert 0 < len(rows["val"]) < 20
+    assert {row["label"] for row in rows["test"]} == {"-1"}
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_auto_falls_back_when_the_hub_refuses(cli: Cli, tmp_path: Path):
-    ended = cli("load-sst2-data", tmp_path, env={"HF_ENDPOINT": "http://127.0.0.1:9"})
+    ended = cli(
+        "load-sst2-data", tmp_path, env={"DATA_SOURCE": "auto", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    )
     assert "GLUE/SST-2 is out of reach" in ended.stdout
     assert ended.result["source"] == sources.BUNDLED
 
@@ -120,7 +148,9 @@ def test_auto_falls_back_when_the_hub_refuses(cli: Cli, tmp_path: Path):
 def test_auto_falls_back_within_seconds_when_the_hub_hangs(
     cli: Cli, silent_server: str, tmp_path: Path
 ):
-    ended = cli("load-sst2-data", tmp_path, env={"HF_ENDPOINT": silent_server})
+    ended = cli(
+        "load-sst2-data", tmp_path, env={"DATA_SOURCE": "auto", "HF_ENDPOINT": silent_server}
+    )
     assert ended.result["source"] == sources.BUNDLED
     assert ended.seconds < 15
 
@@ -136,16 +166,18 @@ def test_glue_is_not_replaced_when_it_was_asked_for(cli: Cli, tmp_path: Path):
     assert not (tmp_path / "data").exists()
 
 
-def test_trickling_download_ends_at_the_deadline(glue_mirror: str):
+def test_trickling_download_ends_at_the_deadline(glue_mirror: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", glue_mirror)
     with pytest.raises(TimeoutError, match="did not arrive"):
-        sources.download(
-            f"{glue_mirror}{sources.glue_url('train')[len(sources.glue_endpoint()) :]}", 0
-        )
+        sources.download(sources.glue_url("train"), tmp_path, deadline=0)
 
 
 def test_unknown_source_is_refused(cli: Cli, tmp_path: Path):
     ended = cli("load-sst2-data", tmp_path, env={"DATA_SOURCE": "imdb"})
-    assert ended.error == ("ERROR: DATA_SOURCE='imdb' is not known; allowed: auto, glue, bundled")
+    assert ended.error == (
+        "ERROR: DATA_SOURCE='imdb' is not known; allowed: auto, glue, bundled, or an address of "
+        "files"
+    )
 
 
 def test_image_without_data_says_so(cli: Cli, tmp_path: Path):
@@ -165,7 +197,7 @@ def test_ratings_become_labels():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param("", "is empty: expected a header", id="empty"),
+        pytest.param("", "is not a CSV file: Empty CSV file", id="empty"),
         pytest.param("sentence,label,idx\n", "has a header but no rows", id="no-rows"),
         pytest.param(
             "text,label,idx\na,1,0\n",
@@ -175,21 +207,25 @@ def test_ratings_become_labels():
         pytest.param("sentence,idx\na,0\n", "has no column label", id="no-label"),
         pytest.param(
             "sentence,label,idx\na,1,0\nb,2,1\n",
-            "line 2: no other row has label '1'; where it is meant, name all labels",
+            "row 2: no other row has label '1'; where it is meant, name all labels",
             id="label-of-one-row",
         ),
         pytest.param(
             "sentence,label,idx\na,-1,0\n", "-1 marks a row without a label", id="unlabelled"
         ),
-        pytest.param("sentence,label,idx\na,0.5,0\n", "label 0.5 is not a whole number", id="half"),
+        pytest.param(
+            "sentence,label,idx\na,0.5,0\n", "row 2: the label is not a whole number", id="half"
+        ),
         pytest.param(
             "sentence,label,idx\na,good,0\nb,good,1\n", "all 2 rows have label good", id="text"
         ),
-        pytest.param("sentence,label,idx\na,nan,0\n", "label nan is not a whole number", id="nan"),
-        pytest.param("sentence,label,idx\na,,0\n", "line 2: the label is empty", id="blank-label"),
-        pytest.param("sentence,label,idx\n ,1,0\n", "line 2: the sentence is empty", id="blank"),
         pytest.param(
-            "sentence,label,idx\na, b,1,0\n", "line 2: 4 fields, the header has 3", id="comma"
+            "sentence,label,idx\na,nan,0\n", "row 2: the label is not a whole number", id="nan"
+        ),
+        pytest.param("sentence,label,idx\na,,0\n", "row 2: the label is empty", id="blank-label"),
+        pytest.param("sentence,label,idx\n ,1,0\n", "row 2: the sentence is empty", id="blank"),
+        pytest.param(
+            "sentence,label,idx\na, b,1,0\n", "row 2: 4 fields, the header has 3", id="comma"
         ),
         pytest.param("sentence,label,idx\na,1,0\nb,1,1\n", "all 2 rows have label 1", id="one"),
         pytest.param(b"sentence,label\n\xff\xfe,1\n", "is not UTF-8 text", id="encoding"),
@@ -204,11 +240,12 @@ def test_bad_data_is_refused_in_plain_words(tmp_path: Path, content: str | bytes
     assert str(path) in str(caught.value)
 
 
-def test_missing_file_and_directory_are_told_apart(tmp_path: Path):
+def test_missing_file_is_told(tmp_path: Path):
     with pytest.raises(WorkloadError, match="does not exist; load-sst2-data makes it"):
-        read_table(tmp_path / "none.csv", ("sentence",))
-    with pytest.raises(WorkloadError, match="is a directory"):
-        read_table(tmp_path, ("sentence",))
+        read_labelled(tmp_path / "none.csv")
+    (tmp_path / "dataset.json").write_text("{}")
+    with pytest.raises(WorkloadError, match="has no labels; DATA_LABEL_COLUMN names"):
+        read_labelled(tmp_path / "none.csv")
 
 
 def test_quotes_line_feeds_and_commas_survive(tmp_path: Path):

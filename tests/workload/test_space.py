@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from classic_example import cli as command_line
 from classic_example import sources, space, train
-from classic_example.data import COLUMNS, fields_of, read_labelled
 from classic_example.errors import WorkloadError
-from classic_example.files import fill_csv, new_directory, new_files, size_of_csv
+from classic_example.files import new_directory, new_files
 from classic_example.registry import base
 from workload_helpers import Cli, DirectoryRegistry, Ended, everything_below, fill
 
@@ -48,7 +47,7 @@ def test_data_that_does_not_fit_is_not_written(cli: Cli, small_volume: Path):
     ended = cli("load-sst2-data", small_volume / "data", env=environment)
     needed = sum(
         (Path("/opt/data/movie-reviews") / f"{split}.csv").stat().st_size
-        for split in ("train", "val", "test")
+        for split in ("train", "val", "gold")
     )
     assert f"not enough space on the volume of {small_volume}/data/train.csv" in ended.error
     assert f" {needed:,} are needed ({needed:,} to write, 0 to stay free)" in ended.error
@@ -122,12 +121,6 @@ def test_training_does_not_begin_without_room_for_the_model(
     assert everything_below(small_volume) == {"filler"}
 
 
-def test_size_of_a_file_is_known_before_it_is_written(data_directory: Path, tmp_path: Path):
-    rows, _ = read_labelled(data_directory / "train.csv")
-    fill_csv(tmp_path / "file.csv", COLUMNS, fields_of(rows))
-    assert size_of_csv(COLUMNS, fields_of(rows)) == (tmp_path / "file.csv").stat().st_size
-
-
 # In the middle
 
 
@@ -137,7 +130,7 @@ def test_data_that_fills_the_volume_leaves_the_older_data(
     monkeypatch.setenv("DATA_SOURCE", "bundled")
     data = small_volume / "data"
     data.mkdir()
-    for name in ("train.csv", "val.csv", "test.csv", "dataset.json"):
+    for name in ("train.csv", "val.csv", "test.csv", "gold.csv", "dataset.json"):
         (data / name).write_text("of before")
     # Room for the training rows, not for those after them.
     fill(small_volume, free=1_050_000)
@@ -145,7 +138,7 @@ def test_data_that_fills_the_volume_leaves_the_older_data(
     assert error.startswith(f"ERROR: cannot write {data}/")
     assert f"No space left on device; 0 bytes are free; {WAY_OUT}" in error
     assert {path.name: path.read_text() for path in data.iterdir()} == dict.fromkeys(
-        ("train.csv", "val.csv", "test.csv", "dataset.json"), "of before"
+        ("train.csv", "val.csv", "test.csv", "gold.csv", "dataset.json"), "of before"
     )
 
 

@@ -51,7 +51,7 @@ def test_ks_is_that_of_scipy():
 
 def test_drift_tells_other_texts_from_the_same():
     train, test = (
-        [row["sentence"] for row in read_csv(BUNDLED / f"{name}.csv")] for name in ("train", "test")
+        [row["sentence"] for row in read_csv(BUNDLED / f"{name}.csv")] for name in ("train", "gold")
     )
     model = count(train, scores=[at / len(train) for at in range(len(train))])
     same = drift(model, count(test, scores=[at / len(test) for at in range(len(test))]))

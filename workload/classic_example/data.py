@@ -75,33 +75,30 @@ def read_labelled(
             f"there is no {path}: the data in {path.parent} has no labels; DATA_LABEL_COLUMN names "
             "their column"
         )
-    pairs = []
-    for batch, _ in Table(path, COLUMNS[:2]).batches(BATCH_ROWS, limit):
-        pairs += zip(*(batch[column].cast("string").to_pylist() for column in COLUMNS[:2]))
-    texts = []
-    for number, (sentence, text) in enumerate(pairs, FIRST_ROW):
+    table = Table(path, COLUMNS[:2])
+    sentences, texts = [], []
+    for batch, _ in table.batches(BATCH_ROWS, limit):
+        sentences += batch["sentence"].to_pylist()
+        texts += batch["label"].to_pylist()
+    known = labels.numbers if labels else None
+    for number, sentence in enumerate(sentences):
         try:
-            if not (sentence or "").strip():
+            texts[number] = label_of(texts[number])
+            if not sentence.strip():
                 raise ValueError("the sentence is empty")
-            texts.append(label_of(text))
-            if texts[-1] is None:
-                raise ValueError(f"label {text} marks a row without a label")
+            if texts[number] is None:
+                raise ValueError("label -1 marks a row without a label")
+            if known and texts[number] not in known:
+                raise ValueError(f"label {texts[number]} is unknown; allowed: {names(known)}")
         except ValueError as why:
-            raise WorkloadError(f"{path} row {number}: {why}") from None
+            raise WorkloadError(f"{path} row {number + FIRST_ROW}: {why}") from None
     labels = labels or labels_of(path, texts)
-    for number, text in enumerate(texts, FIRST_ROW):
-        if text not in labels.numbers:
-            allowed = names(labels.numbers)
-            raise WorkloadError(f"{path} row {number}: label {text} is unknown; allowed: {allowed}")
     if len(set(texts)) == 1:
         raise WorkloadError(
             f"{path}: all {len(texts)} rows have label {texts[0]}; rows of two labels are needed"
         )
-    rows = [
-        Row(sentence, labels.numbers[text], at)
-        for at, ((sentence, _), text) in enumerate(zip(pairs, texts, strict=True))
-    ]
-    return rows, labels
+    pairs = zip(sentences, texts, strict=True)
+    return [Row(one, labels.numbers[text], at) for at, (one, text) in enumerate(pairs)], labels
 
 
 @lru_cache
@@ -121,7 +118,7 @@ def label_of(text: str | None) -> str | None:
     except ValueError:
         return text
     if not number.is_integer():
-        raise ValueError(f"label {text} is not a whole number")
+        raise ValueError("the label is not a whole number")
     return None if number == UNLABELLED else str(int(number))
 
 

@@ -45,9 +45,9 @@ def partial_name(target: Path) -> Path:
 def new_files(*targets: Path, directories: bool = False) -> Iterator[list[Path]]:
     """Yield a path to write to for each target, in this order; all take their places at the end.
 
-    With `directories` each is an empty directory. A full volume, or any error in the block, leaves
-    all targets as they were. Old and new ones are never seen side by side: the old ones behind the
-    first go before the first new one comes.
+    With `directories` each is an empty directory. A target for which nothing was written goes. A
+    full volume, or an error in the block, leaves all targets as they were. Old and new ones are
+    never seen side by side: the old ones behind the first go before the first new one comes.
 
     Raises:
         WorkloadError: a place cannot be written.
@@ -71,7 +71,10 @@ def new_files(*targets: Path, directories: bool = False) -> Iterator[list[Path]]
         for at in targets[0 if directories else 1 :]:
             remove(at)
         for at, partial in zip(targets, partials, strict=True):
-            partial.replace(at)
+            if partial.exists():
+                partial.replace(at)
+            else:
+                remove(at)
     except BaseException as error:
         begun = [one for one, partial in zip(targets, partials, strict=True) if partial.exists()]
         wrong = cannot_write(at or (begun or targets)[-1], error)
@@ -180,22 +183,6 @@ def csv_lines(rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def fill_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file in UTF-8."""
-    path.write_text(csv_lines([header, *rows]), encoding="utf-8", newline="")
-
-
-def size_of_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
-    """Return the bytes of the file that fill_csv would write."""
-    return len(csv_lines([header, *rows]).encode())
-
-
-def write_csv(target: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file, whole or not at all."""
-    with new_file(target) as partial:
-        fill_csv(partial, header, rows)
 
 
 def write_json(target: Path, content: Any) -> None:

@@ -25,15 +25,19 @@ from classic_example.files import (
 )
 from classic_example.progress import heartbeat, within
 from classic_example.space import require_space
-from classic_example.splits import SPLITS, Files, Options, Splits
+from classic_example.splits import Options, Splits
 from classic_example.tables import Table
 
 logger = logging.getLogger(__name__)
 
+SPLITS = ("train", "val", "test", "gold")
 # What a directory may call a split.
 ALIASES = {"validation": "val", "dev": "val"}
 ROLE = re.compile(rf"({'|'.join([*SPLITS, *ALIASES])})(?![a-z0-9])", re.IGNORECASE)
 DATA_FILE = re.compile(r"\.(csv|parquet)(\.(gz|bz2|lz4|zst))?$", re.IGNORECASE)
+
+# The files of each split, one Table for each.
+Files = Mapping[str, list[Table]]
 
 MODES = ("auto", "glue", "bundled")
 DEFAULT_MODE = "bundled"
@@ -73,7 +77,7 @@ def load_and_save(train: Path, val: Path, test: Path, gold: Path | None = None) 
 
 def load_data(uri: str, directory: Path, **options: str | None) -> dict[str, Any]:
     """Write the data of an address to train.csv, val.csv, test.csv and gold.csv in a directory."""
-    place = uri if "://" in uri else os.path.abspath(uri)
+    place = uri if "://" in uri else str(Path(uri).absolute())
     targets = {split: directory / f"{split}.csv" for split in SPLITS}
     return load(place, targets, Options.of(**options))
 
@@ -88,7 +92,6 @@ def load(mode: str, targets: Mapping[str, Path], options: Options) -> dict[str, 
     require_space(dict.fromkeys(targets.values(), 0))
     scratch = partial_name(targets["train"].with_name("download"))
     try:
-        remove(scratch)
         source, files, options = find(mode, options, scratch)
         logger.info("data: %s", source)
         size = sum(table.files[0].size for tables in files.values() for table in tables)
@@ -111,7 +114,8 @@ def load(mode: str, targets: Mapping[str, Path], options: Options) -> dict[str, 
             hashes = {targets[split].name: sha256_of(path) for split, path in made.items()}
             fill_json(description, {**result, "files": hashes, "statistics": splits.statistics})
     finally:
-        remove(scratch)
+        if scratch.exists():
+            remove(scratch)
     logger.info("%s", result)
     return result
 
@@ -132,7 +136,7 @@ def find(mode: str, options: Options, scratch: Path) -> tuple[str, Files, Option
                 }
             # Some phrases of its training set are sentences of its validation set.
             skipping = Options(on_bad_row="skip")
-            return GLUE, {role: [table(at, skipping)] for role, at in places.items()}, skipping
+            return GLUE, {role: [skipping.table(at)] for role, at in places.items()}, skipping
         except Exception as error:
             if mode == "glue":
                 raise WorkloadError(
@@ -148,7 +152,7 @@ def find(mode: str, options: Options, scratch: Path) -> tuple[str, Files, Option
                 f"there is no bundled data in {directory}; use the classic-example image or set "
                 "BUNDLED_DATA to a directory with train.csv, val.csv and gold.csv"
             )
-        return BUNDLED, by_role(table(directory, Options())), Options()
+        return BUNDLED, by_role(Options().table(directory)), Options()
     if re.search("://[^/@]*:[^/@]*@", mode):
         raise WorkloadError(
             f"{shown(mode)} holds a password, which would be kept with the results; credentials "
@@ -157,8 +161,8 @@ def find(mode: str, options: Options, scratch: Path) -> tuple[str, Files, Option
     if mode.startswith(("http://", "https://")):
         with heartbeat(f"downloading {shown(mode)}"):
             mode, source = str(download(mode, scratch)), shown(mode)
-        return source, {"train": [table(mode, options)]}, options
-    return shown(mode), by_role(table(mode, options)), options
+        return source, {"train": [options.table(mode)]}, options
+    return shown(mode), by_role(options.table(mode)), options
 
 
 def glue_endpoint() -> str:
@@ -212,12 +216,6 @@ def shown(place: str) -> str:
     return scrub(place).partition("?")[0]
 
 
-def table(place: str | Path, options: Options) -> Table:
-    """Return the table of a place, whose rows are read as the options say."""
-    skip = options.on_bad_row == "skip"
-    return Table(place, [options.text_column], skip, options.way_out, options.format)
-
-
 def by_role(whole: Table) -> Files:
     """Return the files of an address by the split that they are for.
 
@@ -230,7 +228,7 @@ def by_role(whole: Table) -> Files:
     files: Files = defaultdict(list)
     for file in whole.files:
         name = file.path.removeprefix(whole.folder).lstrip("/")
-        if not name or whole.format or DATA_FILE.search(name):
+        if not name or whole.kind or DATA_FILE.search(name):
             one = copy(whole)
             one.files = [file]
             found = ROLE.match(name)

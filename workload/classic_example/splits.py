@@ -10,7 +10,7 @@ import math
 import os
 from array import array
 from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
@@ -29,14 +29,12 @@ from classic_example.tables import ON_BAD_ROW, Table
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test", "gold")
 # Tenths of the training rows that are held out where no file is, by a hash of the text: texts that
 # are the same stay together.
 HELD_OUT = {8: "val", 9: "gold"}
 # More than anybody has: the column holds something else.
 MOST_LABELS = 1000
-# The files of each split, one Table for each.
-Files = Mapping[str, Iterable[Table]]
+WAY_OUT = "mend it, or leave such rows out: --on-bad-row skip (DATA_ON_BAD_ROW)"
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,6 @@ class Options:
     format: str = ""
     labels: str = ""
     on_bad_row: str = ON_BAD_ROW[0]
-
-    way_out = "mend it, or leave such rows out: --on-bad-row skip (DATA_ON_BAD_ROW)"
 
     @classmethod
     def of(cls, **given: str | None) -> "Options":
@@ -65,6 +61,11 @@ class Options:
         require_one_of("the data", "on_bad_row", options.on_bad_row, ON_BAD_ROW)
         return options
 
+    def table(self, place: str | Path) -> Table:
+        """Return the table of a place."""
+        skip = self.on_bad_row == "skip"
+        return Table(place, [self.text_column], skip, WAY_OUT, self.format or None)
+
 
 class Splits:
     """The files that are written, row by row, and what is counted meanwhile.
@@ -79,11 +80,11 @@ class Splits:
         self.rows: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
         self.statistics: Counter[str] = Counter()
-        # Rows of each label in each split, and the place of the first.
-        self.labels: dict[str, Counter[str]] = defaultdict(Counter)
+        # Training rows of each label, and where each label came first.
+        self.labels: Counter[str] = Counter()
         self.first: dict[str, str] = {}
 
-    def fill(self, files: Files, places: Mapping[str, Path]) -> None:
+    def fill(self, files: Mapping[str, Iterable[Table]], places: Mapping[str, Path]) -> None:
         """Write the file of each split.
 
         Raises:
@@ -101,24 +102,25 @@ class Splits:
                 lacking = {n: split for n, split in HELD_OUT.items() if not self.rows[split]}
                 keys = array("Q")
                 for idx, (where, text, label) in enumerate(self.usable(files.get(role, ()))):
-                    key = key_of(text)
+                    key = blake2b(normalised(text).encode(), digest_size=8).digest()
+                    key = int.from_bytes(key)
                     at = bisect_left(held, key)
                     if role in ("val", "train") and at < len(held) and held[at] == key:
                         self.skipped["overlap"] += 1
                         overlap = overlap or where
                         continue
                     split = lacking.get(key % 10, role) if role == "train" else role
-                    if role == "test" and label is not None and "gold" not in files:
+                    if role == "test" and label and "gold" not in files:
                         split = "gold"
-                    if label is None or role == "test" or (split == "gold" and "test" not in files):
+                    if not label or role == "test" or (split == "gold" and "test" not in files):
                         self.put("test", text, UNLABELLED, idx)
-                    if label is not None and split != "test":
+                    if label and split != "test":
                         self.put(split, text, label, idx)
                         self.first.setdefault(label, where)
                         if len(self.first) > MOST_LABELS:
                             raise WorkloadError(
-                                f"{where}: the column {self.options.label_column} has more than "
-                                f"{MOST_LABELS} different values; is it the label?"
+                                f"{self.options.label_column} has more than {MOST_LABELS} values: "
+                                "it is no column of labels"
                             )
                         if role != "train":
                             keys.append(key)
@@ -128,8 +130,8 @@ class Splits:
             self.count()
         if overlap and self.options.on_bad_row == "fail":
             raise WorkloadError(
-                f"{overlap}: this text is held out as well, as are {self.skipped['overlap']} in "
-                f"all; {self.options.way_out}"
+                f"{overlap}: the text is held out as well, one of {self.skipped['overlap']} in "
+                f"all; {WAY_OUT}"
             )
         self.require_sense()
 
@@ -137,10 +139,10 @@ class Splits:
         """Yield place, text and label of each row; None where the label is not published.
 
         Raises:
-            WorkloadError: a row is bad and such rows are not left out, or labels have no column.
+            WorkloadError: a row is bad and such rows are not left out, or there is no such column.
         """
         options = self.options
-        allowed = {label_of(one) for one in options.labels.split(",")} if options.labels else ()
+        allowed = [label_of(one) for one in options.labels.split(",")] if options.labels else []
         for table in tables:
             (file,) = table.files
             # The header of a CSV file is row 1.
@@ -150,24 +152,23 @@ class Splits:
                 if options.label_column in batch.schema.names:
                     labels = batch[options.label_column].cast("string").to_pylist()
                 elif options.label_column != COLUMNS[1]:
+                    there = names(batch.schema.names)
                     raise WorkloadError(
-                        f"{file.path} has no column {options.label_column}; its columns are "
-                        f"{names(batch.schema.names)}"
+                        f"{file.path} has no column {options.label_column}; its columns are {there}"
                     )
                 texts = batch[options.text_column].to_pylist()
                 for text, written in zip(texts, labels, strict=True):
                     number += 1
                     try:
-                        label = label_of(written)
-                        text = (text or "").strip()
+                        text, label = (text or "").strip(), label_of(written)
                         if not text:
                             raise ValueError("the text is empty")
-                        if allowed and label not in allowed and label is not None:
+                        if allowed and label not in [*allowed, None]:
                             raise ValueError("the label is unknown")
                     except ValueError as why:
                         if options.on_bad_row == "fail":
                             raise WorkloadError(
-                                f"{file.path} row {number}: {why}; {options.way_out}"
+                                f"{file.path} row {number}: {why}; {WAY_OUT}"
                             ) from None
                         self.skipped[str(why)] += 1
                     else:
@@ -180,9 +181,8 @@ class Splits:
         self.rows[split] += 1
         if split in self.writers:
             self.writers[split].writerow((text, label, idx))
-        if split != "test":
-            self.labels[split][label] += 1
         if split == "train":
+            self.labels[label] += 1
             self.batch.append((text, label))
             if len(self.batch) == BATCH_ROWS:
                 self.count()
@@ -197,22 +197,16 @@ class Splits:
         """Raise WorkloadError unless there is a row, and labels that can be learned and judged."""
         if not self.rows:
             raise WorkloadError(f"no row can be used; left out: {dict(self.skipped)}")
-        if not self.labels:
+        if not self.first:
             logger.warning("WARNING: no row has a label: only test.csv is written")
             return
         if lacking := [split for split in ("train", "val", "gold") if not self.rows[split]]:
-            raise WorkloadError(
-                f"{sum(self.rows.values())} rows are too few: there is none for {names(lacking)}"
-            )
-        train = self.labels["train"]
+            raise WorkloadError(f"rows: {dict(self.rows)}; there is none for {names(lacking)}")
+        if self.options.labels or self.first.keys() <= {"0", "1"}:
+            return
         for label, where in self.first.items():
-            if train[label] < 2 and not self.first.keys() <= {"0", "1"} and not self.options.labels:
+            if self.labels[label] < 2:
                 raise WorkloadError(
-                    f"{where}: label {label!r} is that of {train[label]} training rows; mend it, "
-                    "or name all labels: --labels a,b (DATA_LABELS)"
+                    f"{where}: label {label!r} is that of {self.labels[label]} training rows; mend "
+                    "it, or name all labels: --labels a,b (DATA_LABELS)"
                 )
-
-
-def key_of(text: str) -> int:
-    """Return the number of 64 bits that stands for a text, and those that are the same to us."""
-    return int.from_bytes(blake2b(normalised(text).encode(), digest_size=8).digest())

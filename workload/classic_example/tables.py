@@ -62,17 +62,26 @@ class Table:
         self.kind, self.bad, self.sha256 = kind, 0, hashlib.sha256()
         with self.reading():
             self.filesystem, path = locate(place)
-            (there,) = self.filesystem.get_file_info([path])
+            plain, star, rest = path.partition("*")
+            self.folder = plain.rpartition("/")[0] if star else path
+            (there,) = self.filesystem.get_file_info([self.folder])
             self.files = [there]
             if there.type == fs.FileType.NotFound:
                 raise not_there(place, "load-sst2-data")
             if there.type == fs.FileType.Directory:
-                below = self.filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-                # As Spark and Hive have it, other names are not data.
-                found = [one for one in below if one.is_file and one.base_name[0] not in "._"]
-                self.files = sorted(found, key=lambda one: one.path)
+                selector = fs.FileSelector(self.folder, recursive=not star or "/" in rest)
+                self.files = sorted(
+                    (
+                        one
+                        for one in self.filesystem.get_file_info(selector)
+                        # As Spark and Hive have it, other names are not data.
+                        if one.is_file and one.base_name[0] not in "._"
+                        if not star or PurePosixPath(one.path).match(path)
+                    ),
+                    key=lambda one: one.path,
+                )
         if not self.files:
-            raise WorkloadError(f"{place} is a directory without files")
+            raise WorkloadError(f"there is no file {place}" if star else f"{place} has no files")
 
     @property
     def identity(self) -> list[list[Any]]:
@@ -92,9 +101,7 @@ class Table:
         schema, left = None, float("inf") if limit is None else limit
         size = sum(one.size for one in self.files) or 1
         for file in self.files:
-            kind = self.kind or PurePosixPath(file.path).suffix[1:]
-            read = self.parquet if kind == "parquet" else self.csv
-            for batch, share in read(file, left, rows):
+            for batch, share in self.read(file, left, rows):
                 schema = schema or batch.schema
                 if batch.schema != schema:
                     raise WorkloadError(f"{file.path} has other columns than {self.files[0].path}")
@@ -108,6 +115,14 @@ class Table:
                     return
         if schema is None or left == limit:
             raise WorkloadError(f"{self.place} has a header but no rows")
+
+    def is_parquet(self, file: fs.FileInfo) -> bool:
+        """Return whether a file is Parquet; else it is CSV."""
+        return (self.kind or PurePosixPath(file.path).suffix[1:]) == "parquet"
+
+    def read(self, file: fs.FileInfo, left: float, rows: int) -> Iterator[tuple[Any, float]]:
+        """Yield the batches of a file, and which share of it each is."""
+        return (self.parquet if self.is_parquet(file) else self.csv)(file, left, rows)
 
     def csv(self, file: fs.FileInfo, left: float, _: int) -> Iterator[tuple[Any, float]]:
         """Yield the batches of a CSV file, all columns as text, and which share of it each is."""
