@@ -1,7 +1,9 @@
 """load-data: files of one's own, from every kind of place, into one data set or not at all."""
 
+import csv
 import json
-import shutil
+import re
+import subprocess
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -14,7 +16,7 @@ from classic_example.data import read_labelled
 from classic_example.errors import WorkloadError
 from classic_example.sources import load_data, load_sst2_data
 from pyarrow import fs, parquet
-from workload_helpers import HEADER, Cli, everything_below, read_csv, sentences, write_csv
+from workload_helpers import APP, HEADER, Cli, everything_below, read_csv, sentences, write_csv
 
 Rows = list[list]
 
@@ -135,7 +137,7 @@ def test_what_is_held_out_is_not_trained_on(tmp_path: Path):
     with pytest.raises(WorkloadError) as caught:
         load_data(str(source), tmp_path / "out")
     assert f"{source}/val.csv row 12: the text is held out as well, one of 3" in str(caught.value)
-    assert not (tmp_path / "out").exists()
+    assert everything_below(tmp_path / "out") == set()
     result = load_data(str(source), tmp_path / "out", on_bad_row="skip")
     assert result["skipped"] == {"overlap": 3}
     assert result["rows"] == {"train": 18, "val": 10, "test": 11, "gold": 11}
@@ -145,7 +147,7 @@ def test_what_is_held_out_is_not_trained_on(tmp_path: Path):
 def test_without_labels_all_rows_are_test_rows(tmp_path: Path, cli: Cli):
     source = write_csv(tmp_path / "in.csv", ["text"], [["one"], ["two"]])
     out = tmp_path / "out"
-    shutil.copytree(tmp_path, out, ignore=lambda *_: ["out"])
+    out.mkdir()
     (out / "train.csv").write_text("of before")
     ended = cli("load-data", source, out, "--text-column", "text", env={"MIN_FREE_BYTES": "0"})
     assert ended.result["rows"] == {"test": 2}
@@ -167,7 +169,7 @@ def test_bad_rows_end_the_step_or_are_counted(tmp_path: Path):
         load_data(str(source), tmp_path / "out", **options)
     assert f"{source} row 7: 3 fields, the header has 2" in str(caught.value)
     assert "--on-bad-row skip (DATA_ON_BAD_ROW)" in str(caught.value)
-    assert not (tmp_path / "out").exists()
+    assert everything_below(tmp_path / "out") == set()
     result = load_data(str(source), tmp_path / "out", **options, on_bad_row="skip")
     assert result["skipped"] == {
         "the text is empty": 1,
@@ -224,6 +226,7 @@ def test_texts_of_every_kind_arrive(tmp_path: Path):
     lines += [f"film {n},{n % 2}" for n in range(60)]
     source = tmp_path / "in.csv"
     source.write_bytes(("\ufeffsentence,label\r\n" + "\r\n".join(lines)).encode())
+    csv.field_size_limit(1 << 20)
     load_data(str(source), tmp_path / "csv")
     found = loaded(tmp_path / "csv")
     assert set(odd) <= {text for split in ("train", "val", "gold") for text, _ in found[split]}
@@ -269,7 +272,7 @@ def test_files_in_s3_are_loaded(s3, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             load_data(address, tmp_path / "c")
         assert message in str(caught.value)
         assert "secret" not in str(caught.value)
-        assert not (tmp_path / "c").exists()
+        assert everything_below(tmp_path / "c") == set()
 
 
 def test_server_that_is_gone_is_named(s3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -294,3 +297,23 @@ def test_files_of_a_web_server_are_loaded(web: str, tmp_path: Path):
         load_data(f"{web}/none.csv?token=private", tmp_path / "out")
     assert f"cannot fetch {web}/none.csv: 404" in str(caught.value)
     assert "private" not in str(caught.value)
+
+
+def test_commands_of_the_page_run(s3, tmp_path: Path):
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    (block,) = re.findall(r"^```sh\n(python classic_example/cli\.py .*?)^```", page, re.M | re.S)
+    write_csv(tmp_path / "reviews.csv", ["text", "stars"], reviews())
+    (tmp_path / "splits").mkdir()
+    write_csv(tmp_path / "splits" / "train.csv", HEADER[:2], reviews())
+    s3.create_dir("my-bucket")
+    columns = pyarrow.table(dict(zip(HEADER[:2], zip(*reviews(), strict=True), strict=True)))
+    parquet.write_table(columns, "my-bucket/reviews/1.parquet", filesystem=s3)
+    commands = block.replace("/tmp/", f"{tmp_path}/")
+    done = subprocess.run(
+        ["sh", "-euxc", commands], cwd=APP, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    hashes = {json.loads(line.removeprefix("RESULT "))["sha256"] for line in results}
+    assert len(results) == 3
+    assert len(hashes) == 1
