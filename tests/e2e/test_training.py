@@ -40,7 +40,7 @@ def test_the_model_is_better_than_the_baseline(training_run) -> None:
 
 def test_the_data_is_real(training_run) -> None:
     loaded = training_run.results["load_data"]
-    assert set(loaded["rows"]) == {"train", "val", "test"}
+    assert set(loaded["rows"]) == {"train", "val", "test", "gold"}
     assert sum(loaded["rows"].values()) > 10_000
     assert re.fullmatch(r"[0-9a-f]{64}", loaded["sha256"])
 

@@ -14,6 +14,7 @@ from workload_helpers import APP, Cli, environment
 COMMANDS = [
     "load-sst2-data",
     "load-sst2-data-file-input",
+    "load-data",
     "train",
     "upload-to-registry",
     "load-from-registry",

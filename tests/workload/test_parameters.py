@@ -111,5 +111,5 @@ def test_unknown_data_source_is_refused(cli: Cli, tmp_path: Path):
     ended = cli("load-sst2-data", tmp_path, env={"ML_PIPELINES_PARAMS": '{"data_source": "imdb"}'})
     assert ended.error == (
         "ERROR: parameters of the run: data_source='imdb' is not known; "
-        "allowed: auto, glue, bundled"
+        "allowed: auto, glue, bundled, or an address of files"
     )
