@@ -113,6 +113,28 @@ class DirectoryRegistry:
         return {"name": ref.name, "version": "v1", "uri": "", "run_url": "", "tags": self.tags}
 
 
+def write_model(directory: Path) -> Path:
+    """Write what a registry takes for a trained model, all but its ability to predict."""
+    from PIL import Image
+
+    directory.mkdir(parents=True)
+    history = [{"step": step, "loss": 1 / step} for step in (5, 10, 15)]
+    contents = {
+        "config.json": {"model_type": "bert"},
+        "tokenizer.json": {"version": "1.0"},
+        "metrics.json": {"accuracy": 0.75, "baseline_accuracy": 0.5, "steps": 15},
+        "training_args.json": {"learning_rate": 0.005, "model_name_or_path": "tiny"},
+        "trainer_state.json": {"log_history": history},
+        "lineage.json": {"dag_id": "training_dag", "run_id": "run0", "data_sha256": "d" * 64},
+    }
+    for name, content in contents.items():
+        (directory / name).write_text(json.dumps(content))
+    (directory / "model.safetensors").write_bytes(bytes(range(256)) * 4096)
+    for name in ("confusion_matrix", "training_curve"):
+        Image.new("RGB", (8, 8)).save(directory / f"{name}.png")
+    return directory
+
+
 HEADER = ["sentence", "label", "idx"]
 
 
