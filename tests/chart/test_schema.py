@@ -54,6 +54,7 @@ IMPOSSIBLE = {
     "storage": {"size": "5GB", "accessModes": ["ReadWriteSometimes"]},
     "images": {"postgres": {"pullPolicy": "Sometimes", "digest": "sha256:abc"}},
     "mlflow": {"trackingUri": "mlflow:5000"},
+    "wandb": {"registry": "wandb-registry-models/m"},
     "janitor": {"schedule": "daily", "leftovers": {"maxAgeHours": 0}},
     "pipelines": {
         "dags": {"inference_dag": {"schedule": "daily", "maxActiveRuns": 0}},
@@ -96,6 +97,7 @@ def test_impossible_values_are_refused(major):
         "images.postgres.pullPolicy",
         "images.postgres.digest",
         "mlflow.trackingUri",
+        "wandb.registry",
         "janitor.schedule",
         "janitor.leftovers.maxAgeHours",
         "pipelines.dags.inference_dag.maxActiveRuns",

@@ -142,11 +142,13 @@ def test_wandb_is_the_registry_when_enabled():
         "existingSecret": "my-key",
         "secretKey": "k",
         "project": "p",
+        "registry": "models",
         "baseUrl": "https://wandb.example.com",
     }
     assert registry(render({"wandb": wandb})) == {
         "REGISTRY": "wandb",
         "WANDB_PROJECT": "p",
+        "WANDB_REGISTRY": "models",
         # An empty entity is left out: the SDK would take it for a name.
         "WANDB_BASE_URL": "https://wandb.example.com",
         # The pod starts without it too, and says what is missing.

@@ -116,9 +116,9 @@ spec:
 {{- $env := dict "REGISTRY" (.Values.wandb.enabled | ternary "wandb" "mlflow") -}}
 {{- if .Values.wandb.enabled -}}
 {{- /* An empty WANDB_BASE_URL is not "the default" to the SDK but an address that is wrong. */ -}}
-{{- range $name, $key := dict "WANDB_PROJECT" "project" "WANDB_ENTITY" "entity" "WANDB_BASE_URL" "baseUrl" -}}
+{{- range $name, $key := dict "PROJECT" "project" "ENTITY" "entity" "REGISTRY" "registry" "BASE_URL" "baseUrl" -}}
 {{- with index $.Values.wandb $key -}}
-{{- $_ := set $env $name . -}}
+{{- $_ := set $env (print "WANDB_" $name) . -}}
 {{- end -}}
 {{- end -}}
 {{- /* optional: without the Secret the pod starts all the same and says what is missing. One that
