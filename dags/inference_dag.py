@@ -10,7 +10,11 @@ champion.
 * The form below, or `--conf '{"sample_size": 100}'`, sets parameters of one run.
 * The predictions stay on the claim: `inference_dag/<run>/pred.csv`, with what made them (model
   version and its origin, this run, image ...) in `pred.json` beside it. The log of `clean_up` has
-  the whole path.
+  the whole path. `pipelines.inference.output` names an address that gets both too.
+* With `pipelines.inference.shards` above 1, so many pods predict side by side, and
+  `join_predictions` makes the same file of what they leave.
+* With `pipelines.inference.retrainOnDrift`, texts that differ more than that from those the model
+  was trained on start `training_dag`.
 * Each run works in a directory of its own; runs at the same time do not meet.
 * A failing step fails the run. `clean_up` runs in any case, after every other task has stopped; its
   own failure is shown on the task but does not fail a run that has made its predictions.
@@ -95,6 +99,36 @@ PARAMETERS = {
     "data_source": DATA_SOURCE,
 }
 
+INFERENCE = load().get("inference") or {}
+SHARDS = int(INFERENCE.get("shards") or 1)
+RETRAIN_ON_DRIFT = INFERENCE.get("retrainOnDrift")
+PREDICTIONS = "/tmp/pred.csv"
+PREDICT = [*CLI, "run-inference-on-dataframe", "/tmp/data/test.csv", "/tmp/results/", PREDICTIONS]
+# Of what the values say; what they do not say is the workload's own default.
+SAID = {"PREDICT_ON_BAD_ROW": "onBadRow", "PREDICT_OUTPUT": "output"}
+PREDICT_ENV = {name: INFERENCE[key] for name, key in SAID.items() if INFERENCE.get(key)}
+PREDICT_ENV |= WITH_PARAMETERS
+# Arguments of each shard, as the result of the first task: mapped tasks take them from there, so
+# that the number can be a parameter of the run.
+TELL_SHARDS = r"""
+printf '%s' '[{% for number in range(params.shards) %}{{ ", " if number }}
+["--shard", "{{ number }}/{{ params.shards }}"]{% endfor %}]' > /dev/termination-log"""
+if SHARDS > 1:
+    PARAMETERS["shards"] = Param(
+        SHARDS,
+        type="integer",
+        minimum=1,
+        maximum=100,
+        title="Shards",
+        description="Pods that predict side by side, 1 to 100.",
+    )
+
+
+def has_drifted(result: dict[str, Any]) -> bool:
+    """Whether a PSI of the texts that were predicted is above the threshold of the values."""
+    figures = {k: v for k, v in (result.get("drift") or {}).items() if k.startswith("psi_")}
+    return max(figures.values(), default=0) > RETRAIN_ON_DRIFT
+
 
 # pipelines.dags of the values may name another one.
 SCHEDULE: Any = "0 9 * * *"
@@ -115,8 +149,10 @@ with DAG(
     params=PARAMETERS,
     tags=["ml-pipelines", "inference"],
 ) as dag:
+    shell, options, emptying = EMPTY_RUN_DIRECTORY
     clean_storage_before_start = PodOperator(
-        task_id="clean_storage_before_start", cmds=EMPTY_RUN_DIRECTORY
+        task_id="clean_storage_before_start",
+        cmds=[shell, options, emptying if SHARDS == 1 else emptying + TELL_SHARDS],
     )
     load_data = PodOperator(
         task_id="load_data",
@@ -135,17 +171,20 @@ with DAG(
         presets=["registry"],
         env_vars=WITH_PARAMETERS,
     )
-    run_inference = PodOperator(
-        task_id="run_inference",
-        cmds=[
-            *CLI,
-            "run-inference-on-dataframe",
-            "/tmp/data/test.csv",
-            "/tmp/results/",
-            "/tmp/pred.csv",
-        ],
-        env_vars=WITH_PARAMETERS,
-    )
+    if SHARDS == 1:
+        run_inference = PodOperator(task_id="run_inference", cmds=PREDICT, env_vars=PREDICT_ENV)
+        predicted = [run_inference]
+    else:
+        run_inference = PodOperator.partial(
+            task_id="run_inference", cmds=PREDICT, env_vars=PREDICT_ENV
+        ).expand(arguments=clean_storage_before_start.output)
+        join_predictions = PodOperator(
+            task_id="join_predictions",
+            cmds=[*CLI, "join-predictions", "/tmp/results/", PREDICTIONS, "{{ params.shards }}"],
+            env_vars=PREDICT_ENV,
+        )
+        run_inference >> join_predictions
+        predicted = [run_inference, join_predictions]
     clean_up = PodOperator(
         task_id="clean_up",
         cmds=["sh", "-ceu", KEEP_PREDICTIONS],
@@ -153,8 +192,22 @@ with DAG(
         env_vars={"ML_PIPELINES_INFERENCE_IMAGE_DIGEST": image_digest_of("run_inference")},
     )
 
-    work = [clean_storage_before_start, load_data, load_model, run_inference]
+    work = [clean_storage_before_start, load_data, load_model, *predicted]
     clean_storage_before_start >> [load_data, load_model] >> run_inference
 
     # A teardown after every task: it starts when all have stopped, and decides no run's state.
     work >> clean_up.as_teardown()
+
+    if RETRAIN_ON_DRIFT is not None:
+        try:
+            from airflow.providers.standard.operators.python import ShortCircuitOperator
+            from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+        except ImportError:  # Airflow 2
+            from airflow.operators.python import ShortCircuitOperator
+            from airflow.operators.trigger_dagrun import TriggerDagRunOperator
+
+        drifted = ShortCircuitOperator(
+            task_id="has_drifted", python_callable=has_drifted, op_args=[predicted[-1].output]
+        )
+        # What it trains has to pass the gate, as every model.
+        drifted >> TriggerDagRunOperator(task_id="retrain", trigger_dag_id="training_dag")

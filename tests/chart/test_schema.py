@@ -61,6 +61,12 @@ IMPOSSIBLE = {
         "inferenceOnNewModel": "yes",
         "modelName": "my-model",
         "model": {"alias": "v3", "gate": {"margin": 2, "data": "all"}, "approval": "yes"},
+        "inference": {
+            "onBadRow": "ignore",
+            "output": "http://host/p.csv",
+            "retrainOnDrift": 0,
+            "shards": 0,
+        },
         "defaults": {"retries": -1, "env": {"WANDB_API_KEY": "x"}},
         "tasks": {
             "train_model": {
@@ -110,6 +116,10 @@ def test_impossible_values_are_refused(major):
         "pipelines.model.gate.margin",
         "pipelines.model.gate.data",
         "pipelines.model.approval",
+        "pipelines.inference.onBadRow",
+        "pipelines.inference.output",
+        "pipelines.inference.retrainOnDrift",
+        "pipelines.inference.shards",
         "pipelines.defaults.retries",
         "pipelines.tasks.train_model.resources.limits",
         "pipelines.tasks.train_model.env.NUMBER",

@@ -26,6 +26,8 @@ class Parameters:
     base_model: str | None = None
     data_source: str | None = None
     sample_size: PositiveInt | None = None
+    # Each shard has it as an argument.
+    shards: PositiveInt | None = None
     # The registry's commands take these as arguments; here they are part of a result's lineage.
     model_name: str | None = None
     model_version: str | None = None

@@ -38,6 +38,7 @@ in it: for every task, and for presets and single tasks, arguments of the operat
       "tasks" $tasks
       "dags" $dags
       "data" .Values.pipelines.data
+      "inference" .Values.pipelines.inference
       "inferenceOnNewModel" .Values.pipelines.inferenceOnNewModel
       "model" .Values.pipelines.model
       "triggerer" .Values.airflow.triggerer.enabled
