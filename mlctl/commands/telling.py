@@ -68,7 +68,8 @@ def dag_report(
         gate = results.get("gate_model", {})
         report["gate"] = f"{gate['decision']}: {gate['reason']}" if gate else None
     elif dag_id == INFERENCE:
-        predicted = results.get("run_inference", {})
+        # Of shards the results are those of parts.
+        predicted = results.get("join_predictions") or results.get("run_inference", {})
         report["rows"] = predicted.get("rows")
         report["predictions"] = None
     else:

@@ -172,7 +172,7 @@ def test_model_that_fills_the_volume_leaves_the_older_one(
     assert (results / "model.safetensors").read_text() == "of before"
 
 
-@pytest.mark.parametrize("free", [0, 4096], ids=["predictions", "description"])
+@pytest.mark.parametrize("free", [0, 12_288], ids=["predictions", "description"])
 def test_predictions_that_fill_the_volume_leave_the_older_ones(
     trained: tuple[Ended, Path], data_directory: Path, small_volume: Path, capsys, free: int
 ):

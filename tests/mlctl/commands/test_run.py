@@ -39,8 +39,9 @@ def test_entry_of_a_training_run() -> None:
     }
 
 
-def test_entry_of_an_inference_run() -> None:
-    assert dag_report("inference_dag", ENDED, {"run_inference": {"rows": 7}}) == {
+@pytest.mark.parametrize("task_id", ["run_inference", "join_predictions"])
+def test_entry_of_an_inference_run(task_id: str) -> None:
+    assert dag_report("inference_dag", ENDED, {task_id: {"rows": 7}}) == {
         "state": "success",
         "run_id": "r",
         "seconds": 40.5,
