@@ -95,6 +95,8 @@ class TrainingConfig(TrainingArguments):
     early_stopping_patience: PositiveInt | None = None
     checkpoint_seconds: NonNegativeFloat = 300
     disable_tqdm: bool | None = True
+    # A step of 10 million weights takes 19 ms of a core instead of 65.
+    optim: str = "adamw_torch_fused"
     save_strategy: str | None = None
     train_sampling_strategy: str = "group_by_length"
 
