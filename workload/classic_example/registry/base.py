@@ -17,7 +17,7 @@ LATEST = "latest"
 # Tag of a version: SHA-256 of its weights, checked at each load.
 WEIGHTS_TAG = "model_sha256"
 # Seconds for the first answer of a server. Every expected failure ends the command within 30 s.
-PREFLIGHT_SECONDS = 8.0
+PREFLIGHT_SECONDS = 15.0
 WORD = "[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 
 
