@@ -163,11 +163,12 @@ def package(directory: Path) -> Package:
     trained = read_json(directory / files.LINEAGE_FILE)
     tracking_run = trained.pop(lineage.TRACKING_RUN, "")
     tags = {key: str(value) for key, value in lineage.of_model(trained).items()}
+    metrics = read_json(directory / files.METRICS_FILE)
     # An earlier load may have left its mark; this is a new version.
     mark = directory / files.REGISTRY_FILE
     return Package(
         directory=directory,
-        metrics=read_json(directory / files.METRICS_FILE),
+        metrics={key: one for key, one in metrics.items() if isinstance(one, int | float)},
         params=read_json(directory / files.ARGUMENTS_FILE),
         history=read_json(directory / files.HISTORY_FILE).get("log_history", []),
         tags={**tags, WEIGHTS_TAG: files.sha256_of_weights(directory)},

@@ -126,16 +126,11 @@ class MlflowRegistry:
                     Schema([ColSpec("string", "label"), ColSpec("double", "score")]),
                 ),
                 input_example=["a warm and funny film"],
-                # Not +cpu and the like, which only an index of their own has.
-                pip_requirements=[
-                    f"{one}=={installed(one).partition('+')[0]}"
-                    for one in ("torch", "transformers")
-                ],
+                pip_requirements=[pinned("torch"), pinned("transformers")],
                 model_card=ModelCard.load(card) if card.is_file() else None,
                 # Long texts are cut, as they are here.
                 model_config={"truncation": True},
                 tags=tags,
-                step=step,
             )
             mlflow.log_metrics(package.metrics, step, model_id=model.model_id)
             try:
@@ -181,17 +176,18 @@ class MlflowRegistry:
         return known
 
     def promote(self, ref: ModelRef, alias: str, tags: dict[str, str]) -> None:
-        """Write tags on a version, then move an alias to it."""
-        self.set_tags(ref, tags)
+        """Write tags on a version, then move an alias to it, if one is given."""
         with self.server("promotion") as client:
-            client.set_registered_model_alias(ref.name, alias, find_version(client, ref).version)
-
-    def set_tags(self, ref: ModelRef, tags: dict[str, str]) -> None:
-        """Write tags on a version."""
-        with self.server("tagging") as client:
+            # Once: another version may become the latest meanwhile.
             number = find_version(client, ref).version
             for key, value in tags.items():
                 client.set_model_version_tag(ref.name, number, key, value)
+            if alias:
+                client.set_registered_model_alias(ref.name, alias, number)
+
+    def set_tags(self, ref: ModelRef, tags: dict[str, str]) -> None:
+        """Write tags on a version."""
+        self.promote(ref, "", tags)
 
     def track(self, params: dict[str, Any], tags: dict[str, str]) -> "MlflowTracker":
         """Return an open run: that of a killed try of the same training, else a new one."""
@@ -259,6 +255,11 @@ class MlflowTracker:
         """Close the run."""
         with self.registry.server("tracking") as client:
             client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
+
+
+def pinned(package: str) -> str:
+    """Return a requirement, without +cpu and the like: only an index of their own has those."""
+    return f"{package}=={installed(package).partition('+')[0]}"
 
 
 def log_point(run_id: str, point: dict[str, float]) -> None:
