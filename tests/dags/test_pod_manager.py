@@ -1,0 +1,84 @@
+"""The pod manager alone: how long it waits for what, to the second."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from airflow.providers.cncf.kubernetes.utils.pod_manager import PodManager
+from kubernetes.client import models as k8s
+from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
+
+from ml_pipelines.pod_manager import PatientPodManager
+from tests.dags.cluster import RUNNING, XCOM_SIDECAR, Clock, Cluster, Log, answer, ended
+
+RESET = HTTPError("reset")
+
+
+@pytest.fixture
+def cluster(clock: Clock) -> Cluster:
+    clock.start = clock.now = 1_800_000_000.0  # sums of whole seconds are exact
+    return Cluster(clock)
+
+
+@pytest.fixture
+def manager(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(PodManager, "log", Log())
+    return PatientPodManager.of(PodManager(cluster))
+
+
+def test_a_request_is_repeated_for_two_minutes(clock, cluster, manager) -> None:
+    cluster.trouble(0, 119, RESET)
+    assert manager.request("list_namespaced_pod", "default").items == []
+    assert clock.slept == [2] * 60
+    said = [("warning", "Kubernetes API: HTTPError: reset; trying again")]
+    assert manager.log.lines == said
+    cluster.trouble(0, 10_000, RESET)
+    with pytest.raises(HTTPError):
+        manager.request("list_namespaced_pod", "default")
+    assert clock.slept == [2] * 120
+    assert manager.log.lines == 2 * said
+
+
+def test_a_node_is_lost_a_minute_after_the_grace_period(clock, cluster, manager) -> None:
+    cluster.lost_node = True
+    pod = cluster.add("a", [(0, RUNNING), (500, ended(0))])
+    manager.delete_pod(pod)
+    clock.advance(30 + 60)
+    assert manager.read_pod(pod) is manager.last_seen
+    clock.advance(1)
+    with pytest.raises(ApiException, match=r"404.*\nReason: Its node does not answer"):
+        manager.read_pod(pod)
+    clock.advance(400)  # it was not lost after all
+    assert manager.read_pod(pod).status.phase == "Succeeded"
+
+
+def test_what_the_log_says_of_the_end_is_believed_for_a_moment(clock, cluster, manager) -> None:
+    pod = cluster.add("a", [(0, RUNNING)])
+    pod.spec.containers.append(k8s.V1Container(name=XCOM_SIDECAR))
+    assert manager.container_is_running(pod, "base") is True
+    assert set(clock.slept) == {0.2}
+    assert 1.5 < clock.passed < 1.9
+    clock.slept.clear()
+    assert manager.container_is_running(pod, XCOM_SIDECAR) is True
+    assert clock.slept == []
+
+
+def test_a_log_that_cannot_be_read_is_asked_for_less_and_less(clock, cluster, manager) -> None:
+    pod = cluster.add("a", [(0, RUNNING)])
+
+    def pause() -> float:
+        before = clock.now
+        assert list(manager.read_pod_logs(pod, "base")) == []
+        return clock.now - before
+
+    refused = answer(403, "Forbidden", "not you")
+    cluster.trouble(0, 10_000, refused, "read_namespaced_pod_log")
+    assert [pause() for _ in range(8)] == [2, 4, 8, 16, 32, 64, 120, 120]
+    assert set(clock.slept) == {2}
+    assert set(manager.log.lines) == {("warning", "The log cannot be read: not you")}
+    cluster.troubles.clear()
+    assert manager.read_pod_logs(pod, "base")
+    cluster.trouble(0, 10_000, refused, "read_namespaced_pod_log")
+    assert pause() == 2
