@@ -128,12 +128,9 @@ def find(mode: str, options: Options, scratch: Path) -> tuple[str, Files, Option
     """
     if mode in ("auto", "glue"):
         try:
-            within(PROBE_SECONDS, glue_endpoint(), probe_glue)
+            within(PROBE_SECONDS, glue_url("gold"), probe_glue)
             deadline = time.monotonic() + DOWNLOAD_SECONDS
-            with heartbeat(f"downloading {GLUE}"):
-                places = {
-                    role: download(glue_url(role), scratch / role, deadline) for role in GLUE_FILES
-                }
+            places = {role: download(glue_url(role), scratch, deadline) for role in GLUE_FILES}
             # Some phrases of its training set are sentences of its validation set.
             skipping = Options(on_bad_row="skip")
             return GLUE, {role: [skipping.table(at)] for role, at in places.items()}, skipping
@@ -150,29 +147,23 @@ def find(mode: str, options: Options, scratch: Path) -> tuple[str, Files, Option
         if not Path(directory).is_dir():
             raise WorkloadError(
                 f"there is no bundled data in {directory}; use the classic-example image or set "
-                "BUNDLED_DATA to a directory with train.csv, val.csv and gold.csv"
+                "BUNDLED_DATA to a directory of such data"
             )
         return BUNDLED, by_role(Options().table(directory)), Options()
     if re.search("://[^/@]*:[^/@]*@", mode):
         raise WorkloadError(
-            f"{shown(mode)} holds a password, which would be kept with the results; credentials "
-            "are variables of the environment (AWS_ACCESS_KEY_ID and so on)"
+            f"{shown(mode)} holds a password; credentials are variables of the environment "
+            "(AWS_SECRET_ACCESS_KEY and so on)"
         )
     if mode.startswith(("http://", "https://")):
-        with heartbeat(f"downloading {shown(mode)}"):
-            mode, source = str(download(mode, scratch)), shown(mode)
-        return source, {"train": [options.table(mode)]}, options
+        return shown(mode), {"train": [options.table(download(mode, scratch))]}, options
     return shown(mode), by_role(options.table(mode)), options
 
 
-def glue_endpoint() -> str:
-    """Return the address of the Hugging Face hub or of a mirror named by HF_ENDPOINT."""
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
-
-
 def glue_url(role: str) -> str:
-    """Return the address of the Parquet file that is for a split."""
-    root = f"{glue_endpoint()}/datasets/nyu-mll/glue/resolve/{GLUE_REVISION}"
+    """Return the address of a split at the Hugging Face hub, or the mirror HF_ENDPOINT."""
+    hub = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+    root = f"{hub}/datasets/nyu-mll/glue/resolve/{GLUE_REVISION}"
     return f"{root}/sst2/{GLUE_FILES[role]}-00000-of-00001.parquet"
 
 
@@ -195,7 +186,10 @@ def download(url: str, scratch: Path, deadline: float = math.inf) -> Path:
 
     target = scratch / PurePosixPath(url.partition("?")[0]).name
     try:
-        with requests.get(url, timeout=10, stream=True) as answer:
+        with (
+            heartbeat(f"downloading {shown(url)}"),
+            requests.get(url, timeout=10, stream=True) as answer,
+        ):
             answer.raise_for_status()
             require_space({target: int(answer.headers.get("Content-Length", 0))})
             scratch.mkdir(parents=True, exist_ok=True)

@@ -101,9 +101,9 @@ class Splits:
             for role in ("gold", "test", "val", "train"):
                 lacking = {n: split for n, split in HELD_OUT.items() if not self.rows[split]}
                 keys = array("Q")
-                for idx, (where, text, label) in enumerate(self.usable(files.get(role, ()))):
-                    key = blake2b(normalised(text).encode(), digest_size=8).digest()
-                    key = int.from_bytes(key)
+                rows = self.usable(files.get(role, ()), role == "test")
+                for idx, (where, text, label) in enumerate(rows):
+                    key = int.from_bytes(blake2b(normalised(text).encode(), digest_size=8).digest())
                     at = bisect_left(held, key)
                     if role in ("val", "train") and at < len(held) and held[at] == key:
                         self.skipped["overlap"] += 1
@@ -118,25 +118,26 @@ class Splits:
                         self.put(split, text, label, idx)
                         self.first.setdefault(label, where)
                         if len(self.first) > MOST_LABELS:
-                            raise WorkloadError(
-                                f"{self.options.label_column} has more than {MOST_LABELS} values: "
-                                "it is no column of labels"
-                            )
+                            column = self.options.label_column
+                            raise WorkloadError(f"{column} has over {MOST_LABELS} different labels")
                         if role != "train":
                             keys.append(key)
                     if ticker.due():
                         logger.info("%d rows", sum(self.rows.values()))
                 held = array("Q", numpy.sort(numpy.asarray(held + keys)).tobytes())
-            self.count()
+            self.flush()
         if overlap and self.options.on_bad_row == "fail":
             raise WorkloadError(
-                f"{overlap}: the text is held out as well, one of {self.skipped['overlap']} in "
-                f"all; {WAY_OUT}"
+                f"{overlap}: the text is held out too, one of {self.skipped['overlap']}; {WAY_OUT}"
             )
         self.require_sense()
 
-    def usable(self, tables: Iterable[Table]) -> Iterator[tuple[str, str, str | None]]:
+    def usable(
+        self, tables: Iterable[Table], unlabelled: bool
+    ) -> Iterator[tuple[str, str, str | None]]:
         """Yield place, text and label of each row; None where the label is not published.
+
+        Where rows may be `unlabelled`, an empty label is none either.
 
         Raises:
             WorkloadError: a row is bad and such rows are not left out, or there is no such column.
@@ -158,21 +159,20 @@ class Splits:
                     )
                 texts = batch[options.text_column].to_pylist()
                 for text, written in zip(texts, labels, strict=True):
-                    number += 1
+                    number, where = number + 1, f"{file.path} row {number + 1}"
                     try:
-                        text, label = (text or "").strip(), label_of(written)
-                        if not text:
+                        blank = unlabelled and not (written or "").strip()
+                        label = None if blank else label_of(written)
+                        if not (text := (text or "").strip()):
                             raise ValueError("the text is empty")
                         if allowed and label not in [*allowed, None]:
                             raise ValueError("the label is unknown")
                     except ValueError as why:
                         if options.on_bad_row == "fail":
-                            raise WorkloadError(
-                                f"{file.path} row {number}: {why}; {WAY_OUT}"
-                            ) from None
+                            raise WorkloadError(f"{where}: {why}; {WAY_OUT}") from None
                         self.skipped[str(why)] += 1
                     else:
-                        yield f"{file.path} row {number}", text, label
+                        yield where, text, label
             if table.bad:
                 self.skipped["the row is not readable"] += table.bad
 
@@ -185,13 +185,13 @@ class Splits:
             self.labels[label] += 1
             self.batch.append((text, label))
             if len(self.batch) == BATCH_ROWS:
-                self.count()
+                self.flush()
 
-    def count(self) -> None:
+    def flush(self) -> None:
         """Add the latest training rows to the statistics."""
-        if self.batch:
-            self.statistics += count(*zip(*self.batch, strict=True))
-            self.batch.clear()
+        texts, labels = zip(*self.batch, strict=True) if self.batch else ((), ())
+        self.statistics += count(texts, labels)
+        self.batch.clear()
 
     def require_sense(self) -> None:
         """Raise WorkloadError unless there is a row, and labels that can be learned and judged."""
@@ -206,7 +206,5 @@ class Splits:
             return
         for label, where in self.first.items():
             if self.labels[label] < 2:
-                raise WorkloadError(
-                    f"{where}: label {label!r} is that of {self.labels[label]} training rows; mend "
-                    "it, or name all labels: --labels a,b (DATA_LABELS)"
-                )
+                rare = f"label {label!r} is that of {self.labels[label]} training rows"
+                raise WorkloadError(f"{where}: {rare}; mend it, or name all labels: --labels a,b")
