@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from classic_example.errors import WorkloadError
+from classic_example.errors import WorkloadError, names
 from classic_example.files import sha256_of
 
 COLUMNS = ("sentence", "label", "idx")
@@ -145,12 +145,6 @@ def labels_of(path: Path, texts: Sequence[str]) -> Labels:
 def normalised(text: str) -> str:
     """Return what a text has in common with those that differ in capitals and white space only."""
     return " ".join(text.casefold().split())
-
-
-def names(items: object) -> str:
-    """Return items as `a, b, c`, cut after 20."""
-    texts = [str(item) for item in items]
-    return ", ".join(texts[:20]) + (", ..." if len(texts) > 20 else "")
 
 
 def digest(paths: list[Path]) -> str:

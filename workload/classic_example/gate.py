@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from classic_example import evaluate, inference, lineage
-from classic_example.data import Labels, Row, names, read_labelled
-from classic_example.errors import WorkloadError, not_there
+from classic_example.data import Labels, Row, read_labelled
+from classic_example.errors import WorkloadError, names, not_there
 from classic_example.files import read_json, write_json
 from classic_example.model_files import LINEAGE_FILE
 from classic_example.registry import base

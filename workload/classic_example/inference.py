@@ -14,8 +14,8 @@ import pyarrow
 
 from classic_example import lineage, parameters, statistics
 from classic_example.checks import require_one_of
-from classic_example.data import BINARY, names, positive_of
-from classic_example.errors import WorkloadError, not_there
+from classic_example.data import BINARY, positive_of
+from classic_example.errors import WorkloadError, names, not_there
 from classic_example.files import Unfinished, fill_json, new_files, read_json
 from classic_example.model_files import REGISTRY_FILE, WEIGHTS_FILE
 from classic_example.predictions import DIGITS, OUTPUT, deliver, part_of

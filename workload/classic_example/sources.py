@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from classic_example import parameters
-from classic_example.data import DATASET_FILE, digest, names
-from classic_example.errors import WorkloadError, one_line, scrub
+from classic_example.data import DATASET_FILE, digest
+from classic_example.errors import WorkloadError, names, one_line, scrub
 from classic_example.files import (
     cannot_write,
     fill_json,

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy
 
 from classic_example.checks import require_one_of
-from classic_example.data import BATCH_ROWS, COLUMNS, UNLABELLED, label_of, names, normalised
-from classic_example.errors import WorkloadError
+from classic_example.data import BATCH_ROWS, COLUMNS, UNLABELLED, label_of, normalised
+from classic_example.errors import WorkloadError, names
 from classic_example.progress import Ticker
 from classic_example.statistics import count
 from classic_example.tables import ON_BAD_ROW, Table

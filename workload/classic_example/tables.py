@@ -14,8 +14,7 @@ import pyarrow
 from pyarrow import csv as arrow_csv
 from pyarrow import fs, parquet
 
-from classic_example.data import names
-from classic_example.errors import WorkloadError, not_there, one_line
+from classic_example.errors import WorkloadError, names, not_there, one_line
 
 # Read at once, and checked before the first of its rows is used. No row of a CSV file is longer.
 BLOCK_BYTES = 4 << 20

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from classic_example.data import names
-from classic_example.errors import WorkloadError, one_line
+from classic_example.errors import WorkloadError, names, one_line
 from classic_example.progress import Ticker, heartbeat
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from typing import Any, Protocol
 
 from classic_example import lineage
 from classic_example import model_files as files
-from classic_example.data import names
-from classic_example.errors import WorkloadError, not_there
+from classic_example.errors import WorkloadError, names, not_there
 from classic_example.files import new_directory, read_json, write_json
 from classic_example.space import require_space
 
