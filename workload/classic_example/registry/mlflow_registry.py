@@ -31,6 +31,7 @@ DEFAULTS = {
     "GIT_PYTHON_REFRESH": "quiet",
     "HF_HUB_VERBOSITY": "error",
 }
+TASK = "text-classification"
 # The page of an experiment opens on its training runs, not on traces of language models.
 EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
 
@@ -106,7 +107,10 @@ class MlflowRegistry:
         from huggingface_hub import ModelCard
         from mlflow.models import ModelSignature
         from mlflow.types import ColSpec, Schema
+        from transformers import TextClassificationPipeline, pipelines
 
+        # MLflow 3.17 wants the class, of which transformers 5.24 holds the name.
+        pipelines.check_task(TASK)[1]["impl"] = TextClassificationPipeline
         # MLflow sends a copy.
         size = sum(path.stat().st_size for path in package.files)
         require_space({Path(tempfile.gettempdir()): size})
@@ -119,7 +123,7 @@ class MlflowRegistry:
             model = mlflow.transformers.log_model(
                 str(package.directory),
                 name="model",
-                task="text-classification",
+                task=TASK,
                 # Columns without names: a list of texts is as good as a table.
                 signature=ModelSignature(
                     Schema([ColSpec("string")]),
