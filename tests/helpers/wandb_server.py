@@ -1,16 +1,13 @@
 """A stand-in for a Weights & Biases server: the calls that wandb 0.31.0 makes, and no others.
 
 It is written for these tests and is not W&B. It keeps runs and artifacts of one team, checks the
-API key of every call, and lets calls fail: with an error, by a stall, with a damaged file. A call
-that it does not know is refused and listed in `unknown`. An answer holds all that any query asks
-for of a thing; the SDK takes what it knows.
+API key of every call, and lets calls fail. One that it does not know is refused and listed in
+`unknown`. An answer holds all that any query asks for of a thing.
 
-In a test: `with serve(key) as server: ... server.address`. On its own, for a pod:
-
-    python wandb_server.py --address http://NAME:8080 --key-file FILE
-
-where `GET /stand-in/summary` tells what has arrived, `GET /stand-in/health` answers, and
-`POST /stand-in/key` changes the key. It needs the standard library only.
+In a test: `with serve(key) as server: ... server.address`. In a pod, where it needs the standard
+library only: `python wandb_server.py --address http://NAME:8080 --key-file FILE`;
+`GET /stand-in/summary` tells what has arrived, `GET /stand-in/health` answers, and
+`POST /stand-in/key` changes the key.
 """
 
 import argparse
@@ -22,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
@@ -31,8 +29,6 @@ SDK_VERSION = "0.31.0"
 TEAM = "test-team"
 REGISTRY = "models"
 """Name of the only W&B Registry."""
-LONGEST_STALL = 120.0
-"""Seconds after which a stalled answer ends, so that no thread outlives a test run for long."""
 NOW = "2026-01-01T00:00:00Z"
 
 Json = dict[str, Any]
@@ -71,7 +67,7 @@ class Artifact:
     digest: str
     metadata: Json
     run: str
-    aliases: set[str] = field(default_factory=set)
+    aliases: set[str]
     index: int | None = None
     """Number of the version, None until it is committed."""
     files: dict[str, bytes] = field(default_factory=dict)
@@ -175,12 +171,11 @@ class Server:
                 return one
         return None
 
-    def give_aliases(self, artifact: Artifact, aliases: list[Json]) -> None:
+    def give(self, artifact: Artifact, aliases: set[str]) -> None:
         """Give aliases to a version; whoever had them before loses them."""
-        names = {one["alias"] for one in aliases}
         for other in self.versions(artifact.name):
-            other.aliases -= names
-        artifact.aliases |= names
+            other.aliases -= aliases
+        artifact.aliases |= aliases
 
     def shown(self, one: Artifact) -> Json:
         """Return all that the SDK asks for about an artifact and its place in its collection."""
@@ -203,21 +198,21 @@ class Server:
 
     def stream(self, sent: Json, *key: str) -> Json:
         """Take what a run sends while it goes on: lines of files, and its end."""
-        with self.lock:
-            run, files = self.runs[key], sent.get("files", {})
-            for line in files.get("wandb-history.jsonl", {}).get("content", []):
-                run.history.append(json.loads(line))
-            for line in files.get("wandb-summary.json", {}).get("content", []):
-                run.summary = json.loads(line)
-            if sent.get("complete"):
-                run.state = "finished" if sent["exitcode"] == 0 else "failed"
+        run = self.runs[key]
+        lines = {name: one.get("content", []) for name, one in sent.get("files", {}).items()}
+        run.history += [json.loads(line) for line in lines.get("wandb-history.jsonl", [])]
+        for line in lines.get("wandb-summary.json", []):
+            run.summary = json.loads(line)
+        if sent.get("complete"):
+            run.state = "finished" if sent["exitcode"] == 0 else "failed"
         return {"exitcode": None, "limits": {}}
 
     def graphql(self, operation: str, variables: Json) -> Json:
-        """Return the data of an operation.
+        """Answer an operation. Raises Refusal for what the server does not do."""
+        return {"data": self.data(operation, variables)}
 
-        Raises Refusal for what the server does not do.
-        """
+    def data(self, operation: str, variables: Json) -> Json:
+        """Return the data of an operation."""
         asked = variables.get("input") or variables
         place = tuple(asked.get(name) or asked.get(f"{name}Name") for name in ("entity", "project"))
         artifact = self.artifacts.get(asked.get("artifactID") or asked.get("id"))
@@ -262,6 +257,7 @@ class Server:
                 wanted = json.loads(artifact.manifest[""])["contents"]
                 if missing := set(wanted) - set(artifact.files):
                     raise Refusal(400, f"the artifact lacks {', '.join(missing)}")
+                self.give(artifact, artifact.aliases)
                 artifact.index = len(self.versions(artifact.name))
                 return {"commitArtifact": {"artifact": {"id": artifact.id}}}
             case "ArtifactByID" | "ArtifactCreatedBy" | "FetchArtifactManifest":
@@ -274,7 +270,6 @@ class Server:
                 there = [one for one in self.artifacts.values() if one.place == place]
                 models = {one.name: self.shown(one)["artifactCollection"] for one in there}
                 listed = page([models[name] for name in sorted(models)])
-                # W&B: the first run makes a project.
                 known = any(key[:2] == place for key in self.runs)
                 return {
                     "project": {"artifactType": {"artifactCollections": listed}} if known else None
@@ -297,7 +292,7 @@ class Server:
                 artifact.metadata = json.loads(asked["metadata"])
                 return {"result": {"artifact": self.shown(artifact)}}
             case "AddAliases":
-                self.give_aliases(artifact, asked["aliases"])
+                self.give(artifact, {one["alias"] for one in asked["aliases"]})
                 return {"result": {"success": True}}
             case "FetchOrgInfoFromEntity":
                 organization = {"name": "all", "orgEntity": {"name": "all"}}
@@ -319,8 +314,8 @@ class Server:
         if latest and latest.digest == asked["digest"]:
             return {"id": latest.id, "state": "COMMITTED", "artifactSequence": sequence}
         known = asked["digest"], json.loads(asked["metadata"]), asked["runName"]
-        self.artifacts[key] = Artifact(key, place, name, *known)
-        self.give_aliases(self.artifacts[key], asked["aliases"])
+        aliases = {one["alias"] for one in asked["aliases"]}
+        self.artifacts[key] = Artifact(key, place, name, *known, aliases)
         return {"id": key, "state": "PENDING", "artifactSequence": sequence}
 
 
@@ -331,7 +326,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         """Answer a call."""
-        state, work, key = self.state, None, True
+        state = self.state
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path == "/stand-in/key":
             state.key = body.decode().strip()
@@ -340,17 +335,13 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/graphql":
             asked = json.loads(body)
             call = re.search(r"\b(?:query|mutation)\s+(\w+)", asked["query"])[1]
-            variables = asked.get("variables") or {}
-
-            def work() -> Json:
-                with state.lock:
-                    return {"data": state.graphql(call, variables)}
-
+            key, work = True, partial(state.graphql, call, asked.get("variables") or {})
         elif stream := re.fullmatch(r"/files/([^/]+)/([^/]+)/([^/]+)/file_stream", self.path):
-            call, work = "stream", lambda: state.stream(json.loads(body), *stream.groups())
+            call, key = "stream", True
+            work = partial(state.stream, json.loads(body), *stream.groups())
         elif slot := state.slots.get(self.path):
             call = {"PUT": "upload", "GET": "download"}[self.command]
-            key, work = False, lambda: self.move(body, *slot)
+            key, work = False, partial(self.move, body, *slot)
         else:
             state.unknown.append(f"{self.command} {self.path}")
             return self.refuse(404, f"the stand-in does not know {self.path}")
@@ -367,7 +358,7 @@ class Handler(BaseHTTPRequestHandler):
                 what for name, what, left in state.faults if name == call and next(left, None)
             ]
         if "stall" in faults:
-            state.closing.wait(LONGEST_STALL)
+            state.closing.wait()
             self.close_connection = True
         elif faults:
             self.refuse(faults[0], "the stand-in was told to fail")
@@ -376,7 +367,9 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(401, "user is not logged in")
         else:
             try:
-                self.send(200, work())
+                with state.lock:
+                    content = work()
+                self.send(200, content)
             except Refusal as refusal:
                 self.refuse(*refusal.args)
 

@@ -46,7 +46,9 @@ def registry(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         patch.setenv("WANDB_DIR", str(tmp_path_factory.mktemp("wandb")))
         patch.setenv("ML_PIPELINES_RUN_ID", "loader")
         patch.setenv("MIN_FREE_BYTES", "0")
-        yield WandbRegistry()
+        registry = WandbRegistry()
+        registry.child.submit(int).result()  # It starts here, in this environment.
+        yield registry
         for child in multiprocessing.active_children():
             child.kill()
 
