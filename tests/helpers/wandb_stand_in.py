@@ -81,12 +81,11 @@ def manifests(image: str, key: str) -> list[dict[str, Any]]:
             "httpGet": {"path": "/stand-in/health", "port": PORT},
             "periodSeconds": 2,
         },
-        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
+        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [
             {"name": "script", "mountPath": "/script"},
             {"name": "key", "mountPath": "/key"},
-            {"name": "tmp", "mountPath": "/tmp"},
         ],
     }
     pod = {
@@ -96,7 +95,6 @@ def manifests(image: str, key: str) -> list[dict[str, Any]]:
         "volumes": [
             {"name": "script", "configMap": {"name": NAME}},
             {"name": "key", "secret": {"secretName": NAME}},
-            {"name": "tmp", "emptyDir": {"sizeLimit": "2Gi"}},
         ],
     }
     service = {"selector": labels, "ports": [{"port": PORT, "targetPort": PORT}]}

@@ -53,18 +53,11 @@ class Ticker:
         return True
 
 
-def within(
-    seconds: float,
-    what: str,
-    call: Callable[[], T],
-    check: Callable[[], None] | None = None,
-) -> T:
+def within(seconds: float, what: str, call: Callable[[], T]) -> T:
     """Return `call()`, or raise WorkloadError when it has not ended after `seconds`.
 
     Name resolution has no time limit of its own in Python, and SDKs retry for minutes; a daemon
     thread bounds both. The thread is left behind: the process is about to end anyway.
-
-    `check` is called every INTERVAL_SECONDS meanwhile; what it raises ends the wait.
     """
     outcome: list[T] = []
     failure: list[BaseException] = []
@@ -77,13 +70,7 @@ def within(
 
     thread = threading.Thread(target=run, daemon=True, name="within")
     thread.start()
-    end = time.monotonic() + seconds
-    while check is not None and end - time.monotonic() > INTERVAL_SECONDS:
-        thread.join(INTERVAL_SECONDS)
-        if not thread.is_alive():
-            break
-        check()
-    thread.join(max(0.0, end - time.monotonic()))
+    thread.join(seconds)
     if failure:
         raise failure[0]
     if not outcome:

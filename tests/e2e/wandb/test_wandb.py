@@ -71,7 +71,9 @@ def test_model_metrics_and_plots_arrive(training, inference, server: StandIn) ->
     assert artifact["metadata"]["run_id"] == training.run_id
     assert abs(artifact["metadata"]["metrics"]["accuracy"] - trained["accuracy"]) < 1e-5
     assert artifact["files"]["model.safetensors"] == artifact["metadata"]["model_sha256"]
-    (run,) = (one for one in found["runs"] if one["job_type"] == "upload-model")
+    # One run from the first step of the training to the version.
+    (run,) = (one for one in found["runs"] if one["job_type"] != "load-model")
+    assert artifact["run"] == run["name"]
     assert run["state"] == "finished"
     assert run["config"]["dag_id"] == "training_dag"
     assert abs(run["summary"]["accuracy"] - trained["accuracy"]) < 1e-5
