@@ -12,7 +12,7 @@ from airflow.exceptions import AirflowException
 from airflow.providers.cncf.kubernetes.utils.pod_manager import PodManager
 from kubernetes.client import ApiClient, Configuration, CoreV1Api
 from kubernetes.client.exceptions import ApiException
-from urllib3.exceptions import HTTPError, ProtocolError
+from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 
 from ml_pipelines import pod_manager
 from ml_pipelines.pod_manager import PatientPodManager
@@ -245,16 +245,23 @@ def test_a_database_that_is_away_costs_a_try_and_no_training(clock, make_task, r
 
 @pytest.fixture
 def mute_server() -> Iterator[str]:
-    """The address of a server that accepts every connection and never answers."""
+    """The address of a server that accepts every connection and never answers, but closes it.
+
+    Else nobody would come back who waits for an answer without a limit.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listening:
         accepted: list[socket.socket] = []
 
         def accept() -> None:
             while True:
                 try:
-                    accepted.append(listening.accept()[0])
+                    one = listening.accept()[0]
                 except OSError:
                     return
+                accepted.append(one)
+                closing = threading.Timer(30, one.close)
+                closing.daemon = True
+                closing.start()
 
         thread = threading.Thread(target=accept)
         thread.start()
@@ -273,7 +280,7 @@ def test_a_server_that_accepts_and_never_answers_is_one_that_is_away(
     configuration.host, configuration.retries = mute_server, False
     client = CoreV1Api(ApiClient(configuration))
     PatientPodManager.of(PodManager(client))
-    with pytest.raises(HTTPError) as error:
+    with pytest.raises(ReadTimeoutError) as error:
         client.read_namespaced_pod("x", "default")
     assert pod_manager.is_transient(error.value)
 
