@@ -14,7 +14,7 @@ from classic_example.errors import WorkloadError
 from classic_example.evaluate import interval, mcnemar
 from classic_example.gate import Rules, gate, judge, promote, rollback
 from classic_example.registry.base import ModelRef, unknown_alias
-from workload_helpers import HEADER, Cli, sentences, write_csv
+from workload_helpers import Cli, named_sentences, relabelled
 
 ROWS = 1000
 NOBODY = {"alias": "", "by": "", "reason": ""}
@@ -190,24 +190,12 @@ def test_another_alias_is_another_champion(shelf: Shelf, monkeypatch: pytest.Mon
     assert shelf.aliases == {"champion": "v1", "shadow": "v2", "blue": "v3"}
 
 
-def relabelled(model: Path, target: Path, *labels: str) -> Path:
-    """Return a copy of a model that calls its labels otherwise."""
-    shutil.copytree(model, target)
-    config = json.loads((target / "config.json").read_text())
-    config["id2label"] = dict(enumerate(labels))
-    config["label2id"] = {label: number for number, label in enumerate(labels)}
-    (target / "config.json").write_text(json.dumps(config))
-    return target
-
-
 @pytest.fixture(scope="module")
 def gold(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory with train.csv and gold.csv, whose labels are names."""
     directory = tmp_path_factory.mktemp("gold")
     for name, offset in (("train", 0), ("gold", 400)):
-        rows = sentences(60, offset)
-        named = [[text, ("negative", "positive")[label], idx] for text, label, idx in rows]
-        write_csv(directory / f"{name}.csv", HEADER, named)
+        named_sentences(directory / f"{name}.csv", offset)
     return directory
 
 

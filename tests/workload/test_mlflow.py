@@ -22,6 +22,8 @@ from workload_helpers import (
     environment,
     everything_below,
     fill,
+    named_sentences,
+    relabelled,
     sentences,
 )
 
@@ -489,6 +491,43 @@ def janitor(server: str, storage: Path, *, keep: int = 0, hours: float = 48) -> 
     ended = subprocess.run(command, capture_output=True, text=True, env=environment({}))
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
+
+
+def test_gate_and_people_move_the_champion(
+    cli: Cli, server: str, client, trained: tuple[Ended, Path], tmp_path: Path
+):
+    for name, offset in (("train", 0), ("gold", 400)):
+        named_sentences(tmp_path / f"{name}.csv", offset)
+    good = relabelled(trained[1], tmp_path / "good", "negative", "positive")
+    bad = relabelled(trained[1], tmp_path / "bad", "positive", "negative")
+    # The words are easy for the baseline too.
+    env = variables(server, GATE='{"margin": -1}', MLFLOW_EXPERIMENT_NAME="gate")
+    missing = cli("load-from-registry", "gated:champion", tmp_path / "loaded", env=env)
+    assert "no model 'gated'" in missing.error
+    for model in (good, bad):
+        run = {"ML_PIPELINES_RUN_ID": model.name}
+        assert cli("upload-to-registry", "gated", model, env=env | run).status == 0
+    missing = cli("load-from-registry", "gated:champion", tmp_path / "loaded", env=env)
+    assert "`make promote V=N`" in missing.error
+
+    def champion() -> dict[str, str]:
+        return client.get_model_version_by_alias("gated", "champion").tags
+
+    assert cli("gate", "gated:v1", good, tmp_path, env=env).result["decision"] == "promoted"
+    assert champion()["gate_accuracy"].startswith("1.0000 ")
+    refused = cli("gate", "gated:v2", bad, tmp_path, env=env).result
+    assert (refused["decision"], refused["champion_version"]) == ("refused", "v1")
+    assert client.get_model_version("gated", "2").tags["gate_reason"] == refused["reason"]
+    assert champion()["run_id"] == "good"
+
+    cli("promote", "gated:v2", "--by", "ann", "--reason", "a try", env=env)
+    audit = {"promoted_over": "v1", "promoted_by": "ann", "run_id": "bad"}
+    assert champion().items() >= audit.items()
+    back = cli("rollback", "gated", env=env)
+    assert (back.result["version"], back.result["before"]) == ("v1", "v2")
+    assert champion()["promotion_reason"] == "rollback from v2"
+    loaded = cli("load-from-registry", "gated:champion", tmp_path / "loaded", env=env)
+    assert loaded.result["version"] == "v1"
 
 
 @pytest.fixture(scope="module")

@@ -96,6 +96,23 @@ def sentences(count: int, offset: int = 0) -> list[list]:
     return rows
 
 
+def named_sentences(path: Path, offset: int) -> Path:
+    """Write 60 of these sentences, whose labels are names."""
+    rows = sentences(60, offset)
+    named = [[text, ("negative", "positive")[label], idx] for text, label, idx in rows]
+    return write_csv(path, HEADER, named)
+
+
+def relabelled(model: Path, target: Path, *labels: str) -> Path:
+    """Return a copy of a model that calls its labels otherwise."""
+    shutil.copytree(model, target)
+    config = json.loads((target / "config.json").read_text())
+    config["id2label"] = dict(enumerate(labels))
+    config["label2id"] = {label: number for number, label in enumerate(labels)}
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
 class DirectoryRegistry:
     """A registry with one model in a directory; stands in for a server."""
 
