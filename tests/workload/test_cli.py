@@ -71,7 +71,9 @@ def test_result_file_that_cannot_be_written_does_not_fail_finished_work(cli: Cli
     assert not (tmp_path / "no").exists()
 
 
-def test_terminated_training_leaves_nothing(make_config: Callable[..., Path], tmp_path: Path):
+def test_terminated_training_leaves_what_the_next_try_goes_on_from(
+    make_config: Callable[..., Path], tmp_path: Path
+):
     config = make_config(tmp_path / "config.json", max_steps=100_000)
     process = subprocess.Popen(
         [sys.executable, "classic_example/cli.py", "train", str(config)],
@@ -92,4 +94,5 @@ def test_terminated_training_leaves_nothing(make_config: Callable[..., Path], tm
     finally:
         process.kill()
         process.wait()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json"]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".results.training", "config.json"]

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -25,17 +24,9 @@ def test_matrix_products_use_openblas():
 def test_torch_is_debians_cpu_build():
     import torch
 
-    assert torch.__version__.startswith("1.13")
+    assert torch.__version__.startswith("2.6.")
     assert torch.__file__.startswith("/usr/lib/python3/dist-packages/")
     assert not torch.cuda.is_available()
-
-
-@pytest.mark.parametrize(
-    ("package", "version"),
-    [("transformers", "4.42.3"), ("wandb", "0.17.4"), ("mlflow", "3.17.2")],
-)
-def test_pinned_version_is_installed(package: str, version: str):
-    assert metadata.version(package) == version
 
 
 @pytest.mark.parametrize("program", ["python", "sh", "find", "rm", "mlflow", "tini"])

@@ -145,7 +145,7 @@ def test_unknown_precision_is_refused(
 ):
     monkeypatch.setenv("PREDICT_PRECISION", "int8")
     with pytest.raises(
-        WorkloadError, match="PREDICT_PRECISION is 'int8', allowed: auto, bf16, fp32"
+        WorkloadError, match="PREDICT_PRECISION is 'int8', allowed: auto, fp32, bf16"
     ):
         run_inference_on_dataframe(data_directory / "test.csv", model, tmp_path / "pred.csv")
 

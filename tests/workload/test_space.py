@@ -8,10 +8,11 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from classic_example import cli as command_line
-from classic_example import sources, space, train
+from classic_example import evaluate, sources, space, train
 from classic_example.errors import WorkloadError
 from classic_example.files import new_directory, new_files
 from classic_example.registry import base
@@ -114,7 +115,8 @@ def test_training_does_not_begin_without_room_for_the_model(
 ):
     monkeypatch.setenv("MIN_FREE_BYTES", "0")
     fill(small_volume, free=2_000_000)
-    monkeypatch.setattr(train, "fit", lambda *_: pytest.fail("training has begun"))
+    begun = AssertionError("training has begun")
+    monkeypatch.setattr(evaluate, "baseline", Mock(side_effect=begun))
     config = make_config(tmp_path / "config.json", output_dir=str(small_volume / "results"))
     with pytest.raises(WorkloadError, match=f"not enough space on the volume of {small_volume}"):
         train.train(config)

@@ -379,7 +379,7 @@ def test_bad_data_ends_the_command_with_one_line(cli: Cli, make_config: MakeConf
     bad = write_csv(tmp_path / "bad.csv", HEADER, [["fine", 1, 0], ["odd", 3, 1]])
     ended = cli("train", make_config(tmp_path / "config.json", train_file=str(bad)))
     assert ended.error == (
-        f"ERROR: {bad} line 2: no other row has label '1'; where it is meant, name all labels by "
+        f"ERROR: {bad} row 2: no other row has label '1'; where it is meant, name all labels by "
         "`labels` in the configuration"
     )
     assert ended.seconds < 30
