@@ -40,12 +40,10 @@ class Refusal(Exception):
 
 @dataclass
 class Run:
-    """A run."""
+    """A run in a place, which is entity and project; `name` is its id."""
 
     place: tuple[str, str]
-    """Entity and project."""
     name: str
-    """Its id, as in its address."""
     job_type: str = ""
     state: str = "running"
     config: Json = field(default_factory=dict)
@@ -58,18 +56,16 @@ class Run:
 
 @dataclass
 class Artifact:
-    """A version of a model, from the moment it is announced; visible once it is committed."""
+    """A version of the model `name`, from its announcement; it has an index once committed."""
 
     id: str
     place: tuple[str, str]
     name: str
-    """Of the model."""
     digest: str
     metadata: Json
     run: str
     aliases: set[str]
     index: int | None = None
-    """Number of the version, None until it is committed."""
     files: dict[str, bytes] = field(default_factory=dict)
     manifest: dict[str, bytes] = field(default_factory=dict)
     links: dict[str, list[str]] = field(default_factory=dict)
@@ -112,13 +108,11 @@ class Server:
     """The state, the answers, and the switches of the stand-in."""
 
     def __init__(self, key: str) -> None:
-        """`key` is the API key that is accepted."""
         self.key, self.address = key, ""
         self.runs: dict[tuple[str, str, str], Run] = {}
         self.artifacts: dict[str, Artifact] = {}
         self.unknown: list[str] = []
-        self.refused = 0
-        """Calls with a wrong key or none."""
+        self.refused = 0  # calls with a wrong key or none
         self.faults: list[tuple[str, int | str, Iterator[int]]] = []
         self.slots: dict[str, tuple[dict[str, bytes], str]] = {}
         """Addresses that were announced for a file: where it goes or is, and its name there."""
@@ -148,10 +142,7 @@ class Server:
             return {"runs": runs, "artifacts": artifacts, **seen}
 
     def fail(self, calls: str, what: int | str, times: int = 1_000_000) -> None:
-        """Let calls with this name go wrong: a status to answer with, or `stall`.
-
-        The name of a call is that of its GraphQL operation, or upload, download, stream.
-        """
+        """Let calls (a GraphQL operation, upload, download, stream) end in a status or `stall`."""
         with self.lock:
             self.faults.append((calls, what, iter(range(times, 0, -1))))
 
@@ -208,11 +199,7 @@ class Server:
         return {"exitcode": None, "limits": {}}
 
     def graphql(self, operation: str, variables: Json) -> Json:
-        """Answer an operation. Raises Refusal for what the server does not do."""
-        return {"data": self.data(operation, variables)}
-
-    def data(self, operation: str, variables: Json) -> Json:
-        """Return the data of an operation."""
+        """Return the data of an operation; raise Refusal for what the server does not do."""
         asked = variables.get("input") or variables
         place = tuple(asked.get(name) or asked.get(f"{name}Name") for name in ("entity", "project"))
         artifact = self.artifacts.get(asked.get("artifactID") or asked.get("id"))
@@ -236,8 +223,8 @@ class Server:
             case "Run":
                 return {"project": run and {"run": shown_run(run)}}
             case "CreateRunFiles":
-                urls = {name: self.slot(run.files, name) for name in asked["files"]}
-                files = [{"name": name, "uploadUrl": url} for name, url in urls.items()]
+                slots = ((name, self.slot(run.files, name)) for name in asked["files"])
+                files = [{"name": name, "uploadUrl": url} for name, url in slots]
                 return {"createRunFiles": {"runID": run.name, "uploadHeaders": [], "files": files}}
             case "CreateArtifact":
                 return {"createArtifact": {"artifact": self.create(place, asked)}}
@@ -271,9 +258,8 @@ class Server:
                 models = {one.name: self.shown(one)["artifactCollection"] for one in there}
                 listed = page([models[name] for name in sorted(models)])
                 known = any(key[:2] == place for key in self.runs)
-                return {
-                    "project": {"artifactType": {"artifactCollections": listed}} if known else None
-                }
+                project = {"artifactType": {"artifactCollections": listed}}
+                return {"project": project if known else None}
             case "ProjectArtifacts":
                 versions = [self.shown(one) for one in reversed(self.versions(asked["collection"]))]
                 collection = {"__typename": "ArtifactSequence", "artifacts": page(versions)}
@@ -281,10 +267,9 @@ class Server:
             case "GetArtifactMembershipFileUrls":
                 files = self.find(place, f"{asked['collection']}:{asked['alias']}").files
                 nodes = [{"name": name, "directUrl": self.slot(files, name)} for name in files]
-                member = {"artifactMembership": {"files": page(nodes)}}
-                return {
-                    "project": {"artifactCollection": {"__typename": "ArtifactSequence", **member}}
-                }
+                collection = {"__typename": "ArtifactSequence"}
+                collection |= {"artifactMembership": {"files": page(nodes)}}
+                return {"project": {"artifactCollection": collection}}
             case "UseArtifact":
                 run.used.append(f"{artifact.name}:{artifact.version}")
                 return {"useArtifact": {"artifact": self.shown(artifact)}}
@@ -335,7 +320,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/graphql":
             asked = json.loads(body)
             call = re.search(r"\b(?:query|mutation)\s+(\w+)", asked["query"])[1]
-            key, work = True, partial(state.graphql, call, asked.get("variables") or {})
+            key, work = True, lambda: {"data": state.graphql(call, asked.get("variables") or {})}
         elif stream := re.fullmatch(r"/files/([^/]+)/([^/]+)/([^/]+)/file_stream", self.path):
             call, key = "stream", True
             work = partial(state.stream, json.loads(body), *stream.groups())
@@ -380,8 +365,7 @@ class Handler(BaseHTTPRequestHandler):
         checksum = base64.b64encode(hashlib.md5(body).digest()).decode()
         if self.headers.get("Content-MD5", checksum) != checksum:
             raise Refusal(400, "the file is not what was announced")
-        files[name] = body
-        return {}
+        return files.update({name: body}) or {}
 
     def refuse(self, status: int, message: str) -> None:
         """Answer with an error in GraphQL's form."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, wraps
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -135,13 +136,12 @@ class WandbRegistry:
 
     def answer(self, name: str, arguments: tuple[Any, ...]) -> Any:
         """Call a method, in the child; an error of the SDK becomes one clear line."""
-        import wandb
-
+        self.sdk = import_module("wandb")
         try:
             return getattr(self, name)(*arguments)
         except Exception as error:
-            if wandb.run:
-                wandb.run.finish(exit_code=1)
+            if self.sdk.run:
+                self.sdk.run.finish(exit_code=1)
             if isinstance(error, WorkloadError):
                 raise
             place = f"{self.where}, project {self.entity}/{self.project}"
@@ -149,9 +149,7 @@ class WandbRegistry:
 
     def start(self, job_type: str, config: dict[str, Any], run_id: str | None = None) -> Any:
         """Return an open run, that with the id if there is one."""
-        import wandb
-
-        return wandb.init(
+        return self.sdk.init(
             job_type=job_type,
             config=config,
             allow_val_change=True,
@@ -166,16 +164,14 @@ class WandbRegistry:
 
         W&B makes no version of files that it has: that of an earlier try is taken over.
         """
-        import wandb
-
         config = {**package.params, **package.tags}
         run = self.start("upload-model", config, package.tracking_run or None)
         for point in () if package.tracking_run else package.history:
             self.log_point(int(point["step"]), point)
-        run.log({path.stem: wandb.Image(str(path)) for path in package.plots})
+        run.log({path.stem: self.sdk.Image(str(path)) for path in package.plots})
         run.summary.update(package.metrics)
         metadata = {"metrics": package.metrics, **package.tags}
-        artifact = wandb.Artifact(model_name, "model", metadata=metadata)
+        artifact = self.sdk.Artifact(model_name, "model", metadata=metadata)
         for path in package.files:
             # Nobody changes the files meanwhile. Without these two, the SDK makes one copy before
             # it sends them and one after.
@@ -227,12 +223,10 @@ class WandbRegistry:
 
     def open_run(self, params: dict[str, Any], tags: dict[str, str]) -> tuple[str, str]:
         """Return id and address of the run of a training, one for each run of a pipeline."""
-        import wandb
-
         run_id = None
         if "run_id" in tags:
             run_id = hashlib.sha256(f"{tags['dag_id']}/{tags['run_id']}".encode()).hexdigest()[:16]
-            earlier = found(lambda: wandb.Api().run(f"{self.entity}/{self.project}/{run_id}"))
+            earlier = found(lambda: self.sdk.Api().run(f"{self.entity}/{self.project}/{run_id}"))
             if earlier and earlier.state == "finished":
                 run_id = None  # The run of the pipeline was cleared after a whole training.
         run = self.start("train-model", {**params, **tags}, run_id)
@@ -240,17 +234,13 @@ class WandbRegistry:
 
     def log_point(self, step: int, metrics: dict[str, float]) -> None:
         """Log figures of a step in the open run."""
-        import wandb
-
-        wandb.run.log(
+        self.sdk.run.log(
             {f"curve/{name}": value for name, value in (metrics | {"step": step}).items()}
         )
 
     def close_run(self, failed: bool) -> None:
         """Close the open run."""
-        import wandb
-
-        wandb.run.finish(exit_code=int(failed))
+        self.sdk.run.finish(exit_code=int(failed))
 
     def known(self, artifact: Any) -> dict[str, Any]:
         """Return what `find` returns."""
@@ -265,9 +255,7 @@ class WandbRegistry:
 
     def artifact(self, ref: ModelRef) -> Any:
         """Return the artifact that a reference means; raise WorkloadError with what there is."""
-        import wandb
-
-        api, project = wandb.Api(), f"{self.entity}/{self.project}"
+        api, project = self.sdk.Api(), f"{self.entity}/{self.project}"
         path, alias = (
             f"{project}/{ref.name}",
             ref.alias if ref.version is None else f"v{ref.version}",
