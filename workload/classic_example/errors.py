@@ -22,6 +22,12 @@ class PostponedError(WorkloadError):
     """A fault that may be gone at the next try: what was made until then is kept for it."""
 
 
+def names(items: object) -> str:
+    """Return items as `a, b, c`, cut after 20."""
+    texts = [str(item) for item in items]
+    return ", ".join(texts[:20]) + (", ..." if len(texts) > 20 else "")
+
+
 def not_there(path: Path | str, maker: str) -> WorkloadError:
     """Return the error for an input that is missing; `maker` names what makes it.
 
