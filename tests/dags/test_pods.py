@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from example_parts import DATA_VARIABLES
 from ml_pipelines import settings
 from ml_pipelines.lineage import dags_commit
 from tests.helpers.pipelines import CLI, COMMANDS, EVERY_TASK
@@ -51,6 +52,9 @@ def expected_spec(chart: dict[str, Any], task: Any) -> dict[str, Any]:
     if (dag_id, task_id) in COMMANDS or task_id == "gate_model":
         value = json.dumps(task.dag.params.dump(), sort_keys=True)
         container["env"].append({"name": "ML_PIPELINES_PARAMS", "value": value})
+    if task_id == "load_data":
+        data = [(name, chart["data"][key]) for key, name in DATA_VARIABLES.items()]
+        container["env"] += [{"name": name, "value": text} for name, text in data]
     container |= {
         "command": commands,
         "terminationMessagePolicy": "FallbackToLogsOnError",
