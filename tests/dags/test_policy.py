@@ -147,3 +147,18 @@ def test_a_task_in_a_group_has_its_whole_id_in_the_values(settings_file, render_
     assert (task.retries, alone.retries) == (7, 0)
     assert render_pod(task, "r")["spec"]["hostname"] == "h"
     assert "hostname" not in render_pod(alone, "r")["spec"]
+
+
+def test_what_holds_where_nobody_says_anything(settings_file, make_task) -> None:
+    settings_file({})
+    task = make_task()
+    assert task.startup_timeout_seconds == 600
+    assert task.stuck_timeout_seconds == 120
+    assert task.startup_check_interval_seconds == 0.5
+    assert getattr(task, "base_container_status_polling_interval", 0.2) == 0.2  # a newer provider
+    assert task.termination_message_policy == "FallbackToLogsOnError"
+    assert getattr(task, "log_events_on_startup", False) is False  # a newer provider
+    assert task.log_events_on_failure is True
+    assert task.log_pod_spec_on_failure is False
+    assert task.on_finish_action == "delete_succeeded_pod"
+    assert make_task(random_name_suffix=False, name="a").on_finish_action == "delete_pod"
