@@ -175,8 +175,8 @@ def test_model_is_one_that_mlflow_can_load_and_show(uploaded: list[Ended], serve
     assert info.signature.inputs.input_types() == [mlflow.types.DataType.string]
     assert info.signature.outputs.input_names() == ["label", "score"]
     assert info.saved_input_example_info
-    path = mlflow.artifacts.download_artifacts(f"{version.source}/requirements.txt")
-    requirements = Path(path).read_text().splitlines()
+    path = Path(mlflow.artifacts.download_artifacts(version.source), "requirements.txt")
+    requirements = path.read_text().splitlines()
     pinned = {one.__version__.partition("+")[0] for one in (torch, transformers)}
     assert {one.partition("==")[2] for one in requirements} == {*pinned, mlflow.__version__}
     # Else the page of the experiment opens on traces of language models.

@@ -77,9 +77,3 @@ def reason(error: BaseException) -> str:
         if known in text:
             return known
     return text[:200]
-
-
-def names(items: object) -> str:
-    """Return items as `a, b, c`, cut after 20."""
-    texts = [str(item) for item in items]
-    return ", ".join(texts[:20]) + (", ..." if len(texts) > 20 else "")

@@ -151,8 +151,8 @@ class FineTuning(Trainer):
         finally:
             signal.signal(signal.SIGTERM, checkpoints.before)
 
-    def held_out_figures(self) -> tuple[dict[str, float], list[int], list[int]]:
-        """Return what the training came to, and the labels of the held-out rows: true, predicted.
+    def held_out_figures(self) -> tuple[dict[str, float], list[int], numpy.ndarray]:
+        """Return what the training came to, and labels and logits (rows, labels) of held-out rows.
 
         The figures are the scores and eval_loss, train_loss over all steps, steps, and best_step
         where the weights are those of the best evaluation.
@@ -168,8 +168,7 @@ class FineTuning(Trainer):
             "steps": state.global_step,
             **({"best_step": state.best_global_step} if best else {}),
         }
-        predicted = logits_of(told.predictions).argmax(axis=1)
-        return figures, told.label_ids.tolist(), predicted.tolist()
+        return figures, told.label_ids.tolist(), logits_of(told.predictions)
 
     def history(self) -> list[dict[str, float]]:
         """Return the points of the training curve, the same at each repetition."""

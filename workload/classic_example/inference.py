@@ -155,9 +155,8 @@ def with_predictions(
     """Return rows with what the model says to them, and their counts."""
     texts = chunk.column(chunk.schema.names.index("sentence")).fill_null("")
     probabilities, cut = predict(model, texts.to_pylist())
-    at = positive_of(model.labels)
     best = [model.labels[number] for number in probabilities.argmax(1)]
-    score = probabilities.max(1) if at is None else probabilities[:, at]
+    score = statistics.scores_of(probabilities, positive_of(model.labels))
     said = {PREDICTED: best, SCORE: probabilities.max(1), CONFIDENCE: score}
     said |= {PROBABILITY + label: probabilities[:, n] for n, label in enumerate(model.labels)}
     added = added_columns(model.labels)

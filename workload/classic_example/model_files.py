@@ -18,6 +18,8 @@ TRAINER_METRICS_FILE = "all_results.json"
 HISTORY_FILE = "trainer_state.json"
 ARGUMENTS_FILE = "training_args.json"
 LINEAGE_FILE = "lineage.json"
+# Counts of the texts that the model was trained on (statistics.py), for the drift of others.
+STATISTICS_FILE = "statistics.json"
 CONFUSION_MATRIX = "confusion_matrix.png"
 TRAINING_CURVE = "training_curve.png"
 PLOTS = (CONFUSION_MATRIX, TRAINING_CURVE)
@@ -44,7 +46,3 @@ def sha256_of_weights(directory: Path) -> str:
         return sha256_of(files[0])
     lines = "".join(f"{sha256_of(path)}  {path.name}\n" for path in files)
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-# Counts of the texts that the model was trained on (statistics.py), for the drift of others.
-STATISTICS_FILE = "statistics.json"

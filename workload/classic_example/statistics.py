@@ -53,6 +53,11 @@ def count(
     return counts
 
 
+def scores_of(probabilities: numpy.ndarray, positive: int | None) -> numpy.ndarray:
+    """Return the scores, shape (rows,), of probabilities of shape (rows, labels)."""
+    return probabilities.max(1) if positive is None else probabilities[:, positive]
+
+
 def psi(expected: Sequence[int], actual: Sequence[int]) -> float:
     """Return the population stability index of counts in the same bins.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from classic_example import evaluate, lineage, sources
-from classic_example.data import Labels, Row, read_labelled
+from classic_example.data import Labels, Row, positive_of, read_labelled
 from classic_example.errors import WorkloadError, one_line
 from classic_example.files import cannot_write, fill_json, new_directory, remove
 from classic_example.model_card import model_card
@@ -25,6 +25,7 @@ from classic_example.model_files import (
     HISTORY_FILE,
     LINEAGE_FILE,
     METRICS_FILE,
+    STATISTICS_FILE,
     TRAINER_METRICS_FILE,
     TRAINING_CURVE,
 )
@@ -40,6 +41,8 @@ from classic_example.text_model import (
 )
 
 if TYPE_CHECKING:
+    import numpy
+
     from classic_example.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -102,7 +105,7 @@ def train(config_path: Path) -> dict[str, Any]:
             if os.environ.get("REGISTRY"):
                 trainer.add_callback(tracking)
             trainer.fit({**key, "data": origin["data_sha256"]})
-            figures, true, predicted = trainer.held_out_figures()
+            figures, true, logits = trainer.held_out_figures()
             if not first:
                 raise SystemExit(0)
             if tracking.run_id:
@@ -114,11 +117,12 @@ def train(config_path: Path) -> dict[str, Any]:
                 "eval_samples": len(held_out),
             }
             save_model(model, directory)
-            counts = evaluate.confusion(true, predicted, len(names))
+            counts = evaluate.confusion(true, logits.argmax(1).tolist(), len(names))
             draw_confusion_matrix(counts, names, directory / CONFUSION_MATRIX)
             draw_training_curve(trainer.history(), metrics, directory / TRAINING_CURVE)
             metrics["seconds"] = round(time.monotonic() - start, 1)
             rows = Counter(names[row.label] for row in train_rows)
+            write_statistics(directory, train_rows, logits, names)
             write_reports(directory, settings, metrics, trainer.history(), origin, rows)
         except Exception:
             # The next try would meet the same.
@@ -215,6 +219,22 @@ def save_model(model: Model, directory: Path) -> None:
         except Exception as error:
             # safetensors and tokenizers have errors of their own for a full disk.
             raise WorkloadError(f"cannot save the model: {one_line(error)}") from error
+
+
+def write_statistics(
+    directory: Path, rows: Sequence[Row], logits: "numpy.ndarray", names: Sequence[str]
+) -> None:
+    """Write what the texts of training look like, and the scores of held-out rows: for drift.
+
+    `logits` are those of the held-out rows, shape (rows, labels).
+    """
+    from scipy.special import softmax
+
+    from classic_example import statistics
+
+    counts = statistics.count([row.sentence for row in rows], [names[row.label] for row in rows])
+    scores = statistics.scores_of(softmax(logits.astype(float), axis=1), positive_of(names))
+    fill_json(directory / STATISTICS_FILE, counts + statistics.count([], scores=scores))
 
 
 def write_reports(
