@@ -86,6 +86,7 @@ def test_the_predictions_say_what_made_them(
         "image_digest": trained["image_digest"],
         "data_source": training_run.results["load_data"]["source"],
         "data_sha256": training_run.results["load_data"]["sha256"],
+        "device": trained["device"],
     }
     assert made["made_by"] == {
         "dag_id": "inference_dag",

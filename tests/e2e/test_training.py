@@ -79,6 +79,7 @@ def test_the_version_says_what_made_it(training_run, commit: str, mlflow, stack:
         "image_digest": trained["image_digest"],
         "data_source": loaded["source"],
         "data_sha256": loaded["sha256"],
+        "device": trained["device"],
     }
     # First on the page of the version; the run's page has the same tags.
     assert f"held-out accuracy {trained['accuracy']:.4f}" in version["description"]

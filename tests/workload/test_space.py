@@ -8,13 +8,13 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from classic_example import cli as command_line
-from classic_example import sources, space, train
-from classic_example.data import COLUMNS, fields_of, read_labelled
+from classic_example import evaluate, sources, space, train
 from classic_example.errors import WorkloadError
-from classic_example.files import fill_csv, new_directory, new_files, size_of_csv
+from classic_example.files import new_directory, new_files
 from classic_example.registry import base
 from workload_helpers import Cli, DirectoryRegistry, Ended, everything_below, fill
 
@@ -48,7 +48,7 @@ def test_data_that_does_not_fit_is_not_written(cli: Cli, small_volume: Path):
     ended = cli("load-sst2-data", small_volume / "data", env=environment)
     needed = sum(
         (Path("/opt/data/movie-reviews") / f"{split}.csv").stat().st_size
-        for split in ("train", "val", "test")
+        for split in ("train", "val", "gold")
     )
     assert f"not enough space on the volume of {small_volume}/data/train.csv" in ended.error
     assert f" {needed:,} are needed ({needed:,} to write, 0 to stay free)" in ended.error
@@ -115,18 +115,12 @@ def test_training_does_not_begin_without_room_for_the_model(
 ):
     monkeypatch.setenv("MIN_FREE_BYTES", "0")
     fill(small_volume, free=2_000_000)
-    begun = lambda *_: pytest.fail("training has begun")  # noqa: E731
-    monkeypatch.setattr(train.evaluate, "baseline", begun)
+    begun = AssertionError("training has begun")
+    monkeypatch.setattr(evaluate, "baseline", Mock(side_effect=begun))
     config = make_config(tmp_path / "config.json", output_dir=str(small_volume / "results"))
     with pytest.raises(WorkloadError, match=f"not enough space on the volume of {small_volume}"):
         train.train(config)
     assert everything_below(small_volume) == {"filler"}
-
-
-def test_size_of_a_file_is_known_before_it_is_written(data_directory: Path, tmp_path: Path):
-    rows, _ = read_labelled(data_directory / "train.csv")
-    fill_csv(tmp_path / "file.csv", COLUMNS, fields_of(rows))
-    assert size_of_csv(COLUMNS, fields_of(rows)) == (tmp_path / "file.csv").stat().st_size
 
 
 # In the middle
@@ -138,7 +132,7 @@ def test_data_that_fills_the_volume_leaves_the_older_data(
     monkeypatch.setenv("DATA_SOURCE", "bundled")
     data = small_volume / "data"
     data.mkdir()
-    for name in ("train.csv", "val.csv", "test.csv", "dataset.json"):
+    for name in ("train.csv", "val.csv", "test.csv", "gold.csv", "dataset.json"):
         (data / name).write_text("of before")
     # Room for the training rows, not for those after them.
     fill(small_volume, free=1_050_000)
@@ -146,7 +140,7 @@ def test_data_that_fills_the_volume_leaves_the_older_data(
     assert error.startswith(f"ERROR: cannot write {data}/")
     assert f"No space left on device; 0 bytes are free; {WAY_OUT}" in error
     assert {path.name: path.read_text() for path in data.iterdir()} == dict.fromkeys(
-        ("train.csv", "val.csv", "test.csv", "dataset.json"), "of before"
+        ("train.csv", "val.csv", "test.csv", "gold.csv", "dataset.json"), "of before"
     )
 
 
@@ -180,7 +174,7 @@ def test_model_that_fills_the_volume_leaves_the_older_one(
     assert (results / "model.safetensors").read_text() == "of before"
 
 
-@pytest.mark.parametrize("free", [0, 4096], ids=["predictions", "description"])
+@pytest.mark.parametrize("free", [0, 12_288], ids=["predictions", "description"])
 def test_predictions_that_fill_the_volume_leave_the_older_ones(
     trained: tuple[Ended, Path], data_directory: Path, small_volume: Path, capsys, free: int
 ):

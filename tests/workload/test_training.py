@@ -33,6 +33,7 @@ FILES = {
     "config.json",
     "confusion_matrix.png",
     "lineage.json",
+    "statistics.json",
     "metrics.json",
     "model.safetensors",
     "tokenizer.json",
