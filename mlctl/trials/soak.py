@@ -238,9 +238,9 @@ def _look_at_model(
     version = mlflow.version(uploaded["name"], one.model_version)
     one.weights = version["tags"].get("model_sha256", "")
     # Written into the model's directory by train_model: whose files upload_model has taken.
-    trained_by = mlflow.get(
-        "get-artifact", run_id=version["run_id"], path="model/lineage.json"
-    ).json()
+    model = version["source"].removeprefix("models:/")
+    files = f"ajax-api/2.0/mlflow/logged-models/{model}/artifacts/files"
+    trained_by = mlflow.get(files, artifact_file_path="model/lineage.json").json()
     if trained_by.get("run_id") != one.run_id:
         one.faults.append(f"{one.model_version} was trained by the run {trained_by.get('run_id')}")
 

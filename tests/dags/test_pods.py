@@ -55,6 +55,9 @@ def expected_spec(chart: dict[str, Any], task: Any) -> dict[str, Any]:
     if task_id == "load_data":
         data = [(name, chart["data"][key]) for key, name in DATA_VARIABLES.items()]
         container["env"] += [{"name": name, "value": text} for name, text in data]
+    if task_id == "run_inference":
+        bad_rows = {"name": "PREDICT_ON_BAD_ROW", "value": chart["inference"]["onBadRow"]}
+        container["env"].insert(-1, bad_rows)
     container |= {
         "command": commands,
         "terminationMessagePolicy": "FallbackToLogsOnError",
