@@ -81,12 +81,11 @@ class MlflowState:
 
     def with_models(self) -> set[str]:
         """Return the runs whose model files are there."""
-        old = {path.split("/")[1] for path in self.files if "/artifacts/model/inner" in path}
-        assert old == set(self.models.values())
-        assert {f"m-{run_id}" for run_id in old} == {
+        runs = {path.split("/")[1] for path in self.files if "/artifacts/model/inner" in path}
+        assert {f"m-{run_id}" for run_id in runs} == {
             path.split("/")[2] for path in self.files if path.startswith("7/models/")
         }
-        return old
+        return runs
 
 
 def _page(key: str, entries: list[Json], token: str) -> Json:
