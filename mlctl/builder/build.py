@@ -148,7 +148,7 @@ def _log(name: str) -> Path:
 def base_image(suite: str) -> Foundation:
     """Return the base image of a Debian suite, which may still have to be built."""
     key = debian.base_key(suite)
-    return Foundation(f"{repository(BASE)}:{suite}-{key}", _final(f"{BASE}-{suite}", key))
+    return Foundation(f"{repository(BASE)}:{suite}-{key}", _final(BASE, key))
 
 
 def _base(suite: str, phases: Phases) -> Foundation:
