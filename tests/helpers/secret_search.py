@@ -255,7 +255,7 @@ def repository(root: Path = ROOT) -> Iterator[Place]:
 def commands(stack: Stack, airflow: Airflow, runs: Iterable[tuple[str, str]]) -> Iterator[Place]:
     """What commands of the Makefile print about the release and its runs."""
     described = {
-        "training_dag": {"state": "", "seconds": 0, "model_version": ""}
+        "training_dag": {"state": "", "seconds": 0, "model_version": "", "gate": ""}
         | dict.fromkeys(("accuracy", "baseline_accuracy"), 0),
         "inference_dag": {"state": "", "seconds": 0, "predictions": "", "rows": 0},
         "cluster": {"kubeconfig": ""},
