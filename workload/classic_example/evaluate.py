@@ -63,9 +63,9 @@ def baseline(
     train: Sequence[Row], held_out: Sequence[Row], names: Sequence[str]
 ) -> dict[str, float]:
     """Return the scores of baseline_predictions, and as `samples` how many rows it has read."""
-    predicted = baseline_predictions(train, held_out)
+    predicted, samples = baseline_predictions(train, held_out)
     found = scores([row.label for row in held_out], predicted, names)
-    return {**found, "samples": len(baseline_rows(train))}
+    return {**found, "samples": samples}
 
 
 def baseline_rows(train: Sequence[Row]) -> list[Row]:
@@ -76,11 +76,13 @@ def baseline_rows(train: Sequence[Row]) -> list[Row]:
     return rows if len(rows) < len(train) else list(train)
 
 
-def baseline_predictions(train: Sequence[Row], held_out: Sequence[Row]) -> "numpy.ndarray":
+def baseline_predictions(
+    train: Sequence[Row], held_out: Sequence[Row]
+) -> tuple["numpy.ndarray", int]:
     """Return what tf-idf over words and word pairs with logistic regression says.
 
-    They are label numbers, shape (rows,). It is trained on baseline_rows, also where the
-    transformer sees only a part of them.
+    They are label numbers, shape (rows,); and how many rows it has read. These are baseline_rows,
+    also where the transformer sees only a part of them.
     """
     rows = baseline_rows(train)
     what = f"{len(rows)} rows" if len(rows) == len(train) else f"{len(rows)} of {len(train)} rows"
@@ -94,7 +96,7 @@ def baseline_predictions(train: Sequence[Row], held_out: Sequence[Row]) -> "nump
             LogisticRegression(C=4.0, max_iter=1000),
         )
         model.fit([row.sentence for row in rows], [row.label for row in rows])
-        return model.predict([row.sentence for row in held_out])
+        return model.predict([row.sentence for row in held_out]), len(rows)
 
 
 def mcnemar(right: "numpy.ndarray", other: "numpy.ndarray") -> float:

@@ -94,7 +94,7 @@ def compare(
     labels = Labels.named(challenger.labels)
     gold, _ = read_labelled(data / "gold.csv", labels=labels)
     train, _ = read_labelled(data / "train.csv", labels=labels)
-    simple = evaluate.baseline_predictions(train, gold)
+    simple, _ = evaluate.baseline_predictions(train, gold)
     results = [was_right(challenger, gold, labels), simple == [row.label for row in gold]]
     against = []
     if champion:
