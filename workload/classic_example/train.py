@@ -119,11 +119,12 @@ def train(config_path: Path) -> dict[str, Any]:
             save_model(model, directory)
             counts = evaluate.confusion(true, logits.argmax(1).tolist(), len(names))
             draw_confusion_matrix(counts, names, directory / CONFUSION_MATRIX)
-            draw_training_curve(trainer.history(), metrics, directory / TRAINING_CURVE)
+            history = trainer.history()
+            draw_training_curve(history, metrics, directory / TRAINING_CURVE)
             metrics["seconds"] = round(time.monotonic() - start, 1)
             rows = Counter(names[row.label] for row in train_rows)
             write_statistics(directory, train_rows, logits, names)
-            write_reports(directory, settings, metrics, trainer.history(), origin, rows)
+            write_reports(directory, settings, metrics, history, origin, rows)
         except Exception:
             # The next try would meet the same.
             tracking.finish(failed=True)
@@ -138,8 +139,8 @@ def train(config_path: Path) -> dict[str, Any]:
         metrics["seconds"],
         output,
     )
-    names = ("accuracy", "baseline_accuracy", "f1", "eval_loss", "steps", "seconds")
-    result = {name: round(metrics[name], 6) for name in names}
+    told = ("accuracy", "baseline_accuracy", "f1", "eval_loss", "steps", "seconds")
+    result = {name: round(metrics[name], 6) for name in told}
     return {**result, "device": config.hardware, "output_dir": str(output)}
 
 
