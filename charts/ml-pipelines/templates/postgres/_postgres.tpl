@@ -42,12 +42,14 @@ spec:
           command: [pg_isready, --quiet, --host=127.0.0.1, --username=airflow]
         periodSeconds: 10
         timeoutSeconds: 5
+      {{- /* On a node under heavy load even a short program is slow to start: seen at load 47, where
+             3 minutes of it had the database restarted in the middle of 400 tasks. */}}
       livenessProbe:
         exec:
           command: [pg_isready, --quiet, --host=127.0.0.1, --username=airflow]
         periodSeconds: 30
-        timeoutSeconds: 10
-        failureThreshold: 6
+        timeoutSeconds: 30
+        failureThreshold: 10
       resources:
         {{- toYaml .Values.postgres.resources | nindent 8 }}
       volumeMounts:
