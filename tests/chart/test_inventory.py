@@ -56,6 +56,7 @@ EXPECTED = {
     | IN_CLUSTER
     | {
         ("PersistentVolume", "training-storage"),
+        ("PersistentVolumeClaim", "ml-pipelines-dags"),
         # For the tasks that run in another namespace.
         ("PersistentVolume", "training-storage-default"),
         ("Role", "ml-pipelines-pod-ender"),

@@ -37,6 +37,14 @@ REFUSED = {
         {"airflow": {"dags": {"gitSync": {"rev": "HEAD"}}}},
         "gitSync.rev: git-sync 4 lets it win",
     ),
+    "a claim of DAGs that nobody fills": (
+        {"airflow": {"dags": {"persistence": {"enabled": True}}, "dagProcessor": {"enabled": True}}},
+        "git-sync runs nowhere",
+    ),
+    "a claim of DAGs that two fill": (
+        {"airflow": {"dags": {"persistence": {"enabled": True}}, "scheduler": {"replicas": 2}}},
+        "the git-syncs of 2 schedulers",
+    ),
     "scheduler without settings": (
         {"airflow": {"scheduler": {"extraVolumeMounts": []}}},
         "airflow.scheduler.extraVolumes",

@@ -59,6 +59,14 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- if $a.dags.gitSync.rev -}}
 {{- $problems = append $problems "airflow.dags.gitSync.rev: git-sync 4 lets it win over ref; set ref alone" -}}
 {{- end -}}
+{{- if and $a.dags.gitSync.enabled $a.dags.persistence.enabled -}}
+{{- if $a.dagProcessor.enabled -}}
+{{- $problems = append $problems "airflow.dags.persistence.enabled: with a DAG processor of its own git-sync runs nowhere, and the claim stays empty; switch one of the two off" -}}
+{{- end -}}
+{{- if gt (int $a.scheduler.replicas) 1 -}}
+{{- $problems = append $problems (printf "airflow.dags.persistence.enabled: the git-syncs of %d schedulers would write to one claim; with more than one scheduler switch it off" (int $a.scheduler.replicas)) -}}
+{{- end -}}
+{{- end -}}
 {{- range $component := list "scheduler" "workers" "triggerer" "dagProcessor" -}}
 {{- $mounted := false -}}
 {{- range (index $a $component).extraVolumeMounts -}}
