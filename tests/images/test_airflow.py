@@ -52,6 +52,42 @@ def test_every_module_is_compiled_and_its_source_is_not_looked_at(airflow: Image
     assert flags == {1}
 
 
+CLIENTS = """\
+import ast, importlib, sys
+from pathlib import Path
+
+for package in ("kubernetes", "kubernetes_asyncio"):
+    client = importlib.import_module(f"{package}.client")
+    models = [name for name in sys.modules if name.startswith(f"{package}.client.models.")]
+    print(len(models), "models loaded")
+    seen = 0
+    for part in ("api", "models"):
+        for file in (Path(client.__file__).parent / part).glob("[!_]*.py"):
+            home = importlib.import_module(f"{package}.client.{part}.{file.stem}")
+            for node in ast.parse(file.read_text()).body:
+                if isinstance(node, ast.ClassDef):
+                    seen += 1
+                    wanted = getattr(home, node.name)
+                    assert getattr(client, node.name) is wanted, node.name
+                    assert getattr(getattr(client, part), node.name) is wanted, node.name
+                    assert node.name in dir(client)
+    assert seen > 600, seen
+    assert not hasattr(client, "V1Nothing")
+    assert not hasattr(client.models, "__wrapped__")
+    star = {}
+    exec(f"from {package}.client import *", star)
+    assert star["V1Pod"] is client.V1Pod and star["ApiException"] is client.ApiException
+    assert client.models.v1_pod.V1Pod is client.V1Pod
+    assert client.rest.ApiException is client.ApiException
+"""
+
+
+def test_kubernetes_clients_load_on_use_and_have_all_their_names(airflow: Image):
+    ended = run(airflow, Command(arguments=["python", "-c", CLIENTS]))
+    assert ended.returncode == 0, ended.stdout
+    assert ended.stdout.splitlines()[-2:] == ["0 models loaded"] * 2
+
+
 def test_standard_library_is_compiled(airflow: Image):
     cache = airflow.file("/usr/lib/python3.11/__pycache__")
     assert len(list(cache.glob("*.pyc"))) > 150
