@@ -1,11 +1,17 @@
 {{/*
-What every Airflow process runs at its start: airflow.airflowLocalSettings includes it. It leaves no
-name behind, which Airflow would copy into its own settings.
+What every Airflow process runs at its start: airflow.airflowLocalSettings includes it. Airflow would
+copy the names that it leaves behind into its own settings: that is one.
 
 The provider's modules are mended when they are imported, before anybody takes a name out of them:
 importing them here would cost each process 0.3 s. Airflow runs this before it imports any.
 */}}
 {{- define "ml-pipelines.airflowLocalSettings" -}}
+class _NoAuthManager:
+    @staticmethod
+    def get_cli_commands():
+        return []
+
+
 def _ml_pipelines():
     import json
     import os
@@ -15,6 +21,7 @@ def _ml_pipelines():
     from importlib.machinery import PathFinder
 
     from airflow import policies, settings
+    from airflow.configuration import conf
 
     # Airflow 2.9 forks (its health server, the DAG processor, each task) while pooled database
     # connections are open. The child's first query tests an inherited one with SELECT 1, and only
@@ -26,6 +33,11 @@ def _ml_pipelines():
             engine.dispose(close=False)
 
     os.register_at_fork(after_in_child=forget_inherited_connections)
+
+    # A worker of Airflow 2.9 asks the auth manager for the commands that it adds to the command line,
+    # and for nothing else: that of FAB brings Flask along, a seventh of what a worker imports.
+    if sys.argv[1:3] == ["tasks", "run"]:
+        conf.read_dict({"core": {"auth_manager": f"{__name__}._NoAuthManager"}})
 
     # Of an id without a Latin letter or digit only a hash is left, behind a dash; Kubernetes
     # refuses a label or name that begins with one.
