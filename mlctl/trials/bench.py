@@ -1,26 +1,35 @@
-"""What a task costs, against the same pod without Airflow, and when a commit shows in Airflow.
+"""What a task costs, against the same pod without Airflow, and what else one waits for.
 
-It needs a release on the embedded cluster (`make up`).
+It needs a release on the embedded cluster (`make up`), and nobody else on the machine.
 
-The tasks are a chain of five that do nothing, in a DAG of its own. The figures go to
-build/bench.json.
+The unit is a bare pod of a chain of five (see bare_chains.py); the tasks are a chain of five that
+do nothing, in a DAG of its own. Both take turns, so that a machine which gets slower slows both.
+The figures go to build/bench.json.
 """
 
 import json
 import statistics
 import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from mlctl.base.errors import UserError
+from mlctl.base.names import NAMESPACE
 from mlctl.base.paths import BUILD
 from mlctl.base.progress import Phase, Phases, console
-from mlctl.clients.airflow import Airflow, run_seconds
+from mlctl.clients.airflow import Airflow
 from mlctl.cluster.provider import breakable
 from mlctl.stack import Stack
+from mlctl.trials import bare_chains
 from mlctl.trials.own_dag import OwnDag, published
 
 REPORT = BUILD / "bench.json"
-REPEATS = 3
+TURNS = {1: 3, 5: 2, 20: 1}
+"""Chains at once, and how often."""
+RUN_SECONDS = 1800
 COMMITS = 5
 DAG_ID = "bench_dag"
 TASKS = [f"step_{number}" for number in range(1, 6)]
@@ -39,40 +48,78 @@ with DAG(
     schedule=None,
     start_date=datetime(2021, 1, 1, tzinfo=UTC),
     catchup=False,
+    max_active_runs={max(TURNS)},
+    max_active_tasks={max(TURNS)},
 ) as dag:
     chain(*(PodOperator(task_id=name, cmds=["true"]) for name in {TASKS}))
 '''
 
 
-def bare_pods(stack: Stack, phase: Phase) -> list[float]:
-    """Return the seconds from asking for a pod to the end of a command in it, one for each task."""
-    seconds = []
-    for number, _ in enumerate(TASKS, 1):
-        phase.note(f"pod {number} of {len(TASKS)}")
-        started = time.monotonic()
-        with stack.volume() as volume:
-            volume.run("true")
-            seconds.append(time.monotonic() - started)
-    return seconds
+def bare_pod(image: str) -> dict[str, Any]:
+    """Return the manifest of a pod like that of a task, which does nothing."""
+    return {
+        "metadata": {"labels": {"bench": "bare"}},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 10001,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [
+                {
+                    "name": "base",
+                    "image": image,
+                    "command": ["true"],
+                    "resources": {"requests": {"cpu": "50m", "memory": "32Mi"}},
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
+                }
+            ],
+        },
+    }
 
 
-def chains(airflow: Airflow, phase: Phase) -> list[float]:
-    """Return the seconds of each run of the chain, by Airflow's clock."""
-    airflow.unpause(DAG_ID)
-    seconds = []
-    for number in range(1, REPEATS + 1):
-        run_id = airflow.trigger(DAG_ID)
-        run = airflow.wait_for_run(
-            DAG_ID,
-            run_id,
-            timeout=600,
-            note=lambda text, number=number: phase.note(f"run {number} of {REPEATS}: {text}"),
-        )
+def bare(stack: Stack, chains: int) -> dict[str, Any]:
+    """Run chains of bare pods at once; see bare_chains.py for what it returns."""
+    words = [NAMESPACE, json.dumps(bare_pod(stack.image)), str(chains), str(len(TASKS))]
+    source = Path(bare_chains.__file__).read_text(encoding="utf-8")
+    return json.loads(
+        stack.in_scheduler("python", "-c", source, *words, timeout=RUN_SECONDS).splitlines()[-1]
+    )
+
+
+def tasks(airflow: Airflow, chains: int, phase: Phase) -> dict[str, Any]:
+    """Run chains of tasks at once.
+
+    Returns the `makespan`, from the trigger to the last end, and of each task the seconds it waited
+    for its worker (`queued`) and those from there to its end (`work`). Raises UserError when a run
+    fails.
+    """
+    began = datetime.now(UTC)
+    run_ids = [airflow.trigger(DAG_ID) for _ in range(chains)]
+    for run_id in run_ids:
+        run = airflow.wait_for_run(DAG_ID, run_id, timeout=RUN_SECONDS, note=phase.note)
         if run["state"] != "success":
             raise UserError(f"{DAG_ID} {run_id} ended as {run['state']}; see its logs in the page")
-        seconds.append(run_seconds(run) or 0.0)
-        phase.say(f"run {number} of {REPEATS}: {seconds[-1]:.1f} s")
-    return seconds
+    done = [
+        task
+        for run_id in run_ids
+        for task in airflow.get(f"dags/{DAG_ID}/dagRuns/{run_id}/taskInstances")["task_instances"]
+    ]
+    times = [
+        [datetime.fromisoformat(one[key]) for key in ("queued_when", "start_date", "end_date")]
+        for one in done
+    ]
+    return {
+        "makespan": (max(end for _, _, end in times) - began).total_seconds(),
+        "first": (min(start for _, start, _ in times) - began).total_seconds(),
+        "queued": [(start - queued).total_seconds() for queued, start, _ in times],
+        "work": [(end - start).total_seconds() for _, start, end in times],
+    }
 
 
 def commits(airflow: Airflow, dag: OwnDag, phase: Phase) -> list[float]:
@@ -82,8 +129,34 @@ def commits(airflow: Airflow, dag: OwnDag, phase: Phase) -> list[float]:
         dag.commit(DAG.replace(FIRST, f"commit {number}"))
         started = time.monotonic()
         dag.wait(airflow, phase, f"commit {number}")
-        seconds.append(round(time.monotonic() - started, 1))
+        seconds.append(time.monotonic() - started)
     return seconds
+
+
+def idle(stack: Stack) -> dict[str, dict[str, int]]:
+    """Return the memory (`mib`, the working set) and processor (`millicores`) of each container.
+
+    The kubelet's figures (its Summary API), by component of the release.
+    """
+    names = {
+        pod["metadata"]["name"]: pod["metadata"]["labels"]["component"]
+        for pod in stack.kube.items("pods")
+        if "component" in pod["metadata"].get("labels", {})
+    }
+    mib, millicores = Counter[str](), Counter[str]()
+    for node in stack.kube.items("nodes"):
+        path = f"/api/v1/nodes/{node['metadata']['name']}/proxy/stats/summary"
+        for pod in json.loads(stack.kube.run("get", "--raw", path).stdout)["pods"]:
+            name = names.get(pod["podRef"]["name"])
+            for container in pod.get("containers", []) if name else []:
+                mib[name] += container["memory"].get("workingSetBytes", 0) >> 20
+                millicores[name] += container["cpu"].get("usageNanoCores", 0) // 1_000_000
+    return {"mib": dict(sorted(mib.items())), "millicores": dict(sorted(millicores.items()))}
+
+
+def middle(figures: Sequence[float]) -> float:
+    """Return the median, to a hundredth of a second."""
+    return round(statistics.median(figures), 2)
 
 
 def main(stack: Stack) -> None:
@@ -93,26 +166,52 @@ def main(stack: Stack) -> None:
     """
     breakable(stack.cluster)  # Before anything is measured.
     phases = Phases()
-    with phases.phase("bare pods") as phase:
-        pods = bare_pods(stack, phase)
+    measured: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    at_rest = idle(stack)
     with (
         stack.airflow() as airflow,
         published(stack, airflow, DAG_ID, DAG, FIRST, phases) as dag,
     ):
+        airflow.unpause(DAG_ID)
+        for chains, turns in TURNS.items():
+            with phases.phase(f"{chains} at once: chains of {len(TASKS)}") as phase:
+                for turn in range(1, turns + 1):
+                    phase.note(f"turn {turn} of {turns}: bare pods")
+                    pair = bare(stack, chains), tasks(airflow, chains, phase)
+                    measured.setdefault(chains, []).append(pair)
+                    pods, work = (one["makespan"] for one in pair)
+                    phase.say(f"turn {turn} of {turns}: pods {pods:.1f} s, tasks {work:.1f} s")
         with phases.phase(f"{COMMITS} commits") as phase:
             shown = commits(airflow, dag, phase)
-        with phases.phase(f"{REPEATS} runs of {len(TASKS)} tasks") as phase:
-            runs = chains(airflow, phase)
+    alone = measured[1]
+    pod = middle([seconds for pods, _ in alone for seconds in pods["pods"]])
+    task = middle([run["makespan"] / len(TASKS) for _, run in alone])
+    at_once = {count: turns for count, turns in measured.items() if count > 1}
     report: dict[str, Any] = {
-        "bare_pod_seconds": round(statistics.median(pods), 2),
-        "task_seconds": round(statistics.median(runs) / len(TASKS), 2),
-        "commit_seconds": max(shown),
-        "bare_pods": [round(one, 2) for one in pods],
-        "runs_of_five_tasks": runs,
-        "commits": shown,
+        "bare_pod_s": pod,
+        "task_s": {"airflow2": task},
+        "queued_s": middle([one for _, run in alone for one in run["queued"]]),
+        "work_s": middle([one for _, run in alone for one in run["work"]]),
+        "trigger_to_task_s": middle([run["first"] for _, run in alone]),
+        "bare_parallel_s": {
+            str(count): middle([pods["makespan"] for pods, _ in turns])
+            for count, turns in at_once.items()
+        },
+        "parallel_s": {
+            str(count): middle([run["makespan"] for _, run in turns])
+            for count, turns in at_once.items()
+        },
+        "commit_to_dag_s": round(max(shown), 2),
+        "idle_mib": at_rest["mib"],
+        "idle_millicores": at_rest["millicores"],
     }
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.write_text(json.dumps(report, indent=2) + "\n")
-    console.print(f"a bare pod        {report['bare_pod_seconds']:6.2f} s (median of {len(pods)})")
-    console.print(f"a task in a chain {report['task_seconds']:6.2f} s (median of {len(runs)} runs)")
-    console.print(f"a commit shows in {report['commit_seconds']:6.2f} s (most of {len(shown)})")
+    console.print(f"a bare pod of a chain {pod:6.2f} s")
+    console.print(f"a task of a chain     {task:6.2f} s, {task / pod:.2f} bare pods")
+    for count, seconds in report["parallel_s"].items():
+        ratio = seconds / report["bare_parallel_s"][count]
+        console.print(f"{count:>2} chains at once     {seconds:6.2f} s, {ratio:.2f} times as long")
+    console.print(
+        f"a commit shows in     {report['commit_to_dag_s']:6.2f} s (most of {len(shown)})"
+    )
