@@ -38,7 +38,12 @@ REFUSED = {
         "gitSync.rev: git-sync 4 lets it win",
     ),
     "a claim of DAGs that nobody fills": (
-        {"airflow": {"dags": {"persistence": {"enabled": True}}, "dagProcessor": {"enabled": True}}},
+        {
+            "airflow": {
+                "dags": {"persistence": {"enabled": True}},
+                "dagProcessor": {"enabled": True},
+            }
+        },
         "git-sync runs nowhere",
     ),
     "a claim of DAGs that two fill": (
