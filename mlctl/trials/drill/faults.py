@@ -239,16 +239,10 @@ def restart_node(scene: Scene) -> None:
 
 
 def stop_git_server(scene: Scene) -> None:
-    """Take the git server away before the next task's worker clones from it, for 10 s more."""
+    """Take the git server away before the next task's worker starts, and for 10 s more."""
     scene.training()
-
-    def cloning() -> bool:
-        worker = scene.worker_pod("upload_model")
-        statuses = worker["status"].get("initContainerStatuses", []) if worker else []
-        return any("running" in status["state"] for status in statuses)
-
     with _stopped(scene, "git-daemon"):
-        scene.wait("a worker that clones", cloning)
+        scene.wait("the next worker", lambda: scene.worker_pod("upload_model") is not None)
         time.sleep(OUTAGE_SECONDS)
 
 
