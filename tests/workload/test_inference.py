@@ -176,13 +176,24 @@ def test_model_that_is_not_from_a_registry_has_no_version(
     assert json.loads((tmp_path / "pred.json").read_text())["model"] == {}
 
 
-@pytest.mark.parametrize("missing", ["model.safetensors", "config.json"])
-def test_incomplete_model_is_refused(
-    model: Path, data_directory: Path, tmp_path: Path, missing: str
-):
-    (model / missing).unlink()
-    with pytest.raises(WorkloadError, match=f"is not a model: it has no {missing}"):
+def test_incomplete_model_is_refused(model: Path, data_directory: Path, tmp_path: Path):
+    (model / "config.json").unlink()
+    with pytest.raises(WorkloadError, match="is not a trained model: it has no config.json"):
         run_inference_on_dataframe(data_directory / "test.csv", model, tmp_path / "pred.csv")
+
+
+def test_model_in_several_files_predicts_the_same(
+    model: Path, data_directory: Path, tmp_path: Path
+):
+    from transformers import AutoModelForSequenceClassification
+
+    for name in ("one", "several"):
+        run_inference_on_dataframe(data_directory / "test.csv", model, tmp_path / f"{name}.csv")
+        weights = AutoModelForSequenceClassification.from_pretrained(model)
+        (model / "model.safetensors").unlink(missing_ok=True)
+        weights.save_pretrained(model, max_shard_size="100KB")
+    assert len(list(model.glob("model-0*.safetensors"))) > 1
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "several.csv").read_bytes()
 
 
 def test_damaged_weights_are_refused_and_old_predictions_stay(

@@ -431,12 +431,6 @@ def test_scores_follow_their_definitions():
     assert evaluate.confusion(labels, predicted, 2) == [[4, 1], [2, 3]]
 
 
-def test_cross_entropy_follows_its_definition():
-    logits = numpy.array([[0.0, 0.0], [0.0, math.log(3)]])
-    expected = (math.log(2) + math.log(4 / 3)) / 2
-    assert evaluate.cross_entropy([0, 1], logits) == pytest.approx(expected)
-
-
 def pixels(path: Path) -> numpy.ndarray:
     from PIL import Image
 

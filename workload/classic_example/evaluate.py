@@ -44,14 +44,6 @@ def scores(
     }
 
 
-def cross_entropy(labels: Sequence[int], logits: "numpy.ndarray") -> float:
-    """Return the mean of -log softmax(logits)[label], in nats."""
-    import numpy
-    from scipy.special import log_softmax
-
-    return float(-log_softmax(logits, axis=1)[numpy.arange(len(labels)), labels].mean())
-
-
 def confusion(labels: Sequence[int], predicted: Sequence[int], count: int) -> list[list[int]]:
     """Return counts by [true label][predicted label] of `count` labels."""
     from sklearn.metrics import confusion_matrix

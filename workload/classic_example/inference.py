@@ -15,9 +15,9 @@ import pyarrow
 from classic_example import lineage, parameters, statistics
 from classic_example.checks import require_one_of
 from classic_example.data import BINARY, positive_of
-from classic_example.errors import WorkloadError, names, not_there
+from classic_example.errors import WorkloadError, names
 from classic_example.files import Unfinished, fill_json, new_files, read_json
-from classic_example.model_files import REGISTRY_FILE, WEIGHTS_FILE
+from classic_example.model_files import REGISTRY_FILE, require_model
 from classic_example.predictions import DIGITS, OUTPUT, deliver, part_of
 from classic_example.progress import Ticker
 from classic_example.tables import ON_BAD_ROW, TEXT, Table, locate
@@ -71,7 +71,7 @@ def run_inference_on_dataframe(
     # A missing column, or a bad row in the first block, ends the step now.
     chunks = table.batches(CHUNK_ROWS, limit)
     first = next(chunks)
-    require_model(model_directory)
+    require_model(model_directory, "load-from-registry or train")
     registered = read_json(model_directory / REGISTRY_FILE)
     logger.info("predicting %s; model %s", source, described(registered))
     model = load_model(model_directory)
@@ -199,15 +199,6 @@ def described(registered: dict[str, Any]) -> str:
     if not registered:
         return "that did not come from a registry"
     return f"{registered.get('name')} {registered.get('version')}"
-
-
-def require_model(directory: Path) -> None:
-    """Raise WorkloadError unless the directory holds a model, ours or another's."""
-    if not directory.is_dir():
-        raise not_there(directory, "load-from-registry or train")
-    for name in ("config.json", WEIGHTS_FILE):
-        if not (directory / name).is_file():
-            raise WorkloadError(f"{directory} is not a model: it has no {name}")
 
 
 def chosen(variable: str, allowed: tuple[str, ...]) -> str:

@@ -3,9 +3,9 @@
 import hashlib
 from pathlib import Path
 
+from classic_example.errors import WorkloadError, names, not_there
 from classic_example.files import sha256_of
 
-WEIGHTS_FILE = "model.safetensors"
 # What a model needs to predict. Weights may be in several files, and tokenizers have many forms.
 NEEDED = {
     "config.json": ("config.json",),
@@ -34,6 +34,14 @@ def missing_files(directory: Path) -> list[str]:
         for part, patterns in NEEDED.items()
         if not any(any(directory.glob(pattern)) for pattern in patterns)
     ]
+
+
+def require_model(directory: Path, maker: str) -> None:
+    """Raise WorkloadError unless a directory, made by the command `maker`, holds such a model."""
+    if not directory.is_dir():
+        raise not_there(directory, maker)
+    if missing := missing_files(directory):
+        raise WorkloadError(f"{directory} is not a trained model: it has no {names(missing)}")
 
 
 def sha256_of_weights(directory: Path) -> str:

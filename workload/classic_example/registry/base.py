@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from classic_example import lineage
 from classic_example import model_files as files
-from classic_example.errors import WorkloadError, names, not_there
+from classic_example.errors import WorkloadError, names
 from classic_example.files import new_directory, read_json, write_json
 from classic_example.space import require_space
 
@@ -155,10 +155,7 @@ def package(directory: Path) -> Package:
     Raises:
         WorkloadError: the directory is missing or is not a whole model.
     """
-    if not directory.is_dir():
-        raise not_there(directory, "train")
-    if missing := files.missing_files(directory):
-        raise WorkloadError(f"{directory} is not a trained model: it has no {names(missing)}")
+    files.require_model(directory, "train")
     trained = read_json(directory / files.LINEAGE_FILE)
     tracking_run = trained.pop(lineage.TRACKING_RUN, "")
     tags = {key: str(value) for key, value in lineage.of_model(trained).items()}
