@@ -154,7 +154,6 @@ def test_without_labels_all_rows_are_test_rows(tmp_path: Path, cli: Cli):
     assert "WARNING: no row has a label" in ended.stdout
     assert loaded(out)["test"] == [("one", "-1"), ("two", "-1")]
     assert not (out / "train.csv").exists()
-    assert json.loads((out / "dataset.json").read_text())["statistics"] == {}
 
 
 BAD = "text,stars\na fine film,2\n ,2\nno label,\nodd,x\n\xff\xfe,2\na,b,c\nhalf,0.5\n"

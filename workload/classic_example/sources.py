@@ -112,7 +112,7 @@ def load(mode: str, targets: Mapping[str, Path], options: Options) -> dict[str, 
                 "sha256": digest([path for split, path in made.items() if split != "gold"]),
             }
             hashes = {targets[split].name: sha256_of(path) for split, path in made.items()}
-            fill_json(description, {**result, "files": hashes, "statistics": splits.statistics})
+            fill_json(description, {**result, "files": hashes})
     finally:
         if scratch.exists():
             remove(scratch)

@@ -24,7 +24,6 @@ from classic_example.checks import require_one_of
 from classic_example.data import BATCH_ROWS, COLUMNS, UNLABELLED, label_of, normalised
 from classic_example.errors import WorkloadError, names
 from classic_example.progress import Ticker
-from classic_example.statistics import count
 from classic_example.tables import ON_BAD_ROW, Table
 
 logger = logging.getLogger(__name__)
@@ -79,7 +78,6 @@ class Splits:
         self.options = options
         self.rows: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
-        self.statistics: Counter[str] = Counter()
         # Training rows of each label, and where each label came first.
         self.labels: Counter[str] = Counter()
         self.first: dict[str, str] = {}
@@ -92,7 +90,6 @@ class Splits:
         """
         held, ticker, overlap = array("Q"), Ticker(), ""
         with ExitStack() as stack:
-            self.batch: list[tuple[str, str]] = []
             self.writers = {}
             for split, place in places.items():
                 file = stack.enter_context(place.open("w", encoding="utf-8", newline=""))
@@ -125,7 +122,6 @@ class Splits:
                     if ticker.due():
                         logger.info("%d rows", sum(self.rows.values()))
                 held = array("Q", numpy.sort(numpy.asarray(held + keys)).tobytes())
-            self.flush()
         if overlap and self.options.on_bad_row == "fail":
             raise WorkloadError(
                 f"{overlap}: the text is held out too, one of {self.skipped['overlap']}; {WAY_OUT}"
@@ -183,15 +179,6 @@ class Splits:
             self.writers[split].writerow((text, label, idx))
         if split == "train":
             self.labels[label] += 1
-            self.batch.append((text, label))
-            if len(self.batch) == BATCH_ROWS:
-                self.flush()
-
-    def flush(self) -> None:
-        """Add the latest training rows to the statistics."""
-        texts, labels = zip(*self.batch, strict=True) if self.batch else ((), ())
-        self.statistics += count(texts, labels)
-        self.batch.clear()
 
     def require_sense(self) -> None:
         """Raise WorkloadError unless there is a row, and labels that can be learned and judged."""
