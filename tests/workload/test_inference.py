@@ -15,6 +15,7 @@ from classic_example import inference
 from classic_example.errors import WorkloadError
 from classic_example.inference import run_inference_on_dataframe
 from classic_example.predictions import join_predictions
+from classic_example.tables import Table
 from classic_example.text_model import resolve_precision
 from pyarrow import parquet
 from workload_helpers import HEADER, Cli, Ended, everything_below, read_csv, sentences, write_csv
@@ -456,6 +457,15 @@ def test_bad_row_behind_the_first_block_ends_the_command_when_it_is_met(
     with pytest.raises(WorkloadError, match="row 302: 2 fields, the header has 3"):
         run_inference_on_dataframe(source, model, tmp_path / "pred.csv")
     assert not list(tmp_path.glob("*pred*"))
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path):
+    source = tmp_path / "in.csv"
+    source.write_text("sentence\n" + ("a sentence " * 90 + "\n") * 100_000)
+    before = pyarrow.total_allocated_bytes()
+    batches = Table(source, ["sentence"]).batches(2048)
+    held = [pyarrow.total_allocated_bytes() - before for _ in batches]
+    assert max(held) < 48 << 20 < source.stat().st_size
 
 
 def test_odd_texts_are_predicted(model: Path, tmp_path: Path):
