@@ -78,13 +78,14 @@ def pause_image(embedded: None) -> str:
 
 
 @pytest.fixture(scope="session")
-def from_pod(kube: Callable[..., str], pause_image: str) -> Callable[..., str]:
-    """Run ASK in the network of a pod, which is made anew when there is none."""
+def in_pod(kube: Callable[..., str], pause_image: str) -> Callable[[str], tuple[str, list[str]]]:
+    """Return a pod's address, and the words before a command of this machine that put it into the
+    pod's network. The pod is made anew when there is none."""
 
-    def call(*words: str) -> str:
-        kube("apply", "-f", "-", stdin=pod("caller", pause_image))
-        kube("wait", "pod/caller", "--for=condition=Ready", "--timeout=60s")
-        address = kube("get", "pod/caller", "-o", "jsonpath={.status.podIP}")
+    def find(name: str) -> tuple[str, list[str]]:
+        kube("apply", "-f", "-", stdin=pod(name, pause_image))
+        kube("wait", f"pod/{name}", "--for=condition=Ready", "--timeout=60s")
+        address = kube("get", f"pod/{name}", "-o", "jsonpath={.status.podIP}")
         # Another cluster's pods may have the same addresses, but they are in its cgroup.
         inside = next(
             pid
@@ -92,7 +93,17 @@ def from_pod(kube: Callable[..., str], pause_image: str) -> Callable[..., str]:
             if f"/{EmbeddedCluster(NAME).config.cgroup}/" in Path(f"/proc/{pid}/cgroup").read_text()
             and f" {address}/" in addresses_of(pid)
         )
-        target = ["nsenter", "--target", str(inside), "--net"]
+        return address, ["nsenter", "--target", str(inside), "--net"]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def from_pod(in_pod: Callable[[str], tuple[str, list[str]]]) -> Callable[..., str]:
+    """Run ASK in the network of a pod."""
+
+    def call(*words: str) -> str:
+        _, target = in_pod("caller")
         result = subprocess.run([*target, "python3", "-c", ASK, *words], capture_output=True)
         return result.stdout.decode().strip() or result.stderr.decode()
 

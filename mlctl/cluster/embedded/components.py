@@ -10,6 +10,9 @@ from mlctl.cluster.embedded.config_files import MUTATION_API
 
 READY_SECONDS = 60
 
+NETWORK_POLICIES = "network-policies"
+"""The program that enforces NetworkPolicies, in the node's binary; it calls ipset and iptables."""
+
 
 @dataclass(frozen=True)
 class Component:
@@ -159,6 +162,18 @@ def components(config: Config, node: Path, descriptors: Descriptors) -> list[Com
             f"--kubeconfig={etc}/storage-provisioner.kubeconfig",
             f"--root={config.volumes}",
             f"--node={NODE_NAME}",
+        ),
+        Component(
+            NETWORK_POLICIES,
+            [
+                str(node),
+                NETWORK_POLICIES,
+                f"--kubeconfig={etc}/network-policies.kubeconfig",
+                f"--node={NODE_NAME}",
+                f"--service-cidr={config.service_cidr}",
+            ],
+            # It looks at every pod when one comes or goes, which nobody needs who has no policies.
+            optional=True,
         ),
         Component(
             "git-daemon",

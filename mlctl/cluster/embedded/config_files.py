@@ -227,6 +227,14 @@ def cluster_objects() -> list[dict]:
                 rule(["discovery.k8s.io"], ["endpointslices"], ["list", "watch"]),
             ],
         ),
+        *role(
+            "network-policies",
+            [
+                rule([""], ["pods", "namespaces"], ["list", "watch"]),
+                rule([""], ["nodes"], ["get"]),
+                rule(["networking.k8s.io"], ["networkpolicies"], ["list", "watch"]),
+            ],
+        ),
         # The rights of Kubernetes' own system:persistent-volume-provisioner.
         *role(
             "storage-provisioner",

@@ -24,6 +24,7 @@ HOST_PACKAGES = [
     "containernetworking-plugins",
     "git",
     "iproute2",
+    "ipset",
     "iptables",
     "mount",
     "runc",

@@ -53,6 +53,7 @@ def identities(config: Config) -> list[Identity]:
         Identity("kube-scheduler", "system:kube-scheduler", kubeconfig=True),
         Identity("kube-proxy", "system:kube-proxy", kubeconfig=True),
         Identity("coredns", "coredns", kubeconfig=True),
+        Identity("network-policies", "network-policies", kubeconfig=True),
         Identity("storage-provisioner", "storage-provisioner", kubeconfig=True),
         Identity(
             "kubelet",

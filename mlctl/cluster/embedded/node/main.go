@@ -32,6 +32,7 @@ func main() {
 		"kube-proxy":              func() int { return cli.Run(proxy.NewProxyCommand()) },
 		"kube-scheduler":          func() int { return cli.Run(scheduler.NewSchedulerCommand()) },
 		"kubelet":                 func() int { return cli.Run(kubelet.NewKubeletCommand(context.Background())) },
+		"network-policies":        runNetworkPolicies,
 		"storage-provisioner":     runStorageProvisioner,
 	}
 	name := filepath.Base(os.Args[0])
