@@ -85,7 +85,7 @@ def test_values_reach_the_program():
         "--storage=/storage",
         "--leftovers-max-age-hours=72",
         "--predictions-max-age-days=30",
-        "--mlflow-url=http://ml-pipelines-mlflow:5000",
+        "--mlflow-url=http://ml-pipelines-mlflow.ml-pipelines:5000",
         "--model=my-model",
         "--experiment=my-experiment",
         "--keep-versions=5",

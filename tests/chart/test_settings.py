@@ -128,7 +128,7 @@ def test_the_training_tasks_get_what_they_need(of_task):
 def test_mlflow_is_the_registry():
     assert registry(rendered("local")) == {
         "REGISTRY": "mlflow",
-        "MLFLOW_TRACKING_URI": "http://ml-pipelines-mlflow:5000",
+        "MLFLOW_TRACKING_URI": "http://ml-pipelines-mlflow.ml-pipelines:5000",
         "MLFLOW_EXPERIMENT_NAME": "ml-pipelines",
     }
     elsewhere = {"enabled": False, "trackingUri": "https://mlflow.example.com"}

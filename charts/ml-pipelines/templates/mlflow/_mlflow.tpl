@@ -11,10 +11,10 @@ cannot reach it by a DNS name of its own. localhost is for port-forwarding.
 {{- concat $hosts .Values.mlflow.allowedHosts | join "," -}}
 {{- end }}
 
-{{/* Address of the MLflow server: the release's own, else the one elsewhere, else nothing. */}}
+{{/* Address of the MLflow server, for all namespaces of tasks: the release's own, else the one elsewhere. */}}
 {{- define "ml-pipelines.mlflow.uri" -}}
 {{- if .Values.mlflow.enabled -}}
-http://{{ include "ml-pipelines.mlflow.name" . }}:5000
+http://{{ include "ml-pipelines.mlflow.name" . }}.{{ .Release.Namespace }}:5000
 {{- else -}}
 {{ .Values.mlflow.trackingUri }}
 {{- end -}}
