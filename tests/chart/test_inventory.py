@@ -10,10 +10,6 @@ AIRFLOW = {
     ("Deployment", "ml-pipelines-scheduler"),
     ("Deployment", "ml-pipelines-triggerer"),
     ("Deployment", "ml-pipelines-webserver"),
-    ("Role", "ml-pipelines-pod-launcher-role"),
-    ("Role", "ml-pipelines-pod-log-reader-role"),
-    ("RoleBinding", "ml-pipelines-pod-launcher-rolebinding"),
-    ("RoleBinding", "ml-pipelines-pod-log-reader-rolebinding"),
     ("Service", "ml-pipelines-triggerer"),
     ("Service", "ml-pipelines-webserver"),
     ("ServiceAccount", "ml-pipelines-airflow-scheduler"),
@@ -21,24 +17,31 @@ AIRFLOW = {
     ("ServiceAccount", "ml-pipelines-airflow-webserver"),
     ("ServiceAccount", "ml-pipelines-airflow-worker"),
 }
-ALWAYS = AIRFLOW | {
-    ("ConfigMap", "ml-pipelines-environment"),
-    ("ConfigMap", "ml-pipelines-janitor"),
-    ("ConfigMap", "ml-pipelines-settings"),
-    ("CronJob", "ml-pipelines-janitor"),
-    ("CronJob", "ml-pipelines-pod-janitor"),
-    ("Job", "ml-pipelines-logs"),
-    ("Job", "ml-pipelines-setup"),
-    ("Job", "ml-pipelines-storage"),
-    ("PersistentVolumeClaim", "ml-pipelines-logs"),
-    ("PersistentVolumeClaim", "training-storage"),
-    ("Pod", "ml-pipelines-test"),
-    ("Role", "ml-pipelines-pod-janitor"),
-    ("RoleBinding", "ml-pipelines-pod-janitor"),
-    ("ServiceAccount", "ml-pipelines-pod"),
-    ("ServiceAccount", "ml-pipelines-pod-janitor"),
-    ("ServiceAccount", "ml-pipelines-task"),
+ROLES = {
+    (kind, f"ml-pipelines-{name}")
+    for kind in ("Role", "RoleBinding")
+    for name in ("pod-janitor", "pod-launcher", "pod-watcher", "worker-launcher", "worker-reader")
 }
+ALWAYS = (
+    AIRFLOW
+    | ROLES
+    | {
+        ("ConfigMap", "ml-pipelines-environment"),
+        ("ConfigMap", "ml-pipelines-janitor"),
+        ("ConfigMap", "ml-pipelines-settings"),
+        ("CronJob", "ml-pipelines-janitor"),
+        ("CronJob", "ml-pipelines-pod-janitor"),
+        ("Job", "ml-pipelines-logs"),
+        ("Job", "ml-pipelines-setup"),
+        ("Job", "ml-pipelines-storage"),
+        ("PersistentVolumeClaim", "ml-pipelines-logs"),
+        ("PersistentVolumeClaim", "training-storage"),
+        ("Pod", "ml-pipelines-test"),
+        ("ServiceAccount", "ml-pipelines-pod"),
+        ("ServiceAccount", "ml-pipelines-pod-janitor"),
+        ("ServiceAccount", "ml-pipelines-task"),
+    }
+)
 IN_CLUSTER = {
     ("Deployment", "ml-pipelines-mlflow"),
     ("PersistentVolumeClaim", "ml-pipelines-mlflow"),
@@ -60,11 +63,7 @@ EXPECTED = {
         # For the tasks that run in another namespace.
         ("PersistentVolume", "training-storage-default"),
         ("Role", "ml-pipelines-pod-ender"),
-        ("Role", "ml-pipelines-pod-launcher"),
-        ("Role", "ml-pipelines-pod-watcher"),
         ("RoleBinding", "ml-pipelines-pod-ender"),
-        ("RoleBinding", "ml-pipelines-pod-launcher"),
-        ("RoleBinding", "ml-pipelines-pod-watcher"),
     },
     "staging": ALWAYS,
     "production": ALWAYS
@@ -115,8 +114,9 @@ def test_switched_off_parts_leave_nothing():
         }
     )
     claims = {name for name in ALWAYS if name[0] == "PersistentVolumeClaim"}
-    parts = {name for name in ALWAYS if name[1].endswith(("-janitor", "-triggerer"))}
-    assert len(parts) == 9
+    endings = ("-janitor", "-triggerer", "-pod-watcher")
+    parts = {name for name in ALWAYS if name[1].endswith(endings)}
+    assert len(parts) == 11
     assert names(off) == ALWAYS - claims - parts
 
 

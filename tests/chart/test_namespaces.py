@@ -1,8 +1,10 @@
-"""Namespaces besides the release's in which tasks may run: what is there, and who may do what."""
+"""Who may do what, in the release's namespace and in those besides it in which tasks may run."""
+
+import itertools
 
 import pytest
 
-from tests.helpers.helm import render
+from tests.helpers.helm import HelmError, render
 
 NAMESPACES = {"pipelines": {"namespaces": ["default", "team-b"]}}
 
@@ -74,18 +76,95 @@ def test_each_has_exactly_what_tasks_need(manifests, namespace):
 def test_each_account_may_do_what_it_does_there(manifests, namespace):
     assert rights(manifests, namespace) == {
         "ml-pipelines-airflow-worker": {
-            "pods": {"create", "delete", "get", "list", "patch", "watch"},
+            "pods": {"create", "delete", "get", "list", "patch"},
             "pods/log": {"get"},
             "pods/exec": {"create", "get"},
             "events": {"list"},
         },
-        "ml-pipelines-airflow-triggerer": {
-            "pods": {"get", "list", "watch"},
-            "pods/log": {"get"},
-        },
+        "ml-pipelines-airflow-triggerer": {"pods": {"get"}},
         "ml-pipelines-airflow-scheduler": {"pods": {"delete", "list"}},
         "ml-pipelines-pod-janitor": {"pods": {"delete", "list"}},
     }
+
+
+def test_each_account_may_do_what_it_does_in_the_releases_namespace(manifests):
+    elsewhere = rights(manifests, "team-b")
+    assert rights(manifests, "ml-pipelines") == elsewhere | {
+        "ml-pipelines-airflow-scheduler": {
+            "pods": {"create", "delete", "list", "patch", "watch"},
+        },
+        "ml-pipelines-airflow-webserver": {"pods": {"list"}, "pods/log": {"get"}},
+    }
+
+
+SCHEDULER, TRIGGERER, WEBSERVER, WORKER = (
+    f"ml-pipelines-airflow-{name}" for name in ("scheduler", "triggerer", "webserver", "worker")
+)
+JANITOR, TASK, POD = (f"ml-pipelines-{name}" for name in ("pod-janitor", "task", "pod"))
+
+# What would be worth the most to somebody who has got into a pod.
+NOBODY = [
+    *itertools.product(
+        ("get", "list", "watch", "create", "update", "patch", "delete"),
+        ("configmaps", "deployments", "jobs", "rolebindings", "roles", "secrets"),
+    ),
+    ("update", "pods"),
+    ("deletecollection", "pods"),
+    ("create", "serviceaccounts/token"),
+    ("create", "pods/portforward"),
+    ("create", "pods/attach"),
+    ("create", "pods/eviction"),
+    ("update", "pods/ephemeralcontainers"),
+    ("patch", "pods/ephemeralcontainers"),
+    ("*", "*"),
+]
+MAY_NOT = {
+    SCHEDULER: [("get", "pods"), ("create", "pods/exec"), ("get", "pods/log"), ("list", "events")],
+    TRIGGERER: [
+        *itertools.product(("create", "delete", "list", "patch", "watch"), ["pods"]),
+        ("get", "pods/exec"),
+    ],
+    WEBSERVER: [
+        *itertools.product(("create", "delete", "get", "patch", "watch"), ["pods"]),
+        ("get", "pods/exec"),
+    ],
+    WORKER: [("watch", "pods"), ("create", "events")],
+    JANITOR: [
+        *itertools.product(("create", "get", "patch", "watch"), ["pods"]),
+        ("get", "pods/log"),
+    ],
+    TASK: [*itertools.product(("create", "delete", "get", "list"), ("pods", "pods/log", "events"))],
+    POD: [*itertools.product(("create", "delete", "get", "list"), ("pods", "pods/log", "events"))],
+}
+
+
+@pytest.mark.parametrize("namespace", ["ml-pipelines", "default", "team-b"])
+@pytest.mark.parametrize("account", MAY_NOT)
+def test_what_an_account_may_not_do(manifests, account, namespace):
+    found = rights(manifests, namespace).get(account, {})
+    granted = {(verb, resource) for resource, verbs in found.items() for verb in verbs}
+    assert [wish for wish in [*NOBODY, *MAY_NOT[account]] if wish in granted] == []
+
+
+def test_the_official_cleanup_may_list_and_delete():
+    manifests = render(NAMESPACES, {"airflow": {"cleanup": {"enabled": True}}})
+    cleanup = rights(manifests, "ml-pipelines")["ml-pipelines-airflow-cleanup"]
+    assert cleanup == {"pods": {"delete", "list"}}
+
+
+def test_the_roles_of_the_official_chart_are_refused():
+    with pytest.raises(HelmError, match=r"airflow\.rbac\.create"):
+        render({"airflow": {"rbac": {"create": True}}})
+
+
+def test_the_key_of_wandb_is_where_tasks_are():
+    key = {"wandb": {"enabled": True, "apiKey": "x"}, "mlflow": {"enabled": False}}
+    secrets = [
+        o["metadata"]["namespace"]
+        for o in render(NAMESPACES, key).of("Secret")
+        if o["metadata"]["name"] == "ml-pipelines-wandb"
+    ]
+    assert secrets == ["ml-pipelines", "default", "team-b"]
 
 
 def test_a_dag_processor_of_its_own_may_end_pods_of_dead_workers():
@@ -97,32 +176,11 @@ def test_a_dag_processor_of_its_own_may_end_pods_of_dead_workers():
         found = rights(manifests, namespace)
         assert found[account] == {"pods": {"delete", "list"}}
         assert "ml-pipelines-airflow-scheduler" not in found
-    # The official chart gives it nothing, and the others theirs.
-    (role,) = [
-        o
-        for o in manifests.of("Role")
-        if o["metadata"]["name"] == "ml-pipelines-pod-ender"
-        and o["metadata"]["namespace"] == "ml-pipelines"
-    ]
-    assert [(rule["resources"], rule["verbs"]) for rule in role["rules"]] == [
-        (["pods"], ["delete", "list"])
-    ]
-    own = {
-        binding["roleRef"]["name"]
-        for binding in manifests.of("RoleBinding")
-        if binding["metadata"]["namespace"] == "ml-pipelines"
-        and account in {subject["name"] for subject in binding["subjects"]}
-    }
-    assert own == {"ml-pipelines-pod-ender"}
+    assert rights(manifests, "ml-pipelines")[account] == {"pods": {"delete", "list"}}
 
 
 def test_nobody_has_rights_in_the_whole_cluster(manifests):
     assert manifests.of("ClusterRole", "ClusterRoleBinding") == []
-
-
-def test_the_triggerer_may_watch_pods_of_the_release_too(manifests):
-    binding = manifests.one("RoleBinding", "ml-pipelines-pod-log-reader-rolebinding")
-    assert "ml-pipelines-airflow-triggerer" in {s["name"] for s in binding["subjects"]}
 
 
 def test_task_accounts_have_no_token_anywhere(manifests):

@@ -90,24 +90,6 @@ def test_task_account_has_no_token_and_no_role():
     assert "ml-pipelines-task" not in bound
 
 
-def test_scheduler_and_workers_may_launch_pods_in_the_namespace():
-    manifests = rendered("production")
-    binding = manifests.one("RoleBinding", "ml-pipelines-pod-launcher-rolebinding")
-    assert {s["name"] for s in binding["subjects"]} == {
-        manifests.one("Deployment", "ml-pipelines-scheduler")["spec"]["template"]["spec"][
-            "serviceAccountName"
-        ],
-        manifests.worker()["spec"]["serviceAccountName"],
-    }
-    role = manifests.one("Role", "ml-pipelines-pod-launcher-role")
-    assert role["metadata"]["namespace"] == "ml-pipelines"
-    verbs = {r: set(rule["verbs"]) for rule in role["rules"] for r in rule["resources"]}
-    # What the pod operator and the executor call.
-    assert verbs["pods"] >= {"create", "get", "list", "watch", "patch", "delete"}
-    assert verbs["pods/log"] >= {"get"}
-    assert verbs["events"] >= {"list"}
-
-
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_every_container_says_what_it_needs(environment):
     def missing(resources):

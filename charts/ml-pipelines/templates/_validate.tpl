@@ -169,6 +169,10 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- $problems = append $problems "airflow.multiNamespaceMode: gives rights over the pods of the whole cluster; name the namespaces in pipelines.namespaces" -}}
 {{- end -}}
 
+{{- if $a.rbac.create -}}
+{{- $problems = append $problems "airflow.rbac.create: the chart's own roles say what each account may do; the official ones would give scheduler and workers more" -}}
+{{- end -}}
+
 {{- /* Model registry */ -}}
 {{- if and $v.wandb.enabled (not $v.wandb.existingSecret) (not $v.wandb.apiKey) -}}
 {{- $problems = append $problems (printf "wandb.enabled: name a Secret with the key %s in wandb.existingSecret (or, on your own machine only, give wandb.apiKey)" $v.wandb.secretKey) -}}
