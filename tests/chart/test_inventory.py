@@ -70,6 +70,15 @@ EXPECTED = {
     | {
         ("PodDisruptionBudget", "ml-pipelines-scheduler-pdb"),
         ("PodDisruptionBudget", "ml-pipelines-webserver-pdb"),
+    }
+    # Policies of the chart, then of the official one.
+    | {
+        ("NetworkPolicy", f"ml-pipelines-{name}")
+        for name in ("closed", "janitor", "task", "volumes", "webserver", "workers")
+    }
+    | {
+        ("NetworkPolicy", f"ml-pipelines-{name}-policy")
+        for name in ("scheduler", "triggerer", "webserver")
     },
 }
 

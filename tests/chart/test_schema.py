@@ -184,6 +184,8 @@ VARIANTS = {
         ("mlflow", "trackingUri"): "",
         ("admin", "existingSecret"): "",
         ("postgres", "existingSecret"): "",
+        ("networkPolicies", "enabled"): True,
+        ("airflow", "networkPolicies", "enabled"): True,
     },
     "elsewhere": {
         ("wandb", "enabled"): True,
@@ -255,7 +257,7 @@ def test_every_value_that_a_template_reads_exists():
         match
         for file in (CHART / "templates").rglob("*.*")
         # The official chart reads them, with its own values.
-        if file.name not in ("_wait.tpl", "_environment.tpl")
+        if file.name not in ("_wait.tpl", "_environment.tpl", "_webserver_config.tpl")
         for match in re.findall(r"(?:\$v|\$?\.Values)\.([A-Za-z][\w.]*\w)", file.read_text())
     }
 

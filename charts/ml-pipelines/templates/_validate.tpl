@@ -173,6 +173,14 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- $problems = append $problems "airflow.rbac.create: the chart's own roles say what each account may do; the official ones would give scheduler and workers more" -}}
 {{- end -}}
 
+{{- /* Network */ -}}
+{{- if ne $v.networkPolicies.enabled $a.networkPolicies.enabled -}}
+{{- $problems = append $problems "networkPolicies.enabled and airflow.networkPolicies.enabled: the latter has the policies of the official chart's parts; set both alike" -}}
+{{- end -}}
+{{- if and $v.networkPolicies.enabled $a.ingress.web.enabled (not $v.networkPolicies.ingress) -}}
+{{- $problems = append $problems "networkPolicies.ingress: airflow.ingress.web.enabled is true, but nobody may reach the page; name the pods of the Ingress controller" -}}
+{{- end -}}
+
 {{- /* Model registry */ -}}
 {{- if and $v.wandb.enabled (not $v.wandb.existingSecret) (not $v.wandb.apiKey) -}}
 {{- $problems = append $problems (printf "wandb.enabled: name a Secret with the key %s in wandb.existingSecret (or, on your own machine only, give wandb.apiKey)" $v.wandb.secretKey) -}}
