@@ -4,7 +4,7 @@ MLCTL := tools/python -m mlctl
 
 .DEFAULT_GOAL := help
 .PHONY: help run test up down status password ui logs train infer trigger promote rollback approve \
-        new-dag sync kubeconfig doctor lint chart images lock bench soak drill mutation package \
+        new-dag sync kubeconfig doctor lint chart images images-list images-save images-load lock bench soak drill mutation package \
         clean clean-cache test-mlctl test-chart test-dags test-images test-workload test-cluster \
         test-e2e test-long test-wandb
 
@@ -53,6 +53,12 @@ chart: ## Fetch the locked dependency of the chart
 	@$(MLCTL) chart
 images: ## Build the images (cached by content)
 	@$(MLCTL) images build
+images-list: ## The images that a release with ENV and VALUES runs
+	@$(MLCTL) images list
+images-save: ## All of them in one tar, for a place without a network (FILE=images.tar)
+	@$(MLCTL) images save-all
+images-load: ## Push the images of such a tar into a registry (FILE=images.tar REGISTRY=name/path)
+	@$(MLCTL) images load
 lock: ## Resolve requirements/*.in anew
 	@$(MLCTL) lock
 bench: ## What a task costs, and when a commit shows in Airflow
@@ -105,6 +111,8 @@ test-wandb: ## Upload and load a small model at the real W&B service (needs WAND
 #: RUN=id               the run of training_dag that `make approve` lets go on
 #: N=1                  runs that `make train`, `infer` and `trigger` start (20 for `make soak`)
 #: MAPPED=20            runs of the mapped DAG that `make soak` starts
+#: FILE=images.tar      the tar of `make images-save` and `images-load`
+#: REGISTRY=name/path   the registry that `make images-load` fills
 #: C=name               the part of the cluster whose log `make logs` shows
 #: FAULT=name,name      the faults of `make drill` (default: all)
 #: K=expression         what pytest's -k takes, for the test targets

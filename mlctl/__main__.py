@@ -175,6 +175,17 @@ add(building.list_images, to=images, name="list")
 add(building.show_images, to=images, name="show")
 file = click.Argument(["file"], type=click.Path(path_type=Path))
 add(building.save_image, None, click.Argument(["name"]), file, to=images, name="save")
+archive = click.Option(
+    ["--file"],
+    type=click.Path(path_type=Path),
+    envvar="FILE",
+    required=True,
+    help="The tar (FILE).",
+)
+where = "A registry, with a path or without (REGISTRY)."
+registry = click.Option(["--registry"], envvar="REGISTRY", required=True, help=where)
+add(building.save_all_images, None, archive, to=images, name="save-all")
+add(building.load_images, None, archive, registry, to=images, name="load")
 
 add(bench.main, Stack, name="bench")
 mapped = click.Option(

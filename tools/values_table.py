@@ -21,7 +21,7 @@ def rows(schema: dict[str, Any], values: Any, prefix: str = "") -> Iterator[tupl
     """
     for name, entry in schema["properties"].items():
         key = f"{prefix}{name}"
-        if key in {"airflow", "global"}:
+        if key == "airflow":
             continue
         if name not in values:
             raise UserError(f"values.yaml has no {key}, values.schema.json has")

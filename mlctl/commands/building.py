@@ -7,11 +7,11 @@ from mlctl.base.errors import UserError
 from mlctl.base.names import RELEASE
 from mlctl.base.progress import Phases, console, show_table
 from mlctl.base.prune import clean
-from mlctl.builder import oci
+from mlctl.builder import archive, oci
 from mlctl.builder.build import build_all, built
-from mlctl.builder.catalog import recipes
+from mlctl.release import images as release_images
 from mlctl.release.chart import dependency
-from mlctl.release.release import package_chart
+from mlctl.release.release import is_local, package_chart
 from mlctl.stack import Stack
 
 
@@ -48,8 +48,8 @@ def images(names: tuple[str, ...]) -> None:
 
 
 def list_images() -> None:
-    """The images that there are."""
-    print("\n".join(recipes()))
+    """The images that a release with ENV and VALUES runs, by full name."""
+    print("\n".join(release_images.of_release(built())))
 
 
 def show_images() -> None:
@@ -63,6 +63,28 @@ def save_image(name: str, file: Path) -> None:
     if not layout.is_dir():
         raise UserError(f"no image {name!r} is built: tools/python -m mlctl images build {name}")
     oci.write_archive(file, [oci.read_layout(layout)])
+
+
+def save_all_images(file: Path) -> None:
+    """Write all images of `images list` into one tar, for a place without a network."""
+    phases = Phases()
+    entries = build_all(phases) if is_local() else {}
+    names = release_images.of_release(entries)
+    layouts = {f"{one['repository']}:{one['tag']}": Path(one["layout"]) for one in entries.values()}
+    with phases.phase(f"Images: save into {file}") as phase:
+        archive.save(file, names, layouts, phase)
+        phase.say(f"{len(names)} images, {file.stat().st_size / 1e6:.0f} MB")
+
+
+def load_images(file: Path, registry: str) -> None:
+    """Push the images of a tar of `images save-all` into a registry, and say what to set."""
+    with Phases().phase(f"Images: load into {registry}") as phase:
+        with archive.opened(file) as images:
+            for name, directory in images.items():
+                target = release_images.behind(registry, name)
+                phase.say(target)
+                archive.push(directory, target)
+    console.print(f"in your values: {{global: {{imageRegistry: {registry}}}}}", markup=False)
 
 
 def clean_cache() -> None:

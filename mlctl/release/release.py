@@ -59,6 +59,11 @@ def values_files(environ: Mapping[str, str] = os.environ) -> list[Path]:
     return files
 
 
+def is_local(environ: Mapping[str, str] = os.environ) -> bool:
+    """Say whether ENV is the environment of the clusters made here, whose images are built here."""
+    return values_files(environ)[0].stem == "local"
+
+
 def image_values(images: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     """Return the values that make the release use the images of build/images.json."""
 

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from mlctl.release.images import behind, in_render
 from tests.helpers.helm import ENVIRONMENTS, render, rendered
 
 DIGEST = "sha256:" + "a" * 64
@@ -87,6 +88,45 @@ def test_no_image_is_pulled_again_and_again(environment):
     containers = rendered(environment).containers()
     assert {c.spec["imagePullPolicy"] for c in containers} == {"IfNotPresent"}
     assert [c.where for c in containers if c.spec["image"].endswith(":latest")] == []
+
+
+# The parts of the official chart that have images of their own, and images of single tasks.
+EVERY_PART = {
+    "images": {"xcomSidecar": {"repository": "alpine", "tag": "3"}},
+    "pipelines": {"tasks": {"train_model": {"image": "quay.io/team/train:1"}}},
+    "airflow": {
+        "statsd": {"enabled": True},
+        "dagProcessor": {"enabled": True},
+        "cleanup": {"enabled": True},
+        "redis": {"enabled": True},
+        "flower": {"enabled": True},
+        "pgbouncer": {
+            "enabled": True,
+            "configSecretName": "pgbouncer",
+            "metricsExporterSidecar": {"statsSecretName": "pgbouncer-stats"},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_the_list_of_images_is_what_a_render_holds(environment):
+    for manifests in (rendered(environment), render(EVERY_PART, environment=environment)):
+        (of_a_task,) = manifests.settings()["tasks"]["train_model"]["pod"]["spec"]["containers"]
+        found = {image for image in (of_a_task.get("image"),) if image}
+        found |= images(manifests) | {task_image(manifests), sidecar_image(manifests)}
+        assert in_render(manifests.text) == found
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_one_registry_stands_for_all(environment):
+    own = in_render(render(EVERY_PART, environment=environment).text)
+    values = {"global": {"imageRegistry": "mirror.test:5000/ml"}}
+    mirrored = in_render(render(EVERY_PART, values, environment=environment).text)
+    assert mirrored == {behind("mirror.test:5000/ml/", image) for image in own}
+    assert {"mirror.test:5000/ml/alpine:3", "mirror.test:5000/ml/team/train:1"} <= mirrored
+    assert "mirror.test:5000/ml/git-sync/git-sync:v4.1.0" in mirrored
+    assert {image.startswith("mirror.test:5000/ml/") for image in mirrored} == {True}
 
 
 def test_pull_secrets_reach_every_pod():

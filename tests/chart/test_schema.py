@@ -166,7 +166,7 @@ def test_every_own_key_is_described():
 
 def test_schema_and_values_have_the_same_own_keys():
     def keys(schema, values, path=()):
-        for key in {*schema["properties"], *values} - {"airflow", "global"}:
+        for key in {*schema["properties"], *values} - {"airflow"}:
             here = ".".join((*path, key))
             if key not in values or key not in schema["properties"]:
                 yield here

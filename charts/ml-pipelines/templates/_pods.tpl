@@ -2,13 +2,25 @@
 Pieces of the pods that this chart makes itself.
 */}}
 
-{{/* Reference of an image given as {repository, tag, digest}; a digest wins over the tag. */}}
+{{/*
+Reference of an image given as {repository, tag, digest}: (list . image). A digest wins over the tag.
+*/}}
 {{- define "ml-pipelines.image" -}}
-{{- if .digest -}}
-{{ .repository }}@{{ .digest }}
-{{- else -}}
-{{ .repository }}:{{ .tag }}
+{{- $image := index . 1 -}}
+{{- $end := ternary (printf "@%s" $image.digest) (printf ":%v" $image.tag) (not (empty $image.digest)) -}}
+{{- include "ml-pipelines.mirrored" (list (index . 0) (print $image.repository $end)) -}}
+{{- end }}
+
+{{/*
+A reference of an image with the registry that stands for all, in place of its own: (list . text).
+A first part is a registry by the rule of container runtimes: it has a dot or a port, or is localhost.
+*/}}
+{{- define "ml-pipelines.mirrored" -}}
+{{- $reference := index . 1 -}}
+{{- with (index . 0).Values.global.imageRegistry -}}
+{{- $reference = printf "%s/%s" (trimSuffix "/" .) (regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $reference "") -}}
 {{- end -}}
+{{- $reference -}}
 {{- end }}
 
 {{/* The image of the MLflow server as YAML: its own, or the pipelines' image. */}}
@@ -41,7 +53,7 @@ Metadata and spec of a pod of ours, with what `pods` in the values adds: (list .
 there of the container `base` holds for each of the pod's; labels that selectors need stay ours.
 */}}
 {{- define "ml-pipelines.pod" -}}
-{{- $layer := (include "ml-pipelines.settings.layer" (omit (index . 0).Values.pods "serviceAccount") | fromJson).pod -}}
+{{- $layer := (include "ml-pipelines.settings.layer" (list (index . 0) (omit (index . 0).Values.pods "serviceAccount")) | fromJson).pod -}}
 {{- if $layer -}}
 {{- $pod := index . 1 | fromYaml -}}
 {{- $spec := $layer.spec | default dict -}}

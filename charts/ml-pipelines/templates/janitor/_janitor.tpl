@@ -59,7 +59,7 @@ spec:
     {{- include "ml-pipelines.podSecurity" (dict "user" 10001 "group" 10001) | nindent 4 }}
   containers:
     - name: janitor
-      image: {{ include "ml-pipelines.image" $image | quote }}
+      image: {{ include "ml-pipelines.image" (list $root $image) | quote }}
       imagePullPolicy: {{ $image.pullPolicy }}
       securityContext:
         {{- include "ml-pipelines.containerSecurity" $root | nindent 8 }}

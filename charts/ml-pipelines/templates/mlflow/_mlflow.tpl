@@ -35,7 +35,7 @@ spec:
     # A newer MLflow refuses an older database. The file beside it names the image that
     # served it last, so that the seconds this takes are paid once per image.
     - name: upgrade-database
-      image: {{ include "ml-pipelines.image" $image | quote }}
+      image: {{ include "ml-pipelines.image" (list . $image) | quote }}
       imagePullPolicy: {{ $image.pullPolicy }}
       securityContext:
         {{- include "ml-pipelines.containerSecurity" . | nindent 8 }}
@@ -49,7 +49,7 @@ spec:
       workingDir: /mlflow
       env:
         - name: IMAGE
-          value: {{ include "ml-pipelines.image" $image | quote }}
+          value: {{ include "ml-pipelines.image" (list . $image) | quote }}
         - name: HOME
           value: /tmp
       resources:
@@ -61,7 +61,7 @@ spec:
           mountPath: /tmp
   containers:
     - name: mlflow
-      image: {{ include "ml-pipelines.image" $image | quote }}
+      image: {{ include "ml-pipelines.image" (list . $image) | quote }}
       imagePullPolicy: {{ $image.pullPolicy }}
       securityContext:
         {{- include "ml-pipelines.containerSecurity" . | nindent 8 }}

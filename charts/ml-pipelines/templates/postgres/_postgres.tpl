@@ -11,7 +11,7 @@ spec:
   terminationGracePeriodSeconds: 60
   containers:
     - name: postgres
-      image: {{ include "ml-pipelines.image" .Values.images.postgres | quote }}
+      image: {{ include "ml-pipelines.image" (list . .Values.images.postgres) | quote }}
       imagePullPolicy: {{ .Values.images.postgres.pullPolicy }}
       securityContext:
         {{- include "ml-pipelines.containerSecurity" . | nindent 8 }}

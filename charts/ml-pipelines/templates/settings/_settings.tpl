@@ -8,13 +8,13 @@ in it: for every task, and for presets and single tasks, arguments of the operat
 {{- $everyTask := include "ml-pipelines.settings.everyTask" . | fromJson -}}
 {{- $presets := dict "registry" (include "ml-pipelines.settings.registry" . | fromJson) -}}
 {{- range $name, $values := omit .Values.pipelines.presets "registry" -}}
-{{- with include "ml-pipelines.settings.layer" $values | fromJson -}}
+{{- with include "ml-pipelines.settings.layer" (list $ $values) | fromJson -}}
 {{- $_ := set $presets $name . -}}
 {{- end -}}
 {{- end -}}
 {{- $tasks := dict -}}
 {{- range $name, $values := .Values.pipelines.tasks -}}
-{{- with include "ml-pipelines.settings.layer" $values | fromJson -}}
+{{- with include "ml-pipelines.settings.layer" (list $ $values) | fromJson -}}
 {{- $_ := set $tasks $name . -}}
 {{- end -}}
 {{- end -}}
@@ -63,7 +63,7 @@ in it: for every task, and for presets and single tasks, arguments of the operat
 {{- /* Nobody else would delete the failed ones. */ -}}
 {{- $_ := set $house "operator" (dict "on_finish_action" "delete_pod") -}}
 {{- end -}}
-{{- $values := include "ml-pipelines.settings.layer" .Values.pipelines.defaults | fromJson -}}
+{{- $values := include "ml-pipelines.settings.layer" (list . .Values.pipelines.defaults) | fromJson -}}
 {{- (include "ml-pipelines.settings.merged" (list $house $values "" true) | fromJson).is | toJson -}}
 {{- end }}
 
@@ -87,7 +87,7 @@ spec:
     {{- include "ml-pipelines.podSecurity" (dict "user" 10001 "group" 10001) | nindent 4 }}
   containers:
     - name: base
-      image: {{ include "ml-pipelines.image" .Values.images.classicExample | quote }}
+      image: {{ include "ml-pipelines.image" (list . .Values.images.classicExample) | quote }}
       imagePullPolicy: {{ .Values.images.classicExample.pullPolicy }}
       securityContext:
         allowPrivilegeEscalation: false
@@ -133,17 +133,18 @@ spec:
 {{- $_ := set $env "MLFLOW_TRACKING_URI" (include "ml-pipelines.mlflow.uri" .) -}}
 {{- $_ := set $env "MLFLOW_EXPERIMENT_NAME" .Values.mlflow.experiment -}}
 {{- end -}}
-{{- $own := include "ml-pipelines.settings.layer" (dict "env" $env) | fromJson -}}
-{{- $values := include "ml-pipelines.settings.layer" (.Values.pipelines.presets.registry | default dict) | fromJson -}}
+{{- $own := include "ml-pipelines.settings.layer" (list . (dict "env" $env)) | fromJson -}}
+{{- $values := include "ml-pipelines.settings.layer" (list . (.Values.pipelines.presets.registry | default dict)) | fromJson -}}
 {{- (include "ml-pipelines.settings.merged" (list $own $values "" false) | fromJson).is | toJson -}}
 {{- end }}
 
 {{/*
 The keys of pipelines.defaults, of a preset or of a task, as {"operator": ..., "pod": ...}; what
-nothing is said about is left out.
+nothing is said about is left out: (list . values).
 */}}
 {{- define "ml-pipelines.settings.layer" -}}
-{{- $values := . -}}
+{{- $root := index . 0 -}}
+{{- $values := index . 1 -}}
 {{- $operator := dict -}}
 {{- $arguments := dict
       "retries" "retries"
@@ -158,13 +159,13 @@ nothing is said about is left out.
 {{- end -}}
 
 {{- $container := dict -}}
-{{- with .image -}}
-{{- $_ := set $container "image" . -}}
+{{- with $values.image -}}
+{{- $_ := set $container "image" (include "ml-pipelines.mirrored" (list $root .)) -}}
 {{- end -}}
-{{- with .envFrom -}}
+{{- with $values.envFrom -}}
 {{- $_ := set $container "envFrom" . -}}
 {{- end -}}
-{{- with .env -}}
+{{- with $values.env -}}
 {{- $variables := list -}}
 {{- range $name, $value := . -}}
 {{- $variables = append $variables (set (kindIs "map" $value | ternary $value (dict "value" $value) | deepCopy) "name" $name) -}}
@@ -172,7 +173,7 @@ nothing is said about is left out.
 {{- $_ := set $container "env" $variables -}}
 {{- end -}}
 {{- $resources := dict -}}
-{{- range $kind, $quantities := .resources -}}
+{{- range $kind, $quantities := $values.resources -}}
 {{- $texts := dict -}}
 {{- range $name, $quantity := $quantities -}}
 {{- /* Numbers are text to Kubernetes' clients; as JSON, since 1e+06 is how Helm prints them. */ -}}
