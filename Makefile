@@ -69,7 +69,7 @@ drill: ## Break one part after the other in the middle of training runs (FAULT=o
 	@$(MLCTL) drill
 mutation: ## Change dags/ml_pipelines in every small way: do the DAG tests find it? (no cluster)
 	@$(MLCTL) mutation
-package: ## Package the chart into build/
+package: ## Package the chart into build/ (KEY=name KEYRING=file: signed)
 	@$(MLCTL) package
 clean: ## Delete the cluster and its data
 	@$(MLCTL) clean
@@ -113,6 +113,8 @@ test-wandb: ## Upload and load a small model at the real W&B service (needs WAND
 #: MAPPED=20            runs of the mapped DAG that `make soak` starts
 #: FILE=images.tar      the tar of `make images-save` and `images-load`
 #: REGISTRY=name/path   the registry that `make images-load` fills
+#: KEY=name             the key that `make package` signs with, in the file KEYRING=secring.gpg,
+#: PASSPHRASE_FILE=file and what opens it, if it needs that
 #: C=name               the part of the cluster whose log `make logs` shows
 #: FAULT=name,name      the faults of `make drill` (default: all)
 #: K=expression         what pytest's -k takes, for the test targets

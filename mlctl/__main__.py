@@ -166,8 +166,17 @@ add(look.cluster_status, provider, to=parts, name="status")
 for function in (cluster.stop, cluster.start, cluster.restart):
     add(function, provider, click.Argument(["part"]), to=parts)
 
-for function in (building.chart, building.package, building.clean_cache):
+for function in (building.chart, building.clean_cache):
     add(function)
+path = click.Path(path_type=Path, exists=True, dir_okay=False)
+signing = [
+    click.Option(["--key"], envvar="KEY", help="Name of the key that signs it (KEY)."),
+    click.Option(["--keyring"], envvar="KEYRING", type=path, help="The file with it (KEYRING)."),
+    click.Option(
+        ["--passphrase-file", "passphrase"], envvar="PASSPHRASE_FILE", type=path, help="Of the key."
+    ),
+]
+add(building.package, None, *signing)
 images = Group("images", help="The container images, built without a registry or an engine.")
 app.add_command(images)
 add(building.images, None, click.Argument(["names"], nargs=-1), to=images, name="build")

@@ -20,9 +20,9 @@ def chart() -> None:
     print(dependency())
 
 
-def package() -> None:
-    """Package the chart into build/."""
-    print(package_chart())
+def package(key: str | None, keyring: Path | None, passphrase: Path | None) -> None:
+    """Package the chart into build/; with KEY and KEYRING it is signed."""
+    print(package_chart(key, keyring, passphrase))
 
 
 def uninstall(stack: Stack) -> None:

@@ -316,9 +316,23 @@ def _succeeded(job: Mapping[str, Any]) -> bool:
     return job.get("status", {}).get("succeeded", 0) >= wanted
 
 
-def package_chart() -> Path:
-    """Package the chart with its dependency into build/ and return the archive's path."""
+def package_chart(
+    key: str | None = None, keyring: Path | None = None, passphrase: Path | None = None
+) -> Path:
+    """Package the chart with its dependency into build/ and return the archive's path.
+
+    ``key`` (a part of its name) signs it, out of ``keyring``, a file of `gpg --export-secret-keys`,
+    whose ``passphrase`` is a file's first line: helm writes the archive's .prov beside it.
+
+    Raises UserError when helm does not sign.
+    """
     dependency()
     BUILD.mkdir(exist_ok=True)
-    told = output([program(), "package", CHART, "--destination", BUILD])
-    return Path(told.strip().rsplit(": ", 1)[-1])
+    signing: list[str | Path] = []
+    if key:
+        if keyring is None:
+            raise UserError(f"KEY={key}: in which file? KEYRING, from `gpg --export-secret-keys`")
+        signing = ["--sign", "--key", key, "--keyring", keyring]
+        signing += ["--passphrase-file", passphrase] if passphrase else []
+    told = output([program(), "package", CHART, "--destination", BUILD, *signing])
+    return Path(re.findall(r"saved it to: (.*)", told)[0])
