@@ -65,9 +65,10 @@ EXPECTED = {
         ("Role", "ml-pipelines-pod-ender"),
         ("RoleBinding", "ml-pipelines-pod-ender"),
     },
-    "staging": ALWAYS,
+    "staging": ALWAYS | {("CronJob", "ml-pipelines-database-janitor")},
     "production": ALWAYS
     | {
+        ("CronJob", "ml-pipelines-database-janitor"),
         ("PodDisruptionBudget", "ml-pipelines-scheduler-pdb"),
         ("PodDisruptionBudget", "ml-pipelines-webserver-pdb"),
     }

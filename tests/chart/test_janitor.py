@@ -1,8 +1,12 @@
 """The CronJobs that keep the volumes from filling up, and delete ended pods."""
 
+import re
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from mlctl.base.paths import CHART
+from tests.chart.test_start_order import run
 from tests.helpers.helm import ENVIRONMENTS, HelmError, render, rendered
 
 WANDB = {"wandb": {"enabled": True, "existingSecret": "key"}, "mlflow": {"enabled": False}}
@@ -193,3 +197,26 @@ def test_each_claim_has_a_janitor():
     # All claims of a local volume are the same directory.
     local = render(values, environment="local").of("CronJob")
     assert [o["metadata"]["namespace"] for o in local] == ["ml-pipelines"] * 2
+
+
+def test_old_history_goes_from_the_database(tmp_path):
+    assert ("CronJob", "ml-pipelines-database-janitor") not in rendered("local").names()
+    found = rendered("production").one("CronJob", "ml-pipelines-database-janitor")["spec"]
+    assert (found["schedule"], found["concurrencyPolicy"]) == ("47 3 * * *", "Forbid")
+    spec = found["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    said = run(container["args"], tmp_path, 'printf "%s\\n" "$*"')
+    assert said.returncode == 0, said.stderr
+    before = datetime.now(UTC) - timedelta(days=180)
+    check, clean = said.stdout.splitlines()
+    assert check == "db check --retry 60 --retry-delay 2"
+    given = re.fullmatch(r"db clean --clean-before-timestamp (\S+) --skip-archive --yes", clean)
+    assert abs(datetime.fromisoformat(given[1]) - before) < timedelta(hours=1)
+
+
+def test_a_dry_run_of_it_says_what_would_go():
+    values = {"janitor": {"database": {"keepDays": 30}, "dryRun": True}}
+    found = render(values).one("CronJob", "ml-pipelines-database-janitor")["spec"]
+    (container,) = found["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert container["args"][-1].endswith("--dry-run\n")
+    assert "--yes" not in container["args"][-1]

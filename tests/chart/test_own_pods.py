@@ -6,7 +6,21 @@ import yaml
 
 from tests.helpers.helm import page, render
 
-OWN = ("mlflow", "postgres", "janitor", "pod-janitor", "setup", "storage", "logs", "test")
+OWN = (
+    "mlflow",
+    "postgres",
+    "janitor",
+    "pod-janitor",
+    "database-janitor",
+    "setup",
+    "storage",
+    "logs",
+    "test",
+)
+EVERY_PART = {
+    "janitor": {"database": {"keepDays": 30}},
+    "setup": {"dump": {"claimName": "dumps"}},
+}
 
 
 def own_pods(manifests):
@@ -26,12 +40,12 @@ def containers(pod):
 
 @pytest.fixture(scope="module")
 def before():
-    return own_pods(render(environment="local"))
+    return own_pods(render(EVERY_PART, environment="local"))
 
 
 @pytest.fixture(scope="module")
 def documented():
-    return render(yaml.safe_load(page("yaml")[2]), environment="local")
+    return render(EVERY_PART, yaml.safe_load(page("yaml")[2]), environment="local")
 
 
 def test_their_account_is_the_charts_and_has_no_token(before):
@@ -43,7 +57,7 @@ def test_their_account_is_the_charts_and_has_no_token(before):
 
 def test_an_account_of_ones_own():
     account = {"create": False, "name": "mine"}
-    manifests = render({"pods": {"serviceAccount": account}}, environment="local")
+    manifests = render(EVERY_PART, {"pods": {"serviceAccount": account}}, environment="local")
     assert ("ServiceAccount", "ml-pipelines-pod") not in manifests.names()
     assert own_pods(manifests)["setup"]["spec"]["serviceAccountName"] == "mine"
 
@@ -87,7 +101,7 @@ def test_it_adds_and_takes_nothing_away(before, documented):
 
 def test_a_label_that_a_selector_needs_stays():
     mine = {"app.kubernetes.io/component": "mine", "app.kubernetes.io/name": "mine", "a": "b"}
-    manifests = render({"pods": {"labels": mine}}, environment="local")
+    manifests = render(EVERY_PART, {"pods": {"labels": mine}}, environment="local")
     for found in manifests.of("Deployment", "StatefulSet"):
         selector = found["spec"]["selector"]["matchLabels"].items()
         assert selector <= found["spec"]["template"]["metadata"]["labels"].items()

@@ -3,10 +3,13 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from mlctl.base.errors import output
+from mlctl.release.chart import dependency
+from tests.helpers.helm import render
 from tools.in_image.container import Command, Container, Image, run
 
 PASSWORD = "pass word'\"$\\"
@@ -97,6 +100,58 @@ def test_database_is_utf8_keeps_its_data_and_stops_while_clients_are_connected(
         status, log = second.wait(15)
     assert status == 0
     assert "was not properly shut down" not in log
+
+
+def test_the_setup_job_dumps_the_database_before_it_migrates(
+    postgres: Image, volume: Path, port: int, secret: Path, tmp_path: Path
+):
+    dependency()
+    dump = {"dump": {"claimName": "dumps", "keep": 2}}
+    (container,) = [
+        c.spec
+        for c in render({"setup": dump}, environment="local").containers()
+        if c.spec["name"] == "dump-database"
+    ]
+    place = tmp_path / "dumps"
+    place.mkdir()
+    os.chown(place, 50000, 0)
+    names = ["20250101T000000Z", "20250102T000000Z", "later"]
+    for name in names:
+        (place / f"ml-pipelines-{name}.dump").touch()
+    url = f"postgresql+psycopg2://airflow:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/air%20flow"
+    job = Command(
+        entrypoint=[],
+        arguments=[*container["command"], *container["args"]],
+        env={"DUMPS": "/dumps", "RELEASE": "ml-pipelines", "KEEP": "2", "DATABASE_URL": url},
+        mounts={place: "/dumps"},
+        user="50000:0",
+        read_only=True,
+        memory={"/tmp": 1 << 20},
+    )
+    with Container(postgres, server(volume, port, secret)) as database:
+        wait_ready(postgres, port, database)
+        assert psql(postgres, port, "create table kept as select 'x' as y").returncode == 0
+        told = run(postgres, job)
+        assert told.returncode == 0, told.stdout
+        assert PASSWORD not in told.stdout
+        (newest,) = {path.name for path in place.iterdir()} - {
+            f"ml-pipelines-{name}.dump" for name in names
+        }
+        # Of two that are kept one is new; what has another name is not the release's.
+        assert sorted(path.name for path in place.iterdir()) == sorted(
+            ["ml-pipelines-20250102T000000Z.dump", "ml-pipelines-later.dump", newest]
+        )
+        assert psql(postgres, port, "drop table kept").returncode == 0
+        words = ["pg_restore", "--clean", "--if-exists", "--no-owner", "--single-transaction"]
+        plain = url.replace("+psycopg2", "")
+        restore = Command(
+            entrypoint=[],
+            arguments=[*words, "--dbname", plain, f"/dumps/{newest}"],
+            mounts={place: "/dumps:ro"},
+            user="50000:0",
+        )
+        assert run(postgres, restore).returncode == 0
+        assert psql(postgres, port, "select y from kept").stdout.strip() == "x"
 
 
 def test_start_that_was_killed_is_taken_up_again(

@@ -60,6 +60,10 @@ values that the official chart evaluates (airflow.scheduler.extraVolumes, ...), 
 {{ include "ml-pipelines.fullname" . }}-pod-janitor
 {{- end }}
 
+{{- define "ml-pipelines.janitor.database.name" -}}
+{{ include "ml-pipelines.fullname" . }}-database-janitor
+{{- end }}
+
 {{- define "ml-pipelines.test.name" -}}
 {{ include "ml-pipelines.fullname" . }}-test
 {{- end }}

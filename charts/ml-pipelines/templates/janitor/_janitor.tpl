@@ -1,7 +1,8 @@
 {{/*
-What both CronJobs have in common: (dict "root" . "namespace" "..." "name" "..." "component" "..."
+What the CronJobs have in common: (dict "root" . "namespace" "..." "name" "..." "component" "..."
 "schedule" "..." "program" "file" "arguments" list "volume" dict), and if wanted "readOnly" of the
-volume's mount and "serviceAccount".
+volume's mount and "serviceAccount". From "program" on it is about ml-pipelines.janitor.pod; "pod"
+takes its place.
 */}}
 {{- define "ml-pipelines.janitor.cronjob" -}}
 {{- $root := .root -}}
@@ -29,7 +30,11 @@ spec:
       backoffLimit: 0
       activeDeadlineSeconds: {{ $root.Values.janitor.deadlineSeconds }}
       template:
+        {{- if .pod }}
+        {{- include "ml-pipelines.pod" (list $root .pod) | nindent 8 }}
+        {{- else }}
         {{- include "ml-pipelines.pod" (list $root (include "ml-pipelines.janitor.pod" .)) | nindent 8 }}
+        {{- end }}
 {{- end }}
 
 {{/*

@@ -16,26 +16,80 @@ template:
 {{- end }}
 
 {{- define "ml-pipelines.setup.migrate" -}}
-{{- $airflow := .Subcharts.airflow -}}
-- name: migrate-database
+{{- include "ml-pipelines.setup.airflow" (list . "migrate-database" "exec airflow db migrate") -}}
+{{- end }}
+
+{{/* A container that does something with the metadata database: (list . name script). */}}
+{{- define "ml-pipelines.setup.airflow" -}}
+{{- $root := index . 0 -}}
+{{- $airflow := $root.Subcharts.airflow -}}
+- name: {{ index . 1 }}
   image: {{ include "airflow_image" $airflow }}
-  imagePullPolicy: {{ .Values.airflow.images.airflow.pullPolicy }}
+  imagePullPolicy: {{ $root.Values.airflow.images.airflow.pullPolicy }}
   securityContext:
-    {{- include "ml-pipelines.setup.containerSecurity" . | nindent 4 }}
+    {{- include "ml-pipelines.setup.containerSecurity" $root | nindent 4 }}
   args:
     - bash
     - -ceu
     - |
       airflow db check --retry 60 --retry-delay 2
-      exec airflow db migrate
+      {{- index . 2 | nindent 6 }}
   envFrom: {{- include "custom_airflow_environment_from" $airflow | indent 2 }}
   env:
     {{- include "standard_airflow_environment" $airflow | indent 2 }}
     {{- include "custom_airflow_environment" $airflow | indent 2 }}
   resources:
+    {{- toYaml $root.Values.setup.resources | nindent 4 }}
+  volumeMounts:
+    {{- include "ml-pipelines.setup.mounts" $root | nindent 4 }}
+{{- end }}
+
+{{/*
+The database as it is before the migration, on a claim. A half dump never has the name of a whole
+one, and what goes are older dumps of this release only.
+*/}}
+{{- define "ml-pipelines.setup.dump" -}}
+{{- $image := .Values.images.postgres -}}
+- name: dump-database
+  image: {{ include "ml-pipelines.image" (list . $image) | quote }}
+  imagePullPolicy: {{ $image.pullPolicy }}
+  securityContext:
+    {{- include "ml-pipelines.containerSecurity" . | nindent 4 }}
+  command: [sh, -ceu]
+  args:
+    - |
+      # Without SQLAlchemy's driver, postgresql+psycopg2://.
+      url="postgresql://${DATABASE_URL#*://}"
+      tries=0
+      until pg_isready --quiet --dbname "$url"; do
+        tries=$((tries + 1))
+        if [ "$tries" -ge 60 ]; then echo 'The database does not answer.' >&2; exit 1; fi
+        sleep 2
+      done
+      cd "$DUMPS"
+      pg_dump --format=custom --no-owner --file "$RELEASE.part" --dbname "$url"
+      mv "$RELEASE.part" "$RELEASE-$(date -u +%Y%m%dT%H%M%SZ).dump"
+      ls -1 "$RELEASE"-????????T??????Z.dump | head -n -"$KEEP" | xargs -r rm
+      ls -l "$RELEASE"-????????T??????Z.dump
+  env:
+    - name: DUMPS
+      value: /dumps
+    - name: RELEASE
+      value: {{ .Release.Name }}
+    - name: KEEP
+      value: {{ .Values.setup.dump.keep | quote }}
+    - name: DATABASE_URL
+      valueFrom:
+        secretKeyRef:
+          name: {{ .Values.airflow.data.metadataSecretName }}
+          key: connection
+  resources:
     {{- toYaml .Values.setup.resources | nindent 4 }}
   volumeMounts:
-    {{- include "ml-pipelines.setup.mounts" . | nindent 4 }}
+    - name: dumps
+      mountPath: /dumps
+    - name: tmp
+      mountPath: /tmp
 {{- end }}
 
 {{- define "ml-pipelines.setup.mounts" -}}
@@ -69,9 +123,18 @@ spec:
   restartPolicy: OnFailure
   securityContext:
     {{- include "ml-pipelines.podSecurity" (dict "user" (int .Values.airflow.uid) "group" (int .Values.airflow.gid)) | nindent 4 }}
+  {{- $before := list }}
+  {{- if .Values.setup.dump.claimName }}
+  {{- $before = append $before (include "ml-pipelines.setup.dump" .) }}
+  {{- end }}
   {{- if .Values.admin.enabled }}
+  {{- $before = append $before (include "ml-pipelines.setup.migrate" .) }}
+  {{- end }}
+  {{- with $before }}
   initContainers:
-    {{- include "ml-pipelines.setup.migrate" . | nindent 4 }}
+    {{- join "\n" . | nindent 4 }}
+  {{- end }}
+  {{- if .Values.admin.enabled }}
   containers:
     - name: admin-user
       image: {{ include "airflow_image" $airflow }}
@@ -127,4 +190,9 @@ spec:
         name: {{ include "airflow_config" $airflow }}
     - name: tmp
       emptyDir: {}
+    {{- with .Values.setup.dump.claimName }}
+    - name: dumps
+      persistentVolumeClaim:
+        claimName: {{ . }}
+    {{- end }}
 {{- end }}
