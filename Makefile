@@ -99,6 +99,7 @@ test-wandb: ## Upload and load a small model at the real W&B service (needs WAND
 	@$(MLCTL) test-wandb
 
 #: ENV=local            values/$(ENV).yaml: local, staging, production
+#: AIRFLOW=3            Airflow 3.3.2 in place of 2.9.3 (docs/airflow3.md)
 #: CLUSTER=embedded     embedded, kind or existing (default: kind with a Docker engine, else embedded)
 #: CLUSTER_NAME=name    several clusters beside each other (default: ml-pipelines)
 #: OUTBOUND=1           pods of the embedded cluster reach the network (0: no more); kept until changed

@@ -48,6 +48,7 @@ VARIABLES = [
     variable("SERVICE_CIDR", "embedded: the Services' network inside the node"),
     variable("DAGS_REPO", "kind, existing: the git address that pods clone the DAGs from"),
     variable("DAGS_REF", "kind, existing: the branch there; default: main"),
+    variable("AIRFLOW", "2 (2.9.3) or 3 (3.3.2); default: 2"),
     variable("ENV", "values/ENV.yaml: local, staging, production; default: local"),
     variable("VALUES", "a values file of your own, on top of that"),
     variable("HELM", "another helm than the pinned one"),

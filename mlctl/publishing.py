@@ -17,17 +17,20 @@ DAG_SECONDS = 180
 
 PARSE_SECONDS = 120
 
-# Reads every file of the DAG directory as the scheduler does, in the scheduler's container. What
+# Reads every file of the DAG directory as Airflow does, where it does so. What
 # Airflow logs goes to the standard output too: the answer is the last line.
 PARSE = """
 import json
-from airflow.models.dagbag import DagBag
-bag = DagBag(include_examples=False)
+try:
+    from airflow.dag_processing.dagbag import DagBag
+except ImportError:  # Airflow 2
+    from airflow.models.dagbag import DagBag
+bag = DagBag()
 print()
 print(json.dumps({"dags": sorted(bag.dags), "errors": bag.import_errors}))
 """
 
-# The answer is kept beside the scheduler: the same files and settings are read once.
+# The answer is kept there: the same files and settings are read once.
 PARSE_ONCE = """
 kept=/tmp/ml-pipelines-dags-$1.json
 if ! test -s $kept; then
@@ -62,8 +65,9 @@ def publish(stack: Stack, phase: Phase, *, worktree: bool = False) -> str:
             DAG_SECONDS,
             lambda: shown(airflow),
             lambda: (
-                f"Airflow does not show the DAGs of {commit[:10]}: {phase.detail}. The "
-                "containers git-sync and scheduler of the scheduler's pod say more (kubectl logs)"
+                f"Airflow does not show the DAGs of {commit[:10]}: {phase.detail}. Its "
+                "containers git-sync say more, and those of the scheduler and of the DAG processor "
+                "(kubectl logs)"
             ),
         )
     return commit
@@ -73,9 +77,9 @@ def _behind(stack: Stack, airflow: Airflow, commit: str) -> str:
     """Return what Airflow lacks of a commit ('': nothing). Raises UserError for broken files."""
     there, settings, since = served(stack)
     if there != commit:
-        return f"the scheduler has {there[:10] or 'no commit'} yet, not {commit[:10]}"
+        return f"Airflow has {there[:10] or 'no commit'} yet, not {commit[:10]}"
     if settings != stack.installed_settings():
-        return "the kubelet has not brought the new settings to the scheduler yet"
+        return "the kubelet has not brought the new settings to Airflow yet"
     try:
         found = _parsed(stack, f"{there}-{since.timestamp():.0f}")
     except (KubectlError, ValueError) as error:
@@ -84,7 +88,7 @@ def _behind(stack: Stack, airflow: Airflow, commit: str) -> str:
         raise UserError(_broken(found["errors"]))
     for dag_id in found["dags"]:
         dag = airflow.dag(dag_id)
-        if dag is None or not dag["is_active"]:
+        if dag is None or not airflow.is_active(dag):
             return f"{dag_id} is not known yet"
         if datetime.fromisoformat(dag["last_parsed_time"]) <= since:
             return f"{dag_id} is not parsed yet"
@@ -97,7 +101,7 @@ def _parsed(stack: Stack, state: str) -> dict[str, Any]:
     ``state`` names files and settings: what is known of the same state is not read again.
     """
     command = ["sh", "-c", PARSE_ONCE, PARSE, state]
-    return json.loads(stack.in_scheduler(*command, timeout=PARSE_SECONDS))
+    return json.loads(stack.in_dag_processor(*command, timeout=PARSE_SECONDS))
 
 
 def _broken(errors: dict[str, str]) -> str:
@@ -109,7 +113,7 @@ def _broken(errors: dict[str, str]) -> str:
 
 
 def served(stack: Stack) -> tuple[str, dict[str, Any], datetime]:
-    """Return commit and settings that the scheduler has, and since when it has both.
+    """Return commit and settings that Airflow reads, and since when it has both.
 
     ('', no settings and the present moment while one of them is missing.)
     """
@@ -120,7 +124,7 @@ def served(stack: Stack) -> tuple[str, dict[str, Any], datetime]:
         f"readlink {link} && stat --format=%.Y {link} {directory}/..data && cat {directory}/{name}"
     )
     try:
-        target, *stamps, settings = stack.in_scheduler("sh", "-c", script).split("\n", 3)
+        target, *stamps, settings = stack.in_dag_processor("sh", "-c", script).split("\n", 3)
         since = datetime.fromtimestamp(max(map(float, stamps)), UTC)
         return target.rsplit("/", 1)[-1], json.loads(settings), since
     except (KubectlError, ValueError):

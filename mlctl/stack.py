@@ -14,6 +14,7 @@ from mlctl.base import processes
 from mlctl.base.errors import UserError
 from mlctl.base.labels import run_directory
 from mlctl.base.names import (
+    AIRFLOW_IMAGES,
     AIRFLOW_PORT,
     AIRFLOW_SERVICE,
     NAMESPACE,
@@ -23,13 +24,20 @@ from mlctl.base.names import (
 from mlctl.base.packages import ensure_packages, missing_packages
 from mlctl.base.progress import Phase, Phases, console
 from mlctl.builder import build as images_build
+from mlctl.builder.catalog import recipes
 from mlctl.clients.airflow import Airflow
 from mlctl.clients.forward import Forward
 from mlctl.clients.kube import Kube
 from mlctl.clients.volume import Volume
 from mlctl.cluster.provider import Provider, provider
 from mlctl.release.chart import dependency
-from mlctl.release.release import Release, image_values, merge, project_images
+from mlctl.release.release import (
+    Release,
+    airflow_image,
+    image_values,
+    merge,
+    project_images,
+)
 
 LOG_BYTES = 1 << 17
 """Of the end of a log: some 15 lines, however long."""
@@ -59,6 +67,7 @@ class Stack:
         official chart that is not the pinned one. Ctrl-C ends both threads within seconds.
         """
         with phases.phase("check this machine"):
+            airflow_image()
             self.cluster.doctor()
         packages = {*self.cluster.host_packages()}
         if self.cluster.made_here:
@@ -77,7 +86,9 @@ class Stack:
         with processes.thread_pool(2, self.after_interrupt) as pool:
             tasks = [pool.submit(self.cluster.up, phases)]
             if self.cluster.made_here:
-                tasks.append(pool.submit(images_build.build_all, phases, ready=load))
+                # The other Airflow is for who asks for it.
+                wanted = recipes().keys() - {*AIRFLOW_IMAGES.values()} | {airflow_image()}
+                tasks.append(pool.submit(images_build.build_all, phases, wanted, load))
             _first_error(tasks)
         # Else a registry has the images, and a values file names them.
         images = tasks[1].result() if self.cluster.made_here else {}
@@ -123,7 +134,12 @@ class Stack:
         user, password = self.credentials()
         with closing(Forward(self.kube, AIRFLOW_SERVICE, AIRFLOW_PORT)) as forward:
             yield Airflow(
-                forward, user, password, end_of_file=self.end_of_log_file, tell=_tell_waiting
+                forward,
+                user,
+                password,
+                version=self.release().airflow_version(),
+                end_of_file=self.end_of_log_file,
+                tell=_tell_waiting,
             )
 
     def end_of_log_file(self, path: str) -> str:
@@ -142,6 +158,17 @@ class Stack:
         Raises KubectlError when it fails or takes longer than ``timeout`` seconds.
         """
         where = [f"deployment/{RELEASE}-scheduler", "--container", "scheduler"]
+        return self.kube.run("exec", *where, "--", *command, timeout=timeout).stdout
+
+    def in_dag_processor(self, *command: str, timeout: float = 20) -> str:
+        """Return the output of a command where DAG files are read, as in_scheduler does.
+
+        With Airflow 2 that is the scheduler.
+        """
+        name = "dag-processor"
+        if self.kube.get("deployment", f"{RELEASE}-{name}") is None:
+            return self.in_scheduler(*command, timeout=timeout)
+        where = [f"deployment/{RELEASE}-{name}", "--container", name]
         return self.kube.run("exec", *where, "--", *command, timeout=timeout).stdout
 
     def credentials(self) -> tuple[str, str]:

@@ -3,6 +3,9 @@
 DAG_IDS = TRAINING, INFERENCE = "training_dag", "inference_dag"
 """The pipelines that ship with this project, in the order in which `make run` runs them."""
 
+AIRFLOW_IMAGES = {"2": "airflow", "3": "airflow3"}
+"""Which image has which Airflow; its major version is what the variable AIRFLOW says."""
+
 RELEASE = "ml-pipelines"
 NAMESPACE = "ml-pipelines"
 AIRFLOW_SERVICE, AIRFLOW_PORT = f"{RELEASE}-webserver", 8080

@@ -31,7 +31,7 @@ HOST_PACKAGES = [
 AT_ONCE = 2
 """Builds that run beside each other: one computes while another waits for the disk or the net."""
 
-LARGE_ONES = ["classic-example", "classic-example-environment", "airflow", "postgres"]
+LARGE_ONES = ["classic-example", "classic-example-environment", "airflow", "airflow3", "postgres"]
 """They start first; the small ones fill the second place meanwhile."""
 
 KIND = "images"

@@ -1,7 +1,8 @@
-"""The Airflow of a release, through its REST API (version 1, Airflow 2)."""
+"""The Airflow of a release, through its REST API: v1 of Airflow 2, v2 of Airflow 3."""
 
 import ast
 import html
+import json as json_text
 import re
 import time
 from collections.abc import Callable, Collection
@@ -78,7 +79,8 @@ class Task:
 class Airflow:
     """Session with the web server of a release.
 
-    It logs in through the page's form, the one way that needs no setting in the chart. A page that
+    It logs in through the page's form, the one way that needs no setting in Airflow 2's chart, and
+    gets a token from Airflow 3. A page that
     is away (no pod is ready, the forward broke, its database does not answer) is waited for, for
     ``patience`` seconds; requests can be repeated safely because a run is triggered under a chosen
     id.
@@ -90,15 +92,19 @@ class Airflow:
         user: str,
         password: str,
         *,
+        version: str = "2.9.3",
         end_of_file: Callable[[str], str] = lambda path: "",
         tell: Callable[[str], None] = lambda text: None,
         patience: float = PATIENCE_SECONDS,
     ) -> None:
-        """``end_of_file`` gives the end of a file in Airflow's log directory, '' without one.
+        """``version`` is Airflow's.
+
+        ``end_of_file`` gives the end of a file in Airflow's log directory, '' without one.
 
         ``tell`` is called every TELL_SECONDS of waiting for the page, with words on it.
         """
         self.connection = connection
+        self.is_3 = not version.startswith("2.")
         self.end_of_file = end_of_file
         self.user = user
         self.password = password
@@ -113,6 +119,9 @@ class Airflow:
         session = requests.Session()
         # Proxy settings of the machine are not for a port on it.
         session.trust_env = False
+        if self.is_3:
+            session.headers["Authorization"] = f"Bearer {self._token(session)}"
+            return session
         page = session.get(f"{self.connection.url}/login/", timeout=30)
         page.raise_for_status()
         found = _CSRF.search(page.text)
@@ -128,8 +137,19 @@ class Airflow:
         )
         answer.raise_for_status()
         if answer.status_code != 302 or "/login" in answer.headers.get("Location", ""):
-            raise AirflowError(f"Airflow refuses the password of the user {self.user}")
+            raise self._refused()
         return session
+
+    def _token(self, session: requests.Session) -> str:
+        login = {"username": self.user, "password": self.password}
+        answer = session.post(f"{self.connection.url}/auth/token", json=login, timeout=30)
+        if answer.status_code == 401:
+            raise self._refused()
+        answer.raise_for_status()
+        return answer.json()["access_token"]
+
+    def _refused(self) -> AirflowError:
+        return AirflowError(f"Airflow refuses the password of the user {self.user}")
 
     def request(
         self,
@@ -143,7 +163,8 @@ class Airflow:
     ) -> requests.Response:
         """Send a request to the API. Raises AirflowError on a refusal not listed in ``good``."""
         headers = {"Accept": accept}
-        answer = self._send(method, f"api/v1/{path}", json=json, params=params, headers=headers)
+        path_of_api = f"api/v{2 if self.is_3 else 1}/{path}"
+        answer = self._send(method, path_of_api, json=json, params=params, headers=headers)
         if answer.ok or answer.status_code in good:
             return answer
         raise AirflowError(f"Airflow: {method} {path}: {_refusal(answer)}")
@@ -203,6 +224,10 @@ class Airflow:
         answer = self.request("GET", _dag_path(dag_id), good=(404,))
         return answer.json() if answer.ok else None
 
+    def is_active(self, entry: dict[str, Any]) -> bool:
+        """Say whether there is a file of a DAG, by its entry."""
+        return not entry["is_stale"] if self.is_3 else entry["is_active"]
+
     def dags(self) -> list[dict[str, Any]]:
         """Return the entries of all DAGs that there are files of, by id."""
         return self._pages("dags", "dags", order_by="dag_id")
@@ -232,7 +257,11 @@ class Airflow:
 
         Raises AirflowError with Airflow's own words when it refuses the id or a parameter.
         """
-        run_id = run_id or f"manual__{datetime.now(UTC).isoformat()}"
+        now = datetime.now(UTC).isoformat()
+        run_id = run_id or f"manual__{now}"
+        if self.is_3:
+            # Without one the run has no date (ds, data_interval_start) for its templates.
+            logical_date = logical_date or now
         # A repeated request after a lost answer finds the run there: 409 is as good.
         self.request(
             "POST",
@@ -252,7 +281,8 @@ class Airflow:
         Airflow allows: asking for each alone keeps its web server busy while tasks wait for it.
         """
         path = f"{_dag_path(dag_id)}/dagRuns"
-        page = self.get(path, limit=PAGE, order_by="-execution_date")
+        order = "-logical_date" if self.is_3 else "-execution_date"
+        page = self.get(path, limit=PAGE, order_by=order)
         newest = {one["dag_run_id"]: one for one in page["dag_runs"]}
         return [newest.get(run_id) or self.run(dag_id, run_id) for run_id in run_ids]
 
@@ -303,8 +333,9 @@ class Airflow:
         number = max(1, task.try_number)
         mapped = f"map_index={task.map_index}/" if task.map_index >= 0 else ""
         directory = f"dag_id={dag_id}/run_id={run_id}/task_id={task.task_id}/{mapped}"
-        return self.end_of_file(f"{directory}attempt={number}.log") or self.log(
-            dag_id, run_id, task.task_id, number, task.map_index
+        end = self.end_of_file(f"{directory}attempt={number}.log")
+        return (
+            _lines(end) if end else self.log(dag_id, run_id, task.task_id, number, task.map_index)
         )
 
     def log(
@@ -315,10 +346,19 @@ class Airflow:
             "GET",
             f"{_task_path(dag_id, run_id, task_id)}/logs/{max(1, try_number)}",
             params={"full_content": True, "map_index": map_index},
-            accept="text/plain",
+            accept="application/x-ndjson" if self.is_3 else "text/plain",
         )
         # Airflow does not say which encoding it is, and requests would take it for Latin-1.
-        return answer.content.decode(errors="replace")
+        return _lines(answer.content.decode(errors="replace"))
+
+    def approve(self, dag_id: str, run_id: str, task_id: str) -> None:
+        """Let a task that waits for a person go on."""
+        path = _task_path(dag_id, run_id, task_id)
+        if self.is_3:
+            answer = {"chosen_options": ["Approve"], "params_input": {}}
+            self.request("PATCH", f"{path}/-1/hitlDetails", json=answer)
+        else:
+            self.request("PATCH", path, json={"dry_run": False, "new_state": "success"})
 
     def result(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
         """Return the object that a task handed over (XCom ``return_value``), {} for any other."""
@@ -428,7 +468,7 @@ class Airflow:
     def _scheduler_words(self) -> str:
         """What the scheduler is doing when no task of a run is under way."""
         try:
-            scheduler = self.get("health")["scheduler"]
+            scheduler = self.get("monitor/health" if self.is_3 else "health")["scheduler"]
         except AirflowError:
             return "Airflow does not answer"
         if scheduler["status"] == "healthy":
@@ -437,6 +477,22 @@ class Airflow:
             f"the scheduler is {scheduler['status']}, its last sign of life was at "
             f"{scheduler['latest_scheduler_heartbeat']} (`make status` shows its pod)"
         )
+
+
+def _lines(log: str) -> str:
+    """Return a log in the form of Airflow 2, whichever has written it: Airflow 3 writes JSON."""
+    return "\n".join(_as_text(line) for line in log.splitlines())
+
+
+def _as_text(line: str) -> str:
+    try:
+        entry = json_text.loads(line)
+        when, words = entry.get("timestamp") or "", str(entry["event"])
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return line  # Airflow 2, or what stdout of a worker holds.
+    level = str(entry.get("level") or "info").upper()
+    errors = [f"{one['exc_type']}: {one['exc_value']}" for one in entry.get("error_detail") or []]
+    return "\n".join([f"[{when}] {{{entry.get('logger') or ''}}} {level} - {words}", *errors])
 
 
 def container_lines(log: str) -> list[str]:
@@ -505,8 +561,11 @@ def _task_seconds(entry: dict[str, Any]) -> float | None:
 def _refusal(answer: requests.Response) -> str:
     try:
         body = answer.json()
+        detail = body.get("detail") or ""
+        if isinstance(detail, list):  # Of Airflow 3, of a request that has not its form.
+            detail = "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in detail)
         # What is wrong with a parameter is followed by its schema.
-        detail = (body.get("detail") or "").partition("\n\n")[0]
+        detail = str(detail).partition("\n\n")[0]
         return f"{answer.status_code} {body.get('title', '')} {detail}".strip()
     except ValueError:
         return f"{answer.status_code} {answer.reason}"

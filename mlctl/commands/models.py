@@ -2,7 +2,6 @@
 
 import getpass
 from typing import Any
-from urllib.parse import quote
 
 from mlctl.base.errors import UserError
 from mlctl.base.names import TRAINING
@@ -31,13 +30,12 @@ def approve(stack: Stack, run: str | None) -> int:
         newest = airflow.newest_run(TRAINING)
         run = run or (newest["dag_run_id"] if newest else "")
         states = {task.task_id: task.state for task in airflow.tasks(TRAINING, run)} if run else {}
-        if (state := states.get(APPROVAL)) != "deferred":
+        if (state := states.get(APPROVAL)) not in {"deferred", "awaiting_input"}:
             raise UserError(
                 f"the run {run or 'of ' + TRAINING} does not wait for an approval: {APPROVAL} is "
                 f"{state or 'none of its tasks'}"
             )
-        path = f"dags/{TRAINING}/dagRuns/{quote(run, safe='')}/taskInstances/{APPROVAL}"
-        airflow.request("PATCH", path, json={"dry_run": False, "new_state": "success"})
+        airflow.approve(TRAINING, run, APPROVAL)
     say(f"{run} goes on: its model will be the {stack.settings['model']['alias']}")
     return 0
 

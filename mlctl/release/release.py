@@ -15,13 +15,16 @@ import yaml
 
 from mlctl.base.cache import digest, lock
 from mlctl.base.errors import UserError, output
-from mlctl.base.names import RELEASE, REPOSITORY
+from mlctl.base.names import AIRFLOW_IMAGES, RELEASE, REPOSITORY
 from mlctl.base.paths import BUILD, CHART, ROOT, VALUES
 from mlctl.base.progress import Phase
 from mlctl.base.waiting import until
 from mlctl.clients.kube import Kube
 from mlctl.clients.pods import describe_trouble, is_stuck, last_words, not_ready
 from mlctl.release.chart import dependency, program
+
+AIRFLOW_3 = VALUES / "airflow3.yaml"
+"""What Airflow 3 needs, on top of the file of any environment."""
 
 TIMEOUT_SECONDS = 900
 STUCK_SECONDS = 90
@@ -41,16 +44,35 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def airflow_major(environ: Mapping[str, str] = os.environ) -> str:
+    """Return which Airflow the variable AIRFLOW asks for: ``2`` (the default) or ``3``.
+
+    Raises UserError when it is another one.
+    """
+    major = environ.get("AIRFLOW") or "2"
+    if major not in AIRFLOW_IMAGES:
+        raise UserError(f"AIRFLOW={major} is not one of {', '.join(AIRFLOW_IMAGES)}")
+    return major
+
+
+def airflow_image(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the name of the image of that Airflow. Raises UserError as airflow_major."""
+    return AIRFLOW_IMAGES[airflow_major(environ)]
+
+
 def values_files(environ: Mapping[str, str] = os.environ) -> list[Path]:
-    """Return the values files of the variables ENV (default: local) and VALUES.
+    """Return the values files of the variables ENV (default: local), AIRFLOW and VALUES.
 
     Raises UserError when one does not exist.
     """
     name = environ.get("ENV") or "local"
     files = [VALUES / f"{name}.yaml"]
-    if not files[0].is_file():
-        known = ", ".join(sorted(file.stem for file in VALUES.glob("*.yaml")))
+    environments = {file.stem for file in VALUES.glob("*.yaml")} - {AIRFLOW_3.stem}
+    if name not in environments:
+        known = ", ".join(sorted(environments))
         raise UserError(f"ENV={name} is not one of {known} (values/*.yaml)")
+    if airflow_major(environ) == "3":
+        files.append(AIRFLOW_3)
     extra = environ.get("VALUES")
     if extra:
         files.append(ROOT / extra)
@@ -65,7 +87,11 @@ def is_local(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def image_values(images: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    """Return the values that make the release use the images of build/images.json."""
+    """Return the values that make the release use the images of build/images.json.
+
+    Raises UserError as airflow_major.
+    """
+    airflow = images[airflow_image()]
 
     def one(name: str) -> dict[str, str]:
         return {
@@ -84,8 +110,8 @@ def image_values(images: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
         },
         "airflow": {
             # The workers know this image only, so it is the one for every part of Airflow.
-            "defaultAirflowRepository": images["airflow"]["repository"],
-            "defaultAirflowTag": images["airflow"]["tag"],
+            "defaultAirflowRepository": airflow["repository"],
+            "defaultAirflowTag": airflow["tag"],
             "images": {"gitSync": one("git-sync")},
         },
     }
@@ -171,6 +197,8 @@ class Release:
         self.overlay.write_text(yaml.safe_dump(dict(self.values), sort_keys=True))
         with lock(f"release-{digest(str(self.kube.kubeconfig), self.kube.namespace)}"):
             status = self.status()
+            if status:
+                self._refuse_another_airflow()
             if not extra and status and (status.state, status.inputs) == ("deployed", inputs):
                 phase.say(f"revision {status.revision} is up to date")
                 self.wait_ready(phase)
@@ -184,6 +212,19 @@ class Release:
             self._helm_and_watch([*words, *extra], phase)
             self.wait_ready(phase)
         return True
+
+    def _refuse_another_airflow(self) -> None:
+        there, asked = self.airflow_version(), airflow_major()
+        if there.split(".")[0] != asked:
+            raise UserError(
+                f"the release {RELEASE} runs Airflow {there}, AIRFLOW={asked} is asked for, and its "
+                f"database is that of {there}. AIRFLOW={there.split('.')[0]} goes on with it; "
+                "`make clean` deletes it, or CLUSTER_NAME=name makes a cluster beside it"
+            )
+
+    def airflow_version(self) -> str:
+        """Return the version of Airflow that is installed. Raises UserError when nothing is."""
+        return str(self.installed_values()["airflow"]["airflowVersion"])
 
     def _forget_interrupted(self, phase: Phase, status: Status) -> None:
         # A helm that was killed leaves its revision pending, and every later helm refuses. The

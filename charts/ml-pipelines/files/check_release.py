@@ -9,15 +9,23 @@ from pathlib import Path
 
 TRIES = 24
 PAUSE_SECONDS = 5
+AIRFLOW = int(os.environ.get("AIRFLOW", "2"))
 
 
-def get(url, password=None):
-    request = urllib.request.Request(url)
-    if password is not None:
-        login = f"{os.environ['ADMIN_USERNAME']}:{password}".encode()
-        request.add_header("Authorization", "Basic " + base64.b64encode(login).decode())
+def get(url, authorization="", data=None):
+    headers = {"Authorization": authorization, "Content-Type": "application/json"}
+    request = urllib.request.Request(url, data, headers)
     with urllib.request.urlopen(request, timeout=20) as answer:
         return answer.read().decode()
+
+
+def authorization():
+    user, password = os.environ["ADMIN_USERNAME"], os.environ["ADMIN_PASSWORD"]
+    if AIRFLOW == 2:
+        return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+    login = json.dumps({"username": user, "password": password}).encode()
+    answer = get(os.environ["AIRFLOW_URL"] + "/auth/token", data=login)
+    return "Bearer " + json.loads(answer)["access_token"]
 
 
 def settings():
@@ -35,7 +43,8 @@ def storage():
 
 
 def airflow():
-    health = json.loads(get(os.environ["AIRFLOW_URL"] + "/health"))
+    path = "/health" if AIRFLOW == 2 else "/api/v2/monitor/health"
+    health = json.loads(get(os.environ["AIRFLOW_URL"] + path))
     bad = [part for part in ("metadatabase", "scheduler") if health[part]["status"] != "healthy"]
     if bad:
         raise RuntimeError(f"not healthy: {', '.join(bad)}")
@@ -43,10 +52,10 @@ def airflow():
 
 
 def dags():
-    api, password = os.environ["AIRFLOW_URL"] + "/api/v1", os.environ["ADMIN_PASSWORD"]
-    for error in json.loads(get(api + "/importErrors", password))["import_errors"]:
+    api, login = f"{os.environ['AIRFLOW_URL']}/api/v{AIRFLOW - 1}", authorization()
+    for error in json.loads(get(api + "/importErrors", login))["import_errors"]:
         raise RuntimeError(f"{error['filename']}: {error['stack_trace']}")
-    found = {dag["dag_id"] for dag in json.loads(get(api + "/dags", password))["dags"]}
+    found = {dag["dag_id"] for dag in json.loads(get(api + "/dags", login))["dags"]}
     if not found:
         raise RuntimeError("no DAG is there yet")
     return f"the admin user can log in; there: {', '.join(sorted(found))}"

@@ -148,9 +148,17 @@ count, they change nothing.
 helm.sh/resource-policy: keep
 {{- end }}
 
+{{/* Public address of the Airflow page, or nothing. */}}
+{{- define "ml-pipelines.webserver.url" -}}
+{{- $section := include "ml-pipelines.airflow3" . | empty | ternary "webserver" "api" -}}
+{{- with (index .Values.airflow.config $section).base_url -}}
+{{- eq . "/" | ternary "" . -}}
+{{- end -}}
+{{- end }}
+
 {{/* Path of the Airflow page: the one in its public address, as the official probes take it. */}}
 {{- define "ml-pipelines.webserver.path" -}}
-{{- with .Values.airflow.config.webserver.base_url -}}
+{{- with include "ml-pipelines.webserver.url" . -}}
 {{- (urlParse .).path | trimSuffix "/" -}}
 {{- end -}}
 {{- end }}

@@ -20,7 +20,7 @@ own records are Secrets; without a cluster there is no list, not an empty one.
 {{- if and .Values.admin.enabled (not .Values.admin.existingSecret) -}}
 {{- $ways = append $ways (printf "admin.existingSecret: make a Secret with the key %s and name it here" .Values.admin.secretKey) -}}
 {{- end -}}
-{{- range $value, $secret := dict "fernetKey" (list .Values.airflow.fernetKeySecretName "fernet-key") "webserverSecretKey" (list .Values.airflow.webserverSecretKeySecretName "webserver-secret-key") -}}
+{{- range $value, $secret := dict "fernetKey" (list .Values.airflow.fernetKeySecretName "fernet-key") "webserverSecretKey" (list .Values.airflow.webserverSecretKeySecretName (include "ml-pipelines.airflow3" . | empty | ternary "webserver-secret-key" "webserver-secret-key and the key jwt-secret")) -}}
 {{- if (index $.Values.secrets $value).create -}}
 {{- $ways = append $ways (printf "secrets.%s.create: make Secret %s with the key %s and set this to false" $value (first $secret) (last $secret)) -}}
 {{- end -}}

@@ -25,6 +25,9 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- if and $tagVersion (ne $tagVersion ($a.airflowVersion | toString)) -}}
 {{- $problems = append $problems (printf "airflow.airflowVersion is %s but the image's tag is %s: the official chart writes commands and settings for the former; set both alike" $a.airflowVersion $tag) -}}
 {{- end -}}
+{{- with include "ml-pipelines.problems.airflow3" . -}}
+{{- $problems = append $problems . -}}
+{{- end -}}
 {{- $image := include "airflow_image" .Subcharts.airflow -}}
 {{- $workerImage := include "pod_template_image" .Subcharts.airflow -}}
 {{- if ne $image $workerImage -}}
@@ -35,8 +38,8 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- $problems = append $problems "images.classicExample.repository: name the image that tasks run: the project's (images/README.md says how to build and push it) or one of your own" -}}
 {{- end -}}
 
-{{- /* The project's image of Airflow has what requirements/airflow.in names. */ -}}
-{{- if hasSuffix "ml-pipelines/airflow" $a.defaultAirflowRepository -}}
+{{- /* The project's image of Airflow has what requirements/airflow.in (airflow3.in) names. */ -}}
+{{- if regexMatch "ml-pipelines/airflow3?$" $a.defaultAirflowRepository -}}
 {{- $needing := dict "airflow.config.logging.remote_logging" (dig "logging" "remote_logging" "" $a.config) "airflow.elasticsearch.enabled" $a.elasticsearch.enabled -}}
 {{- range $key, $value := $needing -}}
 {{- if eq (toString $value | lower) "true" -}}
@@ -45,7 +48,7 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- end -}}
 {{- end -}}
 
-{{- if $a.podTemplate -}}
+{{- if and $a.podTemplate (not (contains "ml-pipelines.airflow3." $a.podTemplate)) -}}
 {{- $problems = append $problems "airflow.podTemplate: takes the place of all that workers get, the settings of this chart too; say what is different in airflow.workers (extraContainers, extraInitContainers, extraVolumes, labels ...), airflow.schedulerName or a pod_mutation_hook" -}}
 {{- end -}}
 

@@ -27,6 +27,7 @@ from mlctl.clients.kube import Kube
 from mlctl.clients.pods import CHECKED, containers
 from mlctl.cluster.embedded.config import API_PORT_IN_NODE
 from mlctl.cluster.provider import Breakable, breakable
+from mlctl.release.release import airflow_image
 from mlctl.stack import Stack
 
 OUTAGE_SECONDS = 10
@@ -290,13 +291,14 @@ def use_up_the_quota(scene: Scene) -> None:
 
 def lose_the_workers_image(scene: Scene) -> None:
     """Have the image of the workers nowhere for a minute, as behind a registry that is away."""
-    image = built()["airflow"]
+    name = airflow_image()
+    image = built()[name]
     scene.training_ends()
     scene.cluster.remove_images({f"{image['repository']}:{image['tag']}"})
     try:
         time.sleep(SILENCE_SECONDS)
     finally:
-        scene.cluster.load_images({"airflow": image}, scene.phase)
+        scene.cluster.load_images({name: image}, scene.phase)
 
 
 def answer_429(scene: Scene) -> None:

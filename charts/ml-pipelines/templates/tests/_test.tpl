@@ -27,6 +27,10 @@ spec:
         - |
           {{- .Files.Get "files/check_release.py" | nindent 10 }}
       env:
+        {{- if include "ml-pipelines.airflow3" . }}
+        - name: AIRFLOW
+          value: "3"
+        {{- end }}
         - name: AIRFLOW_URL
           value: http://{{ include "ml-pipelines.webserver.name" . }}:{{ .Values.airflow.ports.airflowUI }}{{ include "ml-pipelines.webserver.path" . }}
         {{- if .Values.mlflow.enabled }}

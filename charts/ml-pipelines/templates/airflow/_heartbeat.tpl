@@ -1,9 +1,17 @@
 {{/*
-The triggerer's liveness probe, in place of the official chart's, which starts a whole Airflow (2.5
-s of CPU) for it. This asks the database alone for the triggerer's last sign of life. A database that
-is away is no fault of the triggerer's, and a restart mends nothing.
+Liveness probes in place of the official chart's, which start a whole Airflow (2.5 s of CPU) for it.
+These ask the database alone for the last sign of life. A database that is away is nobody's fault
+but its own, and a restart mends nothing.
 */}}
 {{- define "triggerer_liveness_check_command" }}
+{{- include "ml-pipelines.heartbeat" "TriggererJob" }}
+{{- end }}
+
+{{- define "dag_processor_liveness_check_command" }}
+{{- include "ml-pipelines.heartbeat" "DagProcessorJob" }}
+{{- end }}
+
+{{- define "ml-pipelines.heartbeat" }}
   - python
   - -c
   - |
@@ -13,7 +21,7 @@ is away is no fault of the triggerer's, and a restart mends nothing.
     from sqlalchemy import create_engine, exc, text
 
     newest = text(
-        "SELECT max(latest_heartbeat) FROM job WHERE job_type = 'TriggererJob'"
+        "SELECT max(latest_heartbeat) FROM job WHERE job_type = '{{ . }}'"
         " AND state = 'running' AND hostname LIKE :host"
     )
     try:
