@@ -89,11 +89,12 @@ test-cluster: ## Tests of the cluster providers
 	@$(MLCTL) test cluster
 test-e2e: ## Install and run everything on a cluster of its own
 	@$(MLCTL) test e2e
-test-long: ## On the cluster of `make up` a soak and every fault of the drill; killed trainings; mutants
+test-long: ## A soak and every fault on the cluster of `make up`; killed trainings; Airflow 3; mutants
 	@$(MLCTL) up
 	@$(MLCTL) soak --n 3
 	@$(MLCTL) drill
 	@$(MLCTL) test-trainings
+	@AIRFLOW=3 K='test_ui or test_inference' $(MLCTL) test e2e
 	@$(MLCTL) mutation
 test-wandb: ## Upload and load a small model at the real W&B service (needs WANDB_API_KEY)
 	@$(MLCTL) test-wandb

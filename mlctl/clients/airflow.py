@@ -104,6 +104,7 @@ class Airflow:
         ``tell`` is called every TELL_SECONDS of waiting for the page, with words on it.
         """
         self.connection = connection
+        self.version = version
         self.is_3 = not version.startswith("2.")
         self.end_of_file = end_of_file
         self.user = user
@@ -335,7 +336,9 @@ class Airflow:
         directory = f"dag_id={dag_id}/run_id={run_id}/task_id={task.task_id}/{mapped}"
         end = self.end_of_file(f"{directory}attempt={number}.log")
         return (
-            _lines(end) if end else self.log(dag_id, run_id, task.task_id, number, task.map_index)
+            self._lines(end)
+            if end
+            else self.log(dag_id, run_id, task.task_id, number, task.map_index)
         )
 
     def log(
@@ -349,7 +352,11 @@ class Airflow:
             accept="application/x-ndjson" if self.is_3 else "text/plain",
         )
         # Airflow does not say which encoding it is, and requests would take it for Latin-1.
-        return _lines(answer.content.decode(errors="replace"))
+        return self._lines(answer.content.decode(errors="replace"))
+
+    def _lines(self, log: str) -> str:
+        """Return a log in the form of Airflow 2; that of 3 is JSON."""
+        return "\n".join(map(_as_text, log.splitlines())) if self.is_3 else log
 
     def approve(self, dag_id: str, run_id: str, task_id: str) -> None:
         """Let a task that waits for a person go on."""
@@ -479,17 +486,12 @@ class Airflow:
         )
 
 
-def _lines(log: str) -> str:
-    """Return a log in the form of Airflow 2, whichever has written it: Airflow 3 writes JSON."""
-    return "\n".join(_as_text(line) for line in log.splitlines())
-
-
 def _as_text(line: str) -> str:
     try:
         entry = json_text.loads(line)
         when, words = entry.get("timestamp") or "", str(entry["event"])
     except (ValueError, KeyError, AttributeError, TypeError):
-        return line  # Airflow 2, or what stdout of a worker holds.
+        return line  # Of another program, or cut.
     level = str(entry.get("level") or "info").upper()
     errors = [f"{one['exc_type']}: {one['exc_value']}" for one in entry.get("error_detail") or []]
     return "\n".join([f"[{when}] {{{entry.get('logger') or ''}}} {level} - {words}", *errors])

@@ -217,8 +217,8 @@ class Release:
         there, asked = self.airflow_version(), airflow_major()
         if there.split(".")[0] != asked:
             raise UserError(
-                f"the release {RELEASE} runs Airflow {there}, AIRFLOW={asked} is asked for, and its "
-                f"database is that of {there}. AIRFLOW={there.split('.')[0]} goes on with it; "
+                f"the release {RELEASE} runs Airflow {there}, and its database is that of {there}; "
+                f"AIRFLOW={asked} asks for another. AIRFLOW={there.split('.')[0]} goes on with it; "
                 "`make clean` deletes it, or CLUSTER_NAME=name makes a cluster beside it"
             )
 

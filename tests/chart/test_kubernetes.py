@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from mlctl.base.paths import CHART, VALUES
-from tests.helpers.helm import ENVIRONMENTS, OLDEST_KUBERNETES, render, rendered, run
+from tests.helpers.helm import ENVIRONMENTS, OLDEST_KUBERNETES, ON_BOTH, render, rendered, run
 
 NEWEST_KUBERNETES = ".".join(kubernetes_validate.latest_version().split(".")[:2])
 EVERYTHING = {
@@ -24,7 +24,7 @@ EVERYTHING = {
 
 
 @pytest.mark.parametrize("version", [OLDEST_KUBERNETES, NEWEST_KUBERNETES])
-@pytest.mark.parametrize("environment", ["local", "production", "everything"])
+@pytest.mark.parametrize("environment", ["local", "local airflow3", "production", "everything"])
 def test_objects_are_valid(environment, version):
     if environment == "everything":
         manifests = render(EVERYTHING, environment="local")
@@ -54,7 +54,7 @@ def test_lint(environment, major):
     assert "1 chart(s) linted, 0 chart(s) failed" in printed
 
 
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize("environment", ON_BOTH)
 def test_own_objects_are_labelled(environment):
     for found in rendered(environment).objects:
         labels = found["metadata"]["labels"]
@@ -67,7 +67,7 @@ def test_own_objects_are_labelled(environment):
         }
 
 
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize("environment", ON_BOTH)
 def test_one_label_finds_every_pod(environment):
     part_of = "app.kubernetes.io/part-of"
     labels = {w: pod["metadata"]["labels"] for w, pod in rendered(environment).pods()}
@@ -85,7 +85,7 @@ def test_services_and_selectors_find_their_pods():
         assert chosen == {f"{kind}/ml-pipelines-{component}"}
 
 
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize("environment", ON_BOTH)
 def test_every_name_a_pod_refers_to_exists(environment):
     manifests = rendered(environment)
     there = manifests.names()
@@ -99,9 +99,9 @@ def test_every_name_a_pod_refers_to_exists(environment):
                 wanted.add(("PersistentVolumeClaim", claim["claimName"]))
             if config := volume.get("configMap"):
                 wanted.add(("ConfigMap", config["name"]))
-            if environment == "local" and "secret" in volume:
+            if environment.startswith("local") and "secret" in volume:
                 wanted.add(("Secret", volume["secret"]["secretName"]))
-    if environment == "local":
+    if environment.startswith("local"):
         wanted |= {
             ("Secret", ref["name"])
             for c in manifests.containers()
@@ -111,7 +111,7 @@ def test_every_name_a_pod_refers_to_exists(environment):
     assert wanted - there == set()
 
 
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize("environment", ON_BOTH)
 def test_mounted_volumes_are_declared(environment):
     for c in rendered(environment).containers():
         volumes = [v["name"] for v in c.pod.get("volumes") or []]

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from mlctl.base.paths import CHART, VALUES
-from tests.helpers.helm import ENVIRONMENTS, KEPT, render, rendered
+from tests.helpers.helm import ENVIRONMENTS, KEPT, ON_BOTH, render, rendered
 
 # Our own containers have a read-only root; Airflow and git-sync write below their homes.
 READ_ONLY = ("check-volume", "janitor", "mlflow", "postgres", "upgrade-database", "test")
@@ -47,7 +47,7 @@ def faults(container):
     return [name for name, fine in checks.items() if not fine]
 
 
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize("environment", ON_BOTH)
 def test_every_container_passes_the_restricted_profile(environment):
     containers = rendered(environment).containers()
     assert {c.where: faults(c) for c in containers if faults(c)} == {}
@@ -90,7 +90,7 @@ def test_task_account_has_no_token_and_no_role():
     assert "ml-pipelines-task" not in bound
 
 
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize("environment", ON_BOTH)
 def test_every_container_says_what_it_needs(environment):
     def missing(resources):
         requests, limits = resources.get("requests", {}), resources.get("limits", {})
@@ -103,7 +103,7 @@ def test_every_container_says_what_it_needs(environment):
     assert [c.where for c in containers if "cpu" in c.spec["resources"]["limits"]] == []
 
 
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize("environment", ON_BOTH)
 def test_no_variable_is_given_twice(environment):
     """Helm 4 applies on the server, which refuses them."""
     twice = {

@@ -20,6 +20,9 @@ from tests.helpers.pages import blocks
 
 OLDEST_KUBERNETES = "1.29"
 ENVIRONMENTS = ("local", "staging", "production")
+AIRFLOW_3 = "airflow3"
+# Each with the file of Airflow 3 on top; of those a test needs no more than the two ends.
+ON_BOTH = (*ENVIRONMENTS, f"local {AIRFLOW_3}", f"production {AIRFLOW_3}")
 
 # What an install on one's own machine needs; the command adds it to values/local.yaml, and the
 # directory of the training storage.
@@ -48,9 +51,13 @@ def page(language: str) -> list[str]:
     return [block.text for block in blocks("docs/production.md", language)]
 
 
-def production() -> dict[str, Any]:
+def production(airflow_3: bool = False) -> dict[str, Any]:
     """Return what the page says to set on top of values/production.yaml."""
-    return yaml.safe_load(page("yaml")[0])
+    values = yaml.safe_load(page("yaml")[0])
+    if airflow_3:
+        config = values["airflow"]["config"]
+        config["api"] = config.pop("webserver")
+    return values
 
 
 def program(major: int = 4) -> str:
@@ -84,18 +91,21 @@ def render(
 ) -> Manifests:
     """Render the chart with values/<environment>.yaml and more values, later ones winning.
 
-    What an environment leaves to those who install it is filled in.
+    The environment may be several files: ``local airflow3``. What it leaves to those who install it
+    is filled in.
 
     ``cluster`` holds Secrets (name -> key -> text) that `lookup` shall find. Raises HelmError.
     """
     with tempfile.TemporaryDirectory() as directory:
         arguments: list[str | Path] = ["--namespace", namespace, *options]
         if environment is not None:
-            arguments += ["--values", VALUES / f"{environment}.yaml"]
+            for name in environment.split():
+                arguments += ["--values", VALUES / f"{name}.yaml"]
         if environment is None:
             values = ({**MACHINE, "profile": "local"}, *values)
         else:
-            values = (LOCAL if environment == "local" else production(), *values)
+            local = environment.startswith("local")
+            values = (LOCAL if local else production(AIRFLOW_3 in environment), *values)
         for number, content in enumerate(values):
             file = Path(directory) / f"{number}.json"
             # JSON: YAML leaves `n` and `y` bare, which Helm reads as booleans.

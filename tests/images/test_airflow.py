@@ -7,32 +7,41 @@ import pytest
 
 from tools.in_image.container import Command, Container, Image, run
 
+VERSIONS = {"airflow": ("2.9.3", "8.3.3"), "airflow3": ("3.3.2", "10.25.0")}
+"""Of Airflow, and of the provider of Kubernetes."""
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
 
 @pytest.fixture(scope="module")
-def airflow(images: dict[str, Image]) -> Image:
-    return images["airflow"]
+def airflow(images: dict[str, Image], name: str) -> Image:
+    return images[name]
 
 
-@pytest.mark.parametrize("words", [["airflow", "version"], ["version"], ["sh", "-c", "echo 2.9.3"]])
-def test_entrypoint_runs_commands_and_subcommands(airflow: Image, words: list[str]):
+@pytest.mark.parametrize("words", [["airflow", "version"], ["version"]])
+def test_entrypoint_runs_commands_and_subcommands(airflow: Image, name: str, words: list[str]):
     ended = run(airflow, Command(entrypoint=["/entrypoint"], arguments=words))
-    assert (ended.returncode, ended.stdout.strip()) == (0, "2.9.3")
+    assert (ended.returncode, ended.stdout.strip()) == (0, VERSIONS[name][0])
 
 
 def test_status_of_the_command_is_the_containers(airflow: Image):
     assert run(airflow, Command(arguments=["bash", "-c", "exit 7"])).returncode == 7
 
 
-def test_packages_that_the_pipelines_need_are_there_in_their_versions(airflow: Image):
+def test_packages_that_the_pipelines_need_are_there_in_their_versions(airflow: Image, name: str):
     script = """\
 import sys
 from importlib.metadata import version
-import airflow.providers.cncf.kubernetes.operators.pod, psycopg2
+import airflow.providers.cncf.kubernetes.operators.pod, psycopg2, statsd
+from airflow.providers.fab.auth_manager.fab_auth_manager import FabAuthManager
 print(version("apache-airflow"), version("apache-airflow-providers-cncf-kubernetes"), sys.prefix)
 """
     ended = run(airflow, Command(arguments=["python", "-c", script]))
     last = ended.stdout.strip().splitlines()[-1]
-    assert last == "2.9.3 8.3.3 /usr/local/airflow", ended.stdout
+    assert last == f"{' '.join(VERSIONS[name])} /usr/local/airflow", ended.stdout
 
 
 def test_every_module_is_compiled_and_its_source_is_not_looked_at(airflow: Image):

@@ -26,6 +26,7 @@ def recipe(tmp_path: Path) -> Recipe:
 def test_there_are_the_images_that_the_chart_names():
     assert set(recipes()) == {
         "airflow",
+        "airflow3",
         "classic-example",
         "classic-example-environment",
         "git-sync",
@@ -40,10 +41,11 @@ def test_every_containerfile_stands_on_its_own_and_copies_files_that_exist():
         assert recipe.suite() in {"bookworm", "trixie"}
 
 
-def test_airflows_label_is_the_version_in_the_lock():
-    lock = (ROOT / "requirements" / "airflow.txt").read_text()
+@pytest.mark.parametrize("name", ["airflow", "airflow3"])
+def test_airflows_label_is_the_version_in_the_lock(name: str):
+    lock = (ROOT / "requirements" / f"{name}.txt").read_text()
     (locked,) = re.findall(r"^apache-airflow(?:\[[^]]*\])?==(\S+)", lock, re.MULTILINE)
-    assert recipes()["airflow"].containerfile.version() == locked
+    assert recipes()[name].containerfile.version() == locked
 
 
 def test_files_are_what_is_copied_without_caches(recipe: Recipe):

@@ -17,6 +17,7 @@ IMAGES = {
     name: {"repository": f"localhost/ml-pipelines/{name}", "tag": f"1-{name}", "digest": "sha256:0"}
     for name in (
         "airflow",
+        "airflow3",
         "classic-example",
         "classic-example-environment",
         "postgres",
@@ -42,9 +43,20 @@ def test_values_files_follow_the_variables(tmp_path: Path) -> None:
     assert values_files({"VALUES": str(own)}) == [VALUES / "local.yaml", own]
 
 
-def test_unknown_values_files_are_named() -> None:
-    with pytest.raises(UserError, match=r"ENV=lokal is not one of local, production, staging"):
-        values_files({"ENV": "lokal"})
+def test_airflow_3_goes_between_the_environment_and_ones_own_values(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("{}\n")
+    three = values_files({"AIRFLOW": "3", "ENV": "production", "VALUES": str(own)})
+    assert three == [VALUES / "production.yaml", VALUES / "airflow3.yaml", own]
+    assert values_files({"AIRFLOW": "2"}) == values_files({"AIRFLOW": ""}) == values_files({})
+    with pytest.raises(UserError, match="AIRFLOW=4 is not one of 2, 3"):
+        values_files({"AIRFLOW": "4"})
+
+
+@pytest.mark.parametrize("name", ["lokal", "airflow3"])
+def test_unknown_values_files_are_named(name: str) -> None:
+    with pytest.raises(UserError, match=rf"ENV={name} is not one of local, production, staging"):
+        values_files({"ENV": name})
     with pytest.raises(UserError, match=r"VALUES=nowhere\.yaml: no such file"):
         values_files({"VALUES": "nowhere.yaml"})
 
@@ -56,6 +68,11 @@ def test_every_image_of_the_lock_reaches_the_values() -> None:
     assert values["images"]["postgres"]["repository"] == "localhost/ml-pipelines/postgres"
     assert values["airflow"]["defaultAirflowTag"] == "1-airflow"
     assert values["airflow"]["images"]["gitSync"]["tag"] == "1-git-sync"
+
+
+def test_the_image_of_airflow_is_the_one_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW", "3")
+    assert image_values(IMAGES)["airflow"]["defaultAirflowTag"] == "1-airflow3"
 
 
 def test_images_of_the_project_are_found_in_manifests() -> None:
@@ -80,6 +97,25 @@ def test_other_arguments_are_another_release(monkeypatch: pytest.MonkeyPatch) ->
     files = values_files({})
     assert release.inputs(files) == release.inputs(files)
     assert release.inputs(files, ("--set", "a=2")) != release.inputs(files)
+
+
+def test_a_database_of_another_airflow_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {
+        "status": '{"info": {"status": "deployed"}, "version": 1}',
+        "get values": '{"airflow": {"airflowVersion": "3.3.2"}}',
+    }
+    script = "".join(f"*'{words}'*) echo '{text}' ;;\n" for words, text in answers.items())
+    helm = tmp_path / "helm"
+    helm.write_text(f'#!/bin/sh\ncase "$*" in\n{script}*) exit 1 ;;\nesac\n')
+    helm.chmod(0o755)
+    monkeypatch.setenv("HELM", str(helm))
+    release = Release(Namespace(), {}, "unit")
+    release.kube.kubeconfig, release.kube.namespace = tmp_path / "config", "unit"
+    release.overlay = tmp_path / "overlay.yaml"
+    with pytest.raises(UserError, match=r"runs Airflow 3\.3\.2.*AIRFLOW=3 goes on with it"):
+        release.deploy(Phase("release"))
 
 
 def job(name: str, *, of_a_cron_job: bool = False, **status: int) -> dict[str, Any]:
