@@ -149,3 +149,23 @@ def test_of_a_long_log_the_end_is_read_and_what_the_scheduler_adds(tmp_path: Pat
     assert end.endswith("last line\nzombie\n")
     assert len(end) == LOG_BYTES + len("zombie\n")
     assert stack.end_of_log_file("run_id=a+b 'c'/attempt=2.log") == ""
+
+
+@pytest.mark.parametrize(
+    ("deployments", "where"),
+    [
+        ([], "deployment/ml-pipelines-scheduler"),
+        (["ml-pipelines-dag-processor"], "deployment/ml-pipelines-dag-processor"),
+    ],
+)
+def test_dags_are_read_where_airflow_reads_them(deployments: list[str], where: str) -> None:
+    class Asked(Kube):
+        def get(self, kind: str, name: str) -> dict[str, str] | None:
+            return {} if kind == "deployment" and name in deployments else None
+
+        def run(self, *words: str, **_: object) -> SimpleNamespace:
+            return SimpleNamespace(stdout=" ".join(words))
+
+    stack = Stack(Cluster())
+    stack.kube = Asked(Path("/x"), "ml-pipelines")
+    assert stack.in_dag_processor("ls").startswith(f"exec {where} --container")
