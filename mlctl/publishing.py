@@ -21,13 +21,19 @@ PARSE_SECONDS = 120
 # Airflow logs goes to the standard output too: the answer is the last line.
 PARSE = """
 import json
+from pathlib import Path
+from airflow import settings
+folder = Path(settings.DAGS_FOLDER)
 try:
-    from airflow.dag_processing.dagbag import DagBag
+    from airflow.dag_processing.dagbag import BundleDagBag
 except ImportError:  # Airflow 2
     from airflow.models.dagbag import DagBag
-bag = DagBag()
+    bag = DagBag(include_examples=False)
+else:
+    bag = BundleDagBag(bundle_path=folder, bundle_name="dags-folder")
+errors = {str(folder / file): trace for file, trace in bag.import_errors.items()}
 print()
-print(json.dumps({"dags": sorted(bag.dags), "errors": bag.import_errors}))
+print(json.dumps({"dags": sorted(bag.dags), "errors": errors}))
 """
 
 # The answer is kept there: the same files and settings are read once.

@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from mlctl.base.paths import ROOT, VALUES
+from tests.chart.test_production import made, mentioned
 from tests.helpers.helm import KEPT, HelmError, render, rendered
+from tests.helpers.pages import blocks
 
 LOCAL, PRODUCTION = "local airflow3", "production airflow3"
 KEYS = {
@@ -109,6 +111,12 @@ def test_the_keys_come_from_one_secret():
         keys = secret_keys(container(manifests, name))
         assert keys.items() >= KEYS.items(), name
         assert "AIRFLOW__WEBSERVER__SECRET_KEY" not in keys, name
+
+
+def test_the_page_makes_the_secret_of_both_keys():
+    name = "ml-pipelines-webserver-secret-key"
+    (block,) = [one.text for one in blocks("docs/airflow3.md", "sh") if "secret" in one.text]
+    assert made(block) == {name: mentioned(rendered(PRODUCTION))[name]} == {name: {*KEYS.values()}}
 
 
 def test_workers_get_neither_keys_nor_the_database():
