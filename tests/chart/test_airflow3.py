@@ -21,6 +21,7 @@ KEYS = {
 RENAMED = {
     ("scheduler", "dag_dir_list_interval"): ("dag_processor", "refresh_interval"),
     ("webserver", "base_url"): ("api", "base_url"),
+    ("webserver", "workers"): ("api", "workers"),
     ("triggerer", "default_capacity"): ("triggerer", "capacity"),
 }
 # Gone, and what does the same.
