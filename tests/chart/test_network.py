@@ -7,7 +7,7 @@ real.
 import pytest
 import yaml
 
-from tests.helpers.helm import HelmError, page, render, rendered
+from tests.helpers.helm import AIRFLOW_3, HelmError, page, render, rendered
 from tests.helpers.manifests import Manifests
 from tests.helpers.policies import Peer, Policies
 
@@ -18,6 +18,7 @@ ON = {
         "ingress": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": FRONT}}}],
     },
     "pipelines": {"namespaces": [TEAM]},
+    "janitor": {"database": {"keepDays": 30}},
     # All that the official chart can have, as it has policies for some of it.
     "airflow": {
         "networkPolicies": {"enabled": True},
@@ -82,21 +83,21 @@ TASKS = {"task", f"task in {TEAM}"}
 
 # target -> its port -> who may reach it. Whatever is not named here may not.
 ALLOWED = {
-    ("postgres", POSTGRES): AIRFLOW | {"setup"},
+    ("postgres", POSTGRES): AIRFLOW | {"database-janitor", "setup"},
     # The janitor of the registry is the one in the namespace of the release.
     ("mlflow", MLFLOW): TASKS | {"ingress", "janitor", "test"},
     ("webserver", WEB): {"ingress", "test"},
     ("triggerer", TRIGGERER): {"webserver"},
-    # The setup Job carries their labels, to migrate the database through PgBouncer.
-    ("pgbouncer", PGBOUNCER): EVERY_AIRFLOW | {"setup"},
-    ("statsd", STATSD): EVERY_AIRFLOW | {"setup"},
+    # Both Jobs carry their labels, to reach the database through PgBouncer.
+    ("pgbouncer", PGBOUNCER): EVERY_AIRFLOW | {"database-janitor", "setup"},
+    ("statsd", STATSD): EVERY_AIRFLOW | {"database-janitor", "setup"},
 }
 
 
 def test_all_parts_are_there(peers):
     assert peers.keys() - OUTSIDE.keys() == EVERY_AIRFLOW | TASKS | {
-        *("janitor", f"janitor in {TEAM}", "logs", "mlflow", "pod-janitor", "postgres", "setup"),
-        *("storage", f"storage in {TEAM}", "test"),
+        *("database-janitor", "janitor", f"janitor in {TEAM}", "logs", "mlflow", "pod-janitor"),
+        *("postgres", "setup", "storage", f"storage in {TEAM}", "test"),
     }
 
 
@@ -186,6 +187,12 @@ def test_production_has_them_and_they_close_the_page_to_strangers(peers):
     stranger = peers["stranger in the namespace"]
     assert not policies.let(stranger, peers["webserver"], WEB)
     assert policies.let(peers["test"], peers["webserver"], WEB)
+
+
+def test_on_airflow_3_workers_and_what_reads_dags_reach_the_api_server(peers):
+    policies = Policies(rendered(f"production {AIRFLOW_3}"))
+    reaching = {name for name in peers if policies.let(peers[name], peers["webserver"], WEB)}
+    assert reaching == {"dag-processor", "scheduler", "test", "triggerer", "webserver", "worker"}
 
 
 def test_one_switch_without_the_other_is_refused():

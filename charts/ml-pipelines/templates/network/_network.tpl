@@ -117,6 +117,11 @@ ingress:
   - from:
       - podSelector:
           {{- include "ml-pipelines.network.own" (list . "test") | nindent 10 }}
+      {{- if include "ml-pipelines.airflow3" . }}
+      # It is the API server: tasks report to it, and what runs or reads DAGs asks it.
+      - podSelector:
+          {{- include "ml-pipelines.network.airflow" (list . "scheduler" "triggerer" "worker" "dag-processor") | nindent 10 }}
+      {{- end }}
       {{- with .Values.networkPolicies.ingress }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
@@ -155,7 +160,7 @@ ingress:
       - podSelector:
           {{- include "ml-pipelines.network.airflow" (list . "scheduler" "webserver" "triggerer" "worker" "dag-processor" "pgbouncer") | nindent 10 }}
       - podSelector:
-          {{- include "ml-pipelines.network.own" (list . "setup") | nindent 10 }}
+          {{- include "ml-pipelines.network.own" (list . "setup" "database-janitor") | nindent 10 }}
     ports:
       - {protocol: TCP, port: 5432}
 {{- end }}
