@@ -138,6 +138,8 @@ with DAG(
     train_model = PodOperator(
         task_id="train_model",
         cmds=[*CLI, "train", "tests/data/test_config.json"],
+        # Its curve is shown in the registry while it goes on.
+        presets=["registry"],
         env_vars=WITH_PARAMETERS,
     )
     # What makes a version the one that inference loads; runs of another name announce none.

@@ -14,7 +14,7 @@ from ml_pipelines.lineage import dags_commit
 from tests.helpers.pipelines import CLI, COMMANDS, EVERY_TASK
 
 RUN_ID = "manual__2026-11-23T09:00:00+00:00"
-REGISTRY_TASKS = {"upload_model", "load_model", "gate_model"}
+REGISTRY_TASKS = {"train_model", "upload_model", "load_model", "gate_model"}
 GATE = [*CLI, "gate", "airflow-pipeline:v3", "/tmp/results", "/tmp/data"]
 # What a task is told of one before it; nothing here, as nothing has run.
 OF_BEFORE = {

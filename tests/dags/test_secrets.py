@@ -46,7 +46,7 @@ def test_no_key_in_rendered_fields_and_the_pod(
     fields = " ".join(str(getattr(task, field)) for field in task.template_fields)
     assert KEY not in pod + fields
     # The reference goes where the registry is used, and nowhere else.
-    uses_registry = task_id in ("upload_model", "load_model", "gate_model")
+    uses_registry = task_id != "run_inference"
     assert ("visible-project" in pod) is uses_registry
     assert ("secretKeyRef" in pod) is uses_registry
 

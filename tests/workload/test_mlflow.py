@@ -388,12 +388,16 @@ def test_training_is_shown_while_it_goes_on_and_the_upload_goes_on_in_its_run(
     for point, begin, end in zip(points, times, times[1:], strict=False):
         assert int(begin * 1000) <= point.timestamp <= end * 1000
     # The next try of a training that was killed, and another training of the same run.
-    assert models.track(params, tags).run_id == tracker.run_id
+    for _ in range(2):
+        assert models.track(params, tags).run_id == tracker.run_id
+        assert client.get_run(tracker.run_id).info.status == "RUNNING"
+        tracker.finish("KILLED")
+        assert client.get_run(tracker.run_id).info.status == "KILLED"
     other = models.track({**params, "max_steps": 3}, tags)
     assert other.run_id != tracker.run_id
-    other.finish(failed=True)
+    other.finish("FAILED")
     assert client.get_run(other.run_id).info.status == "FAILED"
-    tracker.finish()
+    tracker.finish("FINISHED")
     run = client.get_run(tracker.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"max_steps": "2", "none": "None"}

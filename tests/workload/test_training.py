@@ -309,7 +309,7 @@ def test_training_is_shown_while_it_goes_on(
     tracker = SimpleNamespace(
         run_id="run-7",
         log=lambda step, metrics: seen.append((step, metrics["loss"])),
-        finish=lambda failed=False: seen.append(failed),
+        finish=seen.append,
     )
     registry = SimpleNamespace(track=lambda params, tags: seen.append((params, tags)) or tracker)
     monkeypatch.setattr(fine_tuning, "registry_from_environment", lambda: registry)
@@ -317,7 +317,7 @@ def test_training_is_shown_while_it_goes_on(
     train(make_config(tmp_path / "config.json", max_steps=10))
     (params, tags), *points, finished = seen
     assert (params["max_steps"], tags["device"]) == (10, "cpu")
-    assert ([step for step, _ in points], finished) == ([5, 10], False)
+    assert ([step for step, _ in points], finished) == ([5, 10], "FINISHED")
     lineage = json.loads((tmp_path / "results" / "lineage.json").read_text())
     assert lineage["tracking_run"] == "run-7"
     history = json.loads((tmp_path / "results" / "trainer_state.json").read_text())["log_history"]
@@ -332,7 +332,15 @@ def test_training_is_shown_while_it_goes_on(
     monkeypatch.setattr(fine_tuning.FineTuning, "held_out_figures", fail)
     with pytest.raises(WorkloadError, match="the registry has gone"):
         train(make_config(tmp_path / "config.json", max_steps=1))
-    assert seen[-1] is True
+    assert seen[-1] == "FAILED"
+
+    def stop(*_: object) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(fine_tuning.FineTuning, "held_out_figures", stop)
+    with pytest.raises(SystemExit):
+        train(make_config(tmp_path / "config.json", max_steps=1))
+    assert seen[-1] == "KILLED"
 
 
 def test_sample_is_drawn_from_all_rows(make_config: MakeConfig, tmp_path: Path):

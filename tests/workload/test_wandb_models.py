@@ -269,7 +269,7 @@ def test_a_training_is_shown_while_it_goes_on_and_the_upload_goes_on_in_its_run(
     tracker = registry.track({"learning_rate": 1.0}, tags)
     assert (tracker.run_id, tracker.url) == (killed.run_id, killed.url)
     tracker.log(2, {"loss": 2.0})
-    tracker.finish()
+    tracker.finish("FINISHED")
     run = run_of(server, tracker.url)
     assert (run.job_type, run.state) == ("train-model", "finished")
     assert wandb_server.plain(run.config)["learning_rate"] == 1.0
@@ -282,7 +282,7 @@ def test_a_training_is_shown_while_it_goes_on_and_the_upload_goes_on_in_its_run(
     assert "accuracy" in run.summary
     # The run of the pipeline is cleared and trains again: the version keeps its own run.
     again = registry.track({}, tags)
-    again.finish(failed=True)
+    again.finish("FAILED")
     assert run_of(server, again.url).state == "failed"
     assert again.run_id != tracker.run_id
 

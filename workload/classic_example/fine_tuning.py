@@ -339,8 +339,8 @@ class Tracking(TrainerCallback):
             if self.tracker and "train_runtime" not in logs:
                 self.tracker.log(state.global_step, without_times(logs))
 
-    def finish(self, failed: bool) -> None:
-        """Close the run; one that is only interrupted stays open for the next try."""
+    def finish(self, status: str) -> None:
+        """Close the run; the next try may go on in one that was killed."""
         with self.attempt():
             if self.tracker:
-                self.tracker.finish(failed)
+                self.tracker.finish(status)

@@ -127,10 +127,14 @@ def train(config_path: Path) -> dict[str, Any]:
             write_reports(directory, settings, metrics, history, origin, rows)
         except Exception:
             # The next try would meet the same.
-            tracking.finish(failed=True)
+            tracking.finish("FAILED")
             remove(begun)
             raise
-        tracking.finish(failed=False)
+        except SystemExit:
+            # Asked to end, and maybe there is no next try.
+            tracking.finish("KILLED")
+            raise
+        tracking.finish("FINISHED")
     remove(begun)
     logger.info(
         "held-out accuracy %.4f, baseline %.4f, %.0f s; model in %s",

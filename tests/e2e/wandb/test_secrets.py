@@ -92,6 +92,7 @@ def test_no_secret_is_anywhere_else(
     with_key = [name for name, content in places if KEY_SECRET.encode() in content]
     assert any(name.startswith("pod load-model-") for name in with_key)
     assert any(name.startswith("pod upload-model-") for name in with_key)
+    assert any(name.startswith("pod train-model-") for name in with_key)
 
 
 def test_a_planted_secret_is_found_in_each_kind_of_place(places, planted: Secret) -> None:

@@ -105,8 +105,11 @@ class Tracker(Protocol):
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Show figures of an optimizer step (from 1) with the time of this call."""
 
-    def finish(self, failed: bool = False) -> None:
-        """Close the run once all that was logged has arrived; `upload` may go on in it later."""
+    def finish(self, status: str) -> None:
+        """Close the run as FINISHED, FAILED or KILLED once all that was logged has arrived.
+
+        `upload` may go on in it later, and after KILLED `track` of the next try.
+        """
 
 
 class Registry(Protocol):
@@ -144,8 +147,7 @@ class Registry(Protocol):
     def track(self, params: dict[str, Any], tags: dict[str, str]) -> Tracker:
         """Return a run that is open, with its parameters and tags.
 
-        The open run that a killed try of the same `dag_id` and `run_id` (in `tags`) has left is
-        taken over.
+        That of a killed try of the same `dag_id` and `run_id` (in `tags`) is taken over.
         """
 
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version as installed
@@ -63,8 +63,11 @@ class MlflowRegistry:
         return cls(uri, os.environ.get("MLFLOW_EXPERIMENT_NAME", "").strip() or "ml-pipelines")
 
     @contextmanager
-    def server(self, what: str) -> Iterator[Any]:
-        """Yield a client of the server once that has answered; its errors become one line."""
+    def server(self, what: str, first: Callable[[], Any] | None = None) -> Iterator[Any]:
+        """Yield a client of the server once that has answered; its errors become one line.
+
+        What it has to answer soon is `first`, or a question that costs it nothing.
+        """
         import mlflow
         import requests
 
@@ -76,7 +79,7 @@ class MlflowRegistry:
             "--allowed-hosts names this address"
         )
         try:
-            within(base.PREFLIGHT_SECONDS, where, ask)
+            within(base.PREFLIGHT_SECONDS, where, first or ask)
             hint = "is the volume of the server full?" if what == "upload" else "try again"
             yield client
         except ImportError as error:
@@ -202,7 +205,7 @@ class MlflowRegistry:
     def open_run(
         self, client: Any, params: dict, tags: dict, history: Any = (), tracking_run: str = ""
     ) -> str:
-        """Return the id of the run that tracked a training, or one that a killed try has left open.
+        """Return the id of the run that tracked a training, or that of a try which was killed.
 
         Else that of a new run, with the parameters and the history that the others have.
         """
@@ -215,10 +218,12 @@ class MlflowRegistry:
         wanted = f"attributes.run_id = '{tracking_run}'"
         if not tracking_run:
             same = [f"tags.{key} = '{tags.get(key, '')}'" for key in ("dag_id", "run_id")]
-            wanted = " and ".join([*same, "attributes.status = 'RUNNING'"])
+            ended = [f"attributes.status != '{one}'" for one in ("FINISHED", "FAILED")]
+            wanted = " and ".join(same + ended)
         for run in client.search_runs([place], wanted):
             # A run of the pipeline may train several models at once.
             if tracking_run or run.data.params == {key: str(params[key]) for key in params}:
+                client.update_run(run.info.run_id, "RUNNING")
                 return run.info.run_id
         run_id = client.create_run(place, tags=tags, run_name=tags.get("run_id")).info.run_id
         mlflow.log_params(params, run_id=run_id)
@@ -252,13 +257,14 @@ class MlflowTracker:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Show figures of a step."""
-        with self.registry.server("tracking"):
-            log_point(self.run_id, {"step": step, **metrics})
+        point = {"step": step, **metrics}
+        with self.registry.server("tracking", lambda: log_point(self.run_id, point)):
+            pass
 
-    def finish(self, failed: bool = False) -> None:
+    def finish(self, status: str) -> None:
         """Close the run."""
         with self.registry.server("tracking") as client:
-            client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
+            client.set_terminated(self.run_id, status)
 
 
 def pinned(package: str) -> str:

@@ -283,9 +283,9 @@ class WandbTracker:
         """Hand figures of a step to the SDK, which sends them when it can."""
         self.registry.call(TRACKING_SECONDS, "log_point", step, metrics)
 
-    def finish(self, failed: bool = False) -> None:
+    def finish(self, status: str) -> None:
         """Close the run."""
-        self.registry.call(TRACKING_SECONDS, "close_run", failed)
+        self.registry.call(TRACKING_SECONDS, "close_run", status != "FINISHED")
 
 
 def found(call: Callable[[], Any]) -> Any | None:
