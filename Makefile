@@ -94,7 +94,7 @@ test-long: ## A soak and every fault on the cluster of `make up`; killed trainin
 	@$(MLCTL) soak --n 3
 	@$(MLCTL) drill
 	@$(MLCTL) test-trainings
-	@AIRFLOW=3 K='test_ui or test_inference' $(MLCTL) test e2e
+	@$(MLCTL) test e2e --airflow 3 --k 'test_ui or test_inference'
 	@$(MLCTL) mutation
 test-wandb: ## Upload and load a small model at the real W&B service (needs WANDB_API_KEY)
 	@$(MLCTL) test-wandb
