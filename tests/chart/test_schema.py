@@ -257,7 +257,14 @@ def test_every_value_that_a_template_reads_exists():
         match
         for file in (CHART / "templates").rglob("*.*")
         # The official chart reads them, with its own values.
-        if file.name not in ("_wait.tpl", "_environment.tpl", "_webserver_config.tpl")
+        if file.name
+        not in (
+            "_wait.tpl",
+            "_environment.tpl",
+            "_images.tpl",
+            "_webserver_config.tpl",
+            "_airflow3.tpl",
+        )
         for match in re.findall(r"(?:\$v|\$?\.Values)\.([A-Za-z][\w.]*\w)", file.read_text())
     }
 
