@@ -60,6 +60,8 @@ def test_the_dag_processor_is_the_one_more_part():
     assert more - jobs == {
         ("Deployment", "ml-pipelines-dag-processor"),
         ("ServiceAccount", "ml-pipelines-airflow-dag-processor"),
+        # In place of this.
+        ("PersistentVolumeClaim", "ml-pipelines-dags"),
     }
 
 
@@ -121,7 +123,9 @@ def test_the_page_makes_the_secret_of_both_keys():
 
 
 def test_workers_get_neither_keys_nor_the_database():
-    ours, before = rendered(LOCAL).worker()["spec"], rendered("local").worker()["spec"]
+    clones = {"airflow": {"dags": {"persistence": {"enabled": False}}}}
+    before = render(clones, environment="local").worker()["spec"]
+    ours = rendered(LOCAL).worker()["spec"]
     assert secret_keys(ours["containers"][0]) == {}
     # For the rest they are what they are on Airflow 2.
     assert "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN" in secret_keys(before["containers"][0])

@@ -97,6 +97,7 @@ EVERY_PART = {
     "airflow": {
         "statsd": {"enabled": True},
         "dagProcessor": {"enabled": True},
+        "dags": {"persistence": {"enabled": False}},
         "cleanup": {"enabled": True},
         "redis": {"enabled": True},
         "flower": {"enabled": True},

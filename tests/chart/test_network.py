@@ -192,7 +192,7 @@ def test_production_has_them_and_they_close_the_page_to_strangers(peers):
 def test_on_airflow_3_workers_and_what_reads_dags_reach_the_api_server(peers):
     policies = Policies(rendered(f"production {AIRFLOW_3}"))
     reaching = {name for name in peers if policies.let(peers[name], peers["webserver"], WEB)}
-    assert reaching == {"dag-processor", "scheduler", "test", "triggerer", "webserver", "worker"}
+    assert reaching == {"dag-processor", "scheduler", "test", "triggerer", "worker"}
 
 
 def test_one_switch_without_the_other_is_refused():

@@ -16,6 +16,7 @@ KINDS = {
     "v1": "ConfigMap PersistentVolume PersistentVolumeClaim Pod Secret Service ServiceAccount",
     "apps/v1": "Deployment StatefulSet",
     "batch/v1": "CronJob Job",
+    "networking.k8s.io/v1": "NetworkPolicy",
     "policy/v1": "PodDisruptionBudget",
     "rbac.authorization.k8s.io/v1": "Role RoleBinding",
 }
@@ -42,7 +43,7 @@ def _answers(secrets: dict[str, dict[str, str]], release: str, namespace: str) -
             "groupVersion": version,
             "resources": [
                 {
-                    "name": f"{kind.lower()}s",
+                    "name": re.sub("ys$", "ies", f"{kind.lower()}s"),
                     "singularName": kind.lower(),
                     "namespaced": kind != "PersistentVolume",
                     "kind": kind,
