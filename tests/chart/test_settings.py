@@ -414,7 +414,7 @@ def examples():
 def test_the_examples_in_the_values_are_some(of_task):
     """Whoever takes the comment marks away gets what they say."""
     found = dict(examples())
-    assert set(found) == {"dags", "pod", "presets", "tasks", "airflowLocalSettings"}
+    assert set(found) == {"dags", "ingress", "pod", "presets", "tasks", "airflowLocalSettings"}
     example = {key: yaml.safe_load(found[key]) for key in ("dags", "pod", "presets", "tasks")}
     pipelines = {
         "dags": example["dags"],
@@ -422,7 +422,10 @@ def test_the_examples_in_the_values_are_some(of_task):
         "presets": example["presets"],
         "tasks": example["tasks"],
     }
-    manifests = render({"pipelines": pipelines})
+    on = {"enabled": True, "ingress": yaml.safe_load(found["ingress"])}
+    network = {"networkPolicies": on, "airflow": {"networkPolicies": {"enabled": True}}}
+    manifests = render({"pipelines": pipelines}, network)
+    assert manifests.one("NetworkPolicy", "ml-pipelines-webserver")["spec"]["ingress"]
     assert manifests.settings()["dags"]["inference_dag"]["dagrun_timeout"] == 7200
     arguments, pod = of_task(manifests, "training_dag", "train_model", presets=["gpu"])
     is_pod(pod)
@@ -449,7 +452,8 @@ def test_documented_values_are_taken(values):
 
 @pytest.mark.parametrize("release", ["ml-pipelines", "team-a"])
 def test_settings_are_mounted_where_the_dags_look(release):
-    processor = {"airflow": {"dagProcessor": {"enabled": True}}}
+    dags = {"persistence": {"enabled": False}}
+    processor = {"airflow": {"dagProcessor": {"enabled": True}, "dags": dags}}
     manifests = render(processor, environment="local", release=release)
     prefix = release if release == "ml-pipelines" else f"{release}-ml-pipelines"
     assert manifests.settings(prefix)["pod"]["spec"]["serviceAccountName"] == f"{prefix}-task"

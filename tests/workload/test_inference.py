@@ -179,7 +179,7 @@ def test_model_that_is_not_from_a_registry_has_no_version(
 
 def test_incomplete_model_is_refused(model: Path, data_directory: Path, tmp_path: Path):
     (model / "config.json").unlink()
-    with pytest.raises(WorkloadError, match="is not a trained model: it has no config.json"):
+    with pytest.raises(WorkloadError, match=r"is not a trained model: it has no config\.json"):
         run_inference_on_dataframe(data_directory / "test.csv", model, tmp_path / "pred.csv")
 
 
@@ -459,7 +459,7 @@ def test_bad_row_behind_the_first_block_ends_the_command_when_it_is_met(
     assert not list(tmp_path.glob("*pred*"))
 
 
-def test_memory_does_not_grow_with_the_rows(tmp_path: Path):
+def test_a_csv_file_is_read_a_little_ahead(tmp_path: Path):
     source = tmp_path / "in.csv"
     source.write_text("sentence\n" + ("a sentence " * 90 + "\n") * 100_000)
     before = pyarrow.total_allocated_bytes()
