@@ -459,7 +459,7 @@ def test_bad_row_behind_the_first_block_ends_the_command_when_it_is_met(
     assert not list(tmp_path.glob("*pred*"))
 
 
-def test_a_csv_file_is_read_a_little_ahead(tmp_path: Path):
+def test_little_of_a_file_is_read_ahead(tmp_path: Path):
     source = tmp_path / "in.csv"
     source.write_text("sentence\n" + ("a sentence " * 90 + "\n") * 100_000)
     before = pyarrow.total_allocated_bytes()
