@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from classic_example.errors import WorkloadError, names, one_line
-from classic_example.progress import Ticker, heartbeat
+from classic_example.progress import heartbeat
 
 if TYPE_CHECKING:
-    import numpy
     import torch
 
 logger = logging.getLogger(__name__)
@@ -26,7 +25,6 @@ CARRIED = {"sentence-transformers/all-MiniLM-L6-v2": "all-MiniLM-L6-v2"}
 LONGEST = 1_000_000
 # Read together before they are cut into batches of like length.
 POOL_BATCHES = 16
-GPU_ROWS = 512
 # CPU time of a container, in version 2 and 1: microseconds that it may run of each so many, `max`
 # or -1 without a limit.
 # https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files
@@ -293,29 +291,3 @@ def padded(encoded: Sequence[Sequence[int]], pad: int) -> dict[str, "torch.Tenso
         token_ids[row, : len(ids)] = torch.tensor(ids)
         mask[row, : len(ids)] = 1
     return {"input_ids": token_ids, "attention_mask": mask}
-
-
-def predict_logits(
-    model: Model, encoded: Sequence[Sequence[int]], size: int, what: str
-) -> "numpy.ndarray":
-    """Return the model's logits, shape (rows, labels), in the order of `encoded`."""
-    import numpy
-    import torch
-
-    classifier = model.classifier
-    logits = numpy.zeros((len(encoded), classifier.config.num_labels), dtype=numpy.float32)
-    was_training, ticker, done = classifier.training, Ticker(), 0
-    if model.device == "cuda":
-        # Fewer rows than these do not keep a GPU busy.
-        size = max(size, GPU_ROWS)
-    classifier.eval()
-    with torch.inference_mode(), model.computing():
-        for batch in batches_by_length(encoded, range(len(encoded)), size):
-            inputs = padded([encoded[at] for at in batch], model.pad)
-            inputs = {name: values.to(model.device) for name, values in inputs.items()}
-            logits[batch] = classifier(**inputs).logits.float().cpu().numpy()
-            done += len(batch)
-            if ticker.due():
-                logger.info("%s: %d of %d rows", what, done, len(encoded))
-    classifier.train(was_training)
-    return logits

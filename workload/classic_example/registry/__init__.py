@@ -3,9 +3,9 @@
 import os
 
 from classic_example.errors import WorkloadError
-from classic_example.registry.base import ModelRef, Registry, Uploaded
+from classic_example.registry.base import ModelRef, Registry
 
-__all__ = ["ModelRef", "Registry", "Uploaded", "registry_from_environment"]
+__all__ = ["ModelRef", "Registry", "registry_from_environment"]
 
 
 def registry_from_environment() -> Registry:

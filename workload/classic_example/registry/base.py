@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,17 +50,6 @@ class ModelRef:
 
     def __str__(self) -> str:
         return f"{self.name}:{self.alias}"
-
-
-@dataclass(frozen=True)
-class Uploaded:
-    """A version in a registry. `version` has the form vN, `uri` is the registry's own reference."""
-
-    registry: str
-    name: str
-    version: str
-    uri: str
-    run_url: str
 
 
 @dataclass
@@ -122,11 +111,11 @@ class Registry(Protocol):
 
     name: str
 
-    def upload(self, model_name: str, package: Package) -> Uploaded:
+    def upload(self, model_name: str, package: Package) -> dict[str, Any]:
         """Store a new version with everything that belongs to it, in the run that tracked it.
 
         The version that an earlier try of the same run made of the same weights is taken over
-        (Package.is_version). No alias is moved but `latest`.
+        (Package.is_version). No alias is moved but `latest`. Returns what `find` returns of it.
         """
 
     def find(self, ref: ModelRef) -> dict[str, Any]:
@@ -180,7 +169,9 @@ def upload_to_registry(registry: Registry, model_name: str, directory: Path) -> 
     """Upload a trained model as a new version and return the step's result."""
     if not re.fullmatch(WORD, model_name):
         raise WorkloadError(f"upload takes a plain model name, not {model_name!r}")
-    return asdict(registry.upload(model_name, package(directory.absolute())))
+    known = registry.upload(model_name, package(directory.absolute()))
+    del known["tags"]
+    return {"registry": registry.name, **known}
 
 
 def load_from_registry(registry: Registry, reference: str, directory: Path) -> dict[str, Any]:

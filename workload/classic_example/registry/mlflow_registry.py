@@ -13,7 +13,7 @@ from typing import Any
 from classic_example.errors import WorkloadError, reason, scrub
 from classic_example.progress import heartbeat, within
 from classic_example.registry import base
-from classic_example.registry.base import ModelRef, Package, Uploaded
+from classic_example.registry.base import ModelRef, Package
 from classic_example.space import require_space
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class MlflowRegistry:
         except (mlflow.exceptions.MlflowException, requests.RequestException) as error:
             raise WorkloadError(f"{where}: {what} failed ({reason(error)}); {hint}") from error
 
-    def upload(self, model_name: str, package: Package) -> Uploaded:
+    def upload(self, model_name: str, package: Package) -> dict[str, Any]:
         """Log a model with its metrics and plots, then register it: a version is complete."""
         with heartbeat(f"uploading {model_name} to MLflow"), self.server("upload") as client:
             versions = client.search_model_versions(f"name='{model_name}'")
@@ -102,7 +102,7 @@ class MlflowRegistry:
                 client.set_terminated(version.run_id)
             known = self.known(client, version)
         logger.info("%s is %s of %s", known["run_url"], known["version"], model_name)
-        return Uploaded(self.name, model_name, known["version"], known["uri"], known["run_url"])
+        return known
 
     def register(self, client: Any, model_name: str, package: Package) -> Any:
         """Return the new version of a model."""

@@ -20,7 +20,7 @@ from classic_example.errors import WorkloadError, one_line, reason, scrub
 from classic_example.lineage import of_this_run
 from classic_example.progress import heartbeat, within
 from classic_example.registry import base
-from classic_example.registry.base import ModelRef, Package, Uploaded
+from classic_example.registry.base import ModelRef, Package
 from classic_example.space import require_space
 
 # In these modes the SDK reports success while nothing leaves the container.
@@ -159,7 +159,7 @@ class WandbRegistry:
         )
 
     @in_child
-    def upload(self, model_name: str, package: Package) -> Uploaded:
+    def upload(self, model_name: str, package: Package) -> dict[str, Any]:
         """Log metrics and plots in the run of the training, and the files as a new version.
 
         W&B makes no version of files that it has: that of an earlier try is taken over.
@@ -179,7 +179,7 @@ class WandbRegistry:
             artifact.add_file(str(path), name, policy="immutable", skip_cache=True)
         known = self.known(run.log_artifact(artifact).wait())
         run.finish()
-        return Uploaded(self.name, model_name, known["version"], known["uri"], known["run_url"])
+        return known
 
     @in_child
     def find(self, ref: ModelRef) -> dict[str, Any]:
