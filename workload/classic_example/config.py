@@ -17,6 +17,7 @@ from classic_example import parameters
 from classic_example.checks import checked, require_one_of, unknown
 from classic_example.errors import WorkloadError, one_line
 from classic_example.evaluate import SCORES
+from classic_example.files import read_json
 from classic_example.text_model import Device, Precision, resolve_device, resolve_precision
 
 # A variable of this prefix and a name in capitals goes over the file: TRAIN_MAX_STEPS=50.
@@ -151,18 +152,9 @@ def read_config(path: Path) -> TrainingConfig:
         WorkloadError: no such file, broken JSON, an unknown or missing name, a setting that cannot
             be done here, a value of the wrong type or out of range, or a GPU that cannot be used.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WorkloadError(f"the configuration {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorkloadError(f"the configuration {path} cannot be read: {error}") from None
-    except json.JSONDecodeError as error:
-        raise WorkloadError(
-            f"{path} is not valid JSON: {error.msg} at line {error.lineno} column {error.colno}"
-        ) from None
-    if not isinstance(content, dict):
-        raise WorkloadError(f"{path} must hold a JSON object, not {type(content).__name__}")
+    if not path.is_file():
+        raise WorkloadError(f"the configuration {path} does not exist, or is no file")
+    content = read_json(path)
     variables = from_environment(os.environ)
     origin = f"{path} and the variables {VARIABLE_PREFIX}*" if variables else str(path)
     return parse_config({**content, **variables, **from_parameters()}, origin)
