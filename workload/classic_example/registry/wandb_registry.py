@@ -67,11 +67,8 @@ class WandbRegistry:
         if not (seconds := given("TIMEOUT_SECONDS", "3600")).isdecimal():
             raise WorkloadError(f"WANDB_TIMEOUT_SECONDS={seconds} is no number of seconds")
         self.url = given("BASE_URL", "https://api.wandb.ai").rstrip("/")
-        self.where, self.key, self.seconds = (
-            f"W&B at {scrub(self.url)}",
-            given("API_KEY"),
-            int(seconds),
-        )
+        self.where = f"W&B at {scrub(self.url)}"
+        self.key, self.seconds = given("API_KEY"), int(seconds)
         self.entity, self.project = given("ENTITY"), given("PROJECT", "ml-pipelines")
         self.registry = given("REGISTRY")
 
@@ -256,10 +253,8 @@ class WandbRegistry:
     def artifact(self, ref: ModelRef) -> Any:
         """Return the artifact that a reference means; raise WorkloadError with what there is."""
         api, project = self.sdk.Api(), f"{self.entity}/{self.project}"
-        path, alias = (
-            f"{project}/{ref.name}",
-            ref.alias if ref.version is None else f"v{ref.version}",
-        )
+        path = f"{project}/{ref.name}"
+        alias = ref.alias if ref.version is None else f"v{ref.version}"
         if artifact := found(lambda: api.artifact(f"{path}:{alias}", "model")):
             return artifact
         models = found(lambda: [one.name for one in api.artifact_collections(project, "model")])
