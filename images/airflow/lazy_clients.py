@@ -18,7 +18,7 @@ GENERATED = [
     for package in ("kubernetes", "kubernetes_asyncio")
     for directory in ("client", "client/api", "client/models")
 ]
-ON_USE = '''
+ON_USE = """
 
 def __getattr__(name):
     from importlib import import_module
@@ -41,7 +41,7 @@ def __dir__():
 
 
 __all__ = sorted(_HOMES)
-'''
+"""
 
 
 def on_use(source: str) -> str:

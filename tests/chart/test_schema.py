@@ -262,7 +262,6 @@ def test_every_value_that_a_template_reads_exists():
             "_wait.tpl",
             "_environment.tpl",
             "_images.tpl",
-            "_webserver_config.tpl",
             "_airflow3.tpl",
         )
         for match in re.findall(r"(?:\$v|\$?\.Values)\.([A-Za-z][\w.]*\w)", file.read_text())

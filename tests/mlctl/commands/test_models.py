@@ -10,6 +10,7 @@ import pytest
 
 from mlctl.__main__ import main
 from mlctl.base.errors import UserError
+from mlctl.clients import airflow as client
 from mlctl.clients.task_pod import manifest
 from mlctl.commands import models
 
@@ -52,6 +53,9 @@ class Kube:
 
 class Airflow:
     """An Airflow with one run, whose approval is in a state."""
+
+    is_3 = False
+    approve = client.Airflow.approve
 
     def __init__(self, state: str | None) -> None:
         self.state = state
