@@ -91,8 +91,8 @@ for package in ("kubernetes", "kubernetes_asyncio"):
 """
 
 
-def test_kubernetes_clients_load_on_use_and_have_all_their_names(airflow: Image):
-    ended = run(airflow, Command(arguments=["python", "-c", CLIENTS]))
+def test_kubernetes_clients_load_on_use_and_have_all_their_names(images: dict[str, Image]):
+    ended = run(images["airflow"], Command(arguments=["python", "-c", CLIENTS]))
     assert ended.returncode == 0, ended.stdout
     assert ended.stdout.splitlines()[-2:] == ["0 models loaded"] * 2
 
@@ -112,6 +112,7 @@ def test_image_may_be_read_only_and_run_under_another_uid(airflow: Image, disk: 
             user="12345:0",
             read_only=True,
             mounts={disk: "/opt/airflow/logs"},
+            memory={"/tmp": 1 << 20},
             env={"AIRFLOW_HOME": "/opt/airflow/logs", "AIRFLOW__CORE__EXECUTOR": "LocalExecutor"},
         ),
     )
