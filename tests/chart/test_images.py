@@ -6,7 +6,7 @@ import re
 import pytest
 
 from mlctl.release.images import behind, in_render
-from tests.helpers.helm import ENVIRONMENTS, render, rendered
+from tests.helpers.helm import ENVIRONMENTS, OPTIONAL_PARTS, render, rendered
 
 DIGEST = "sha256:" + "a" * 64
 OTHERS = {
@@ -95,17 +95,10 @@ EVERY_PART = {
     "images": {"xcomSidecar": {"repository": "alpine", "tag": "3"}},
     "pipelines": {"tasks": {"train_model": {"image": "quay.io/team/train:1"}}},
     "airflow": {
-        "statsd": {"enabled": True},
-        "dagProcessor": {"enabled": True},
+        **OPTIONAL_PARTS,
         "dags": {"persistence": {"enabled": False}},
-        "cleanup": {"enabled": True},
         "redis": {"enabled": True},
         "flower": {"enabled": True},
-        "pgbouncer": {
-            "enabled": True,
-            "configSecretName": "pgbouncer",
-            "metricsExporterSidecar": {"statsSecretName": "pgbouncer-stats"},
-        },
     },
 }
 

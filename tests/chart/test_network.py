@@ -7,7 +7,7 @@ real.
 import pytest
 import yaml
 
-from tests.helpers.helm import AIRFLOW_3, HelmError, page, render, rendered
+from tests.helpers.helm import AIRFLOW_3, OPTIONAL_PARTS, HelmError, page, render, rendered
 from tests.helpers.manifests import Manifests
 from tests.helpers.policies import Peer, Policies
 
@@ -20,17 +20,7 @@ ON = {
     "pipelines": {"namespaces": [TEAM]},
     "janitor": {"database": {"keepDays": 30}},
     # All that the official chart can have, as it has policies for some of it.
-    "airflow": {
-        "networkPolicies": {"enabled": True},
-        "dagProcessor": {"enabled": True},
-        "cleanup": {"enabled": True},
-        "statsd": {"enabled": True},
-        "pgbouncer": {
-            "enabled": True,
-            "configSecretName": "pgbouncer",
-            "metricsExporterSidecar": {"statsSecretName": "stats"},
-        },
-    },
+    "airflow": {"networkPolicies": {"enabled": True}} | OPTIONAL_PARTS,
 }
 POSTGRES, MLFLOW, WEB, TRIGGERER, STATSD, PGBOUNCER = 5432, 5000, 8080, 8794, 9125, 6543
 

@@ -7,24 +7,12 @@ import pytest
 import yaml
 
 from mlctl.base.paths import CHART, VALUES
-from tests.helpers.helm import ENVIRONMENTS, KEPT, ON_BOTH, render, rendered
+from tests.helpers.helm import ENVIRONMENTS, KEPT, ON_BOTH, OPTIONAL_PARTS, render, rendered
 
 # Our own containers have a read-only root; Airflow and git-sync write below their homes.
 READ_ONLY = ("check-volume", "janitor", "mlflow", "postgres", "upgrade-database", "test")
 
-# Parts of the official chart that are off in every environment.
-OPTIONAL = {
-    "airflow": {
-        "dagProcessor": {"enabled": True},
-        "cleanup": {"enabled": True},
-        "statsd": {"enabled": True},
-        "pgbouncer": {
-            "enabled": True,
-            "configSecretName": "pgbouncer",
-            "metricsExporterSidecar": {"statsSecretName": "stats"},
-        },
-    }
-}
+OPTIONAL = {"airflow": OPTIONAL_PARTS}
 
 
 def faults(container):

@@ -24,6 +24,18 @@ AIRFLOW_3 = "airflow3"
 # Each with the file of Airflow 3 on top; of those a test needs no more than the two ends.
 ON_BOTH = (*ENVIRONMENTS, f"local {AIRFLOW_3}", f"production {AIRFLOW_3}")
 
+# Parts of the official chart that are off in every environment.
+OPTIONAL_PARTS: dict[str, Any] = {
+    "dagProcessor": {"enabled": True},
+    "cleanup": {"enabled": True},
+    "statsd": {"enabled": True},
+    "pgbouncer": {
+        "enabled": True,
+        "configSecretName": "pgbouncer",
+        "metricsExporterSidecar": {"statsSecretName": "stats"},
+    },
+}
+
 # What an install on one's own machine needs; the command adds it to values/local.yaml, and the
 # directory of the training storage.
 MACHINE: dict[str, Any] = {
