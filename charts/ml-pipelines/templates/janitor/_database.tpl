@@ -16,9 +16,5 @@ spec:
   containers:
     {{- include "ml-pipelines.setup.airflow" (list . "clean-database" (print $command $how)) | nindent 4 }}
   volumes:
-    - name: config
-      configMap:
-        name: {{ include "airflow_config" .Subcharts.airflow }}
-    - name: tmp
-      emptyDir: {}
+    {{- include "ml-pipelines.setup.volumes" . | nindent 4 }}
 {{- end }}

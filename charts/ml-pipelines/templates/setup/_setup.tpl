@@ -98,6 +98,15 @@ one, and what goes are older dumps of this release only.
   mountPath: /tmp
 {{- end }}
 
+{{/* What those mounts are of. */}}
+{{- define "ml-pipelines.setup.volumes" -}}
+- name: config
+  configMap:
+    name: {{ include "airflow_config" .Subcharts.airflow }}
+- name: tmp
+  emptyDir: {}
+{{- end }}
+
 {{/* As ml-pipelines.containerSecurity, but Airflow writes below its home. */}}
 {{- define "ml-pipelines.setup.containerSecurity" -}}
 allowPrivilegeEscalation: false
@@ -185,11 +194,7 @@ spec:
     {{- include "ml-pipelines.setup.migrate" . | nindent 4 }}
   {{- end }}
   volumes:
-    - name: config
-      configMap:
-        name: {{ include "airflow_config" $airflow }}
-    - name: tmp
-      emptyDir: {}
+    {{- include "ml-pipelines.setup.volumes" . | nindent 4 }}
     {{- with .Values.setup.dump.claimName }}
     - name: dumps
       persistentVolumeClaim:
