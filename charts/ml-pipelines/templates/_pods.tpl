@@ -148,10 +148,14 @@ count, they change nothing.
 helm.sh/resource-policy: keep
 {{- end }}
 
+{{/* Section of Airflow's configuration that has the public address of its page. */}}
+{{- define "ml-pipelines.webserver.section" -}}
+{{- include "ml-pipelines.airflow3" . | empty | ternary "webserver" "api" -}}
+{{- end }}
+
 {{/* Public address of the Airflow page, or nothing. */}}
 {{- define "ml-pipelines.webserver.url" -}}
-{{- $section := include "ml-pipelines.airflow3" . | empty | ternary "webserver" "api" -}}
-{{- with (index .Values.airflow.config $section).base_url -}}
+{{- with (index .Values.airflow.config (include "ml-pipelines.webserver.section" .)).base_url -}}
 {{- eq . "/" | ternary "" . -}}
 {{- end -}}
 {{- end }}

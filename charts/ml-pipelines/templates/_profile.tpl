@@ -26,7 +26,7 @@ nothing of it is asked. A message names the value and the way out, as those of _
 {{- $problems = append $problems "wandb.project: name the project that models go to; or set wandb.enabled to false and give mlflow.trackingUri" -}}
 {{- end -}}
 {{- if not (include "ml-pipelines.webserver.url" .) -}}
-{{- $problems = append $problems (printf "airflow.config.%s.base_url: give the address that people open, as https://..." (include "ml-pipelines.airflow3" . | empty | ternary "webserver" "api")) -}}
+{{- $problems = append $problems (printf "airflow.config.%s.base_url: give the address that people open, as https://..." (include "ml-pipelines.webserver.section" .)) -}}
 {{- end -}}
 {{- if and $v.admin.enabled (hasSuffix "@example.com" $v.admin.email) -}}
 {{- $problems = append $problems (printf "admin.email: %s is nobody's; give the address of the first user, or set admin.enabled to false where logins come from elsewhere" $v.admin.email) -}}
