@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import closing, contextmanager
 from functools import cached_property
@@ -34,6 +34,7 @@ from mlctl.release.chart import dependency
 from mlctl.release.release import (
     Release,
     airflow_image,
+    airflow_version,
     image_values,
     merge,
     project_images,
@@ -131,13 +132,14 @@ class Stack:
     @contextmanager
     def airflow(self) -> Iterator[Airflow]:
         """Give a client of Airflow, which may be away; its forward ends with the block."""
-        user, password = self.credentials()
+        values = self.release().installed_values()
+        user, password = self._login(values)
         with closing(Forward(self.kube, AIRFLOW_SERVICE, AIRFLOW_PORT)) as forward:
             yield Airflow(
                 forward,
                 user,
                 password,
-                version=self.release().airflow_version(),
+                version=airflow_version(values),
                 end_of_file=self.end_of_log_file,
                 tell=_tell_waiting,
             )
@@ -157,23 +159,32 @@ class Stack:
 
         Raises KubectlError when it fails or takes longer than ``timeout`` seconds.
         """
-        where = [f"deployment/{RELEASE}-scheduler", "--container", "scheduler"]
-        return self.kube.run("exec", *where, "--", *command, timeout=timeout).stdout
+        return self._in("scheduler", *command, timeout=timeout)
 
     def in_dag_processor(self, *command: str, timeout: float = 20) -> str:
         """Return the output of a command where DAG files are read, as in_scheduler does.
 
         With Airflow 2 that is the scheduler.
         """
-        name = "dag-processor"
-        if self.kube.get("deployment", f"{RELEASE}-{name}") is None:
-            return self.in_scheduler(*command, timeout=timeout)
-        where = [f"deployment/{RELEASE}-{name}", "--container", name]
+        return self._in(self._dag_reader, *command, timeout=timeout)
+
+    @cached_property
+    def _dag_reader(self) -> str:
+        """The component that reads DAG files. It is asked while one waits for a commit to show."""
+        processor = "dag-processor"
+        there = self.kube.get("deployment", f"{RELEASE}-{processor}")
+        return "scheduler" if there is None else processor
+
+    def _in(self, component: str, *command: str, timeout: float) -> str:
+        where = [f"deployment/{RELEASE}-{component}", "--container", component]
         return self.kube.run("exec", *where, "--", *command, timeout=timeout).stdout
 
     def credentials(self) -> tuple[str, str]:
         """Return user and password of the Airflow pages."""
-        admin = self.release().installed_values()["admin"]
+        return self._login(self.release().installed_values())
+
+    def _login(self, values: Mapping[str, Any]) -> tuple[str, str]:
+        admin = values["admin"]
         name = admin["existingSecret"] or f"{RELEASE}-admin"
         return admin["username"], self.kube.secret(name, admin["secretKey"])
 

@@ -60,6 +60,11 @@ def airflow_image(environ: Mapping[str, str] = os.environ) -> str:
     return AIRFLOW_IMAGES[airflow_major(environ)]
 
 
+def airflow_version(values: Mapping[str, Any]) -> str:
+    """Return the version of Airflow that the values of a release say."""
+    return str(values["airflow"]["airflowVersion"])
+
+
 def values_files(environ: Mapping[str, str] = os.environ) -> list[Path]:
     """Return the values files of the variables ENV (default: local), AIRFLOW and VALUES.
 
@@ -214,17 +219,13 @@ class Release:
         return True
 
     def _refuse_another_airflow(self) -> None:
-        there, asked = self.airflow_version(), airflow_major()
+        there, asked = airflow_version(self.installed_values()), airflow_major()
         if there.split(".")[0] != asked:
             raise UserError(
                 f"the release {RELEASE} runs Airflow {there}, and its database is that of {there}; "
                 f"AIRFLOW={asked} asks for another. AIRFLOW={there.split('.')[0]} goes on with it; "
                 "`make clean` deletes it, or CLUSTER_NAME=name makes a cluster beside it"
             )
-
-    def airflow_version(self) -> str:
-        """Return the version of Airflow that is installed. Raises UserError when nothing is."""
-        return str(self.installed_values()["airflow"]["airflowVersion"])
 
     def _forget_interrupted(self, phase: Phase, status: Status) -> None:
         # A helm that was killed leaves its revision pending, and every later helm refuses. The
