@@ -172,6 +172,7 @@ def main(stack: Stack) -> None:
         stack.airflow() as airflow,
         published(stack, airflow, DAG_ID, DAG, FIRST, phases) as dag,
     ):
+        installed = f"airflow{airflow.version.partition('.')[0]}"
         airflow.unpause(DAG_ID)
         for chains, turns in TURNS.items():
             with phases.phase(f"{chains} at once: chains of {len(TASKS)}") as phase:
@@ -189,7 +190,7 @@ def main(stack: Stack) -> None:
     at_once = {count: turns for count, turns in measured.items() if count > 1}
     report: dict[str, Any] = {
         "bare_pod_s": pod,
-        "task_s": {"airflow2": task},
+        "task_s": {installed: task},
         "queued_s": middle([one for _, run in alone for one in run["queued"]]),
         "work_s": middle([one for _, run in alone for one in run["work"]]),
         "trigger_to_task_s": middle([run["first"] for _, run in alone]),
