@@ -4,9 +4,9 @@ MLCTL := tools/python -m mlctl
 
 .DEFAULT_GOAL := help
 .PHONY: help run test up down status password ui logs train infer trigger promote rollback approve \
-        new-dag sync kubeconfig doctor lint chart images images-list images-save images-load lock bench soak drill mutation package \
-        clean clean-cache test-mlctl test-chart test-dags test-images test-workload test-cluster \
-        test-e2e test-long test-wandb
+        new-dag sync kubeconfig doctor lint chart images images-list images-save images-load lock \
+        bench soak drill mutation package clean clean-cache test-mlctl test-chart test-dags \
+        test-images test-workload test-cluster test-e2e test-long test-wandb
 
 help: ## Show the targets and variables (this text)
 	@awk -f tools/help.awk $(MAKEFILE_LIST)

@@ -80,10 +80,9 @@ class Airflow:
     """Session with the web server of a release.
 
     It logs in through the page's form, the one way that needs no setting in Airflow 2's chart, and
-    gets a token from Airflow 3. A page that
-    is away (no pod is ready, the forward broke, its database does not answer) is waited for, for
-    ``patience`` seconds; requests can be repeated safely because a run is triggered under a chosen
-    id.
+    gets a token from Airflow 3. A page that is away (no pod is ready, the forward broke, its
+    database does not answer) is waited for, for ``patience`` seconds; requests can be repeated
+    safely because a run is triggered under a chosen id.
     """
 
     def __init__(
