@@ -1,10 +1,12 @@
 """The chart's janitor of pods: what it deletes, and what it leaves alone."""
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -12,6 +14,11 @@ from urllib.parse import parse_qs, urlsplit
 import ended_pods
 import janitor
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 MINUTE, HOUR = 60, 3600
 TOKEN = "account-token"
@@ -26,6 +33,7 @@ class ApiServer:
         self.refuse: Callable[[str, str, dict[str, str]], int] = lambda *_: 0
         self.page = 2
         self.url = ""
+        self.server: ThreadingHTTPServer
 
     def add(self, name: str, *, namespace: str = "ml", labels: dict | None = None, **status: Any):
         metadata = {
@@ -103,6 +111,7 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        state.server = server
         state.url = f"http://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield state
@@ -113,6 +122,36 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
 def account(tmp_path: Path) -> Path:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     return tmp_path
+
+
+def write_plain_certificate(account: Path) -> Path:
+    """Write ca.crt, as an authority without any extension but the server's address signs it.
+
+    Returns the file of the server's certificate and key.
+    """
+    now = datetime.now(UTC)
+    key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    name, server_name = (
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in ("ca", "server")
+    )
+
+    def signed(subject: x509.Name, of: ec.EllipticCurvePrivateKey, more: x509.ExtensionType):
+        return (
+            x509.CertificateBuilder(name, subject, of.public_key(), x509.random_serial_number())
+            .not_valid_before(now - timedelta(hours=1))
+            .not_valid_after(now + timedelta(hours=1))
+            .add_extension(more, critical=True)
+            .sign(key, hashes.SHA256())
+            .public_bytes(Encoding.PEM)
+        )
+
+    authority = x509.BasicConstraints(ca=True, path_length=None)
+    (account / "ca.crt").write_bytes(signed(name, key, authority))
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    private = server_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file = account / "server.pem"
+    file.write_bytes(private + signed(server_name, server_key, address))
+    return file
 
 
 Clean = Callable[..., int]
@@ -269,6 +308,27 @@ def test_a_dry_run_deletes_nothing(api: ApiServer, clean: Clean, capsys) -> None
     printed = capsys.readouterr().out
     assert "would delete ml/pod" in printed
     assert printed.splitlines()[-1] == "1 to delete"
+
+
+def test_a_certificate_without_key_identifiers_is_trusted(
+    api: ApiServer, clean: Clean, account: Path, monkeypatch
+) -> None:
+    """Many API servers have one, and Python 3.13 is strict, whichever Python runs this test."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(write_plain_certificate(account))
+    api.server.socket = context.wrap_socket(api.server.socket, server_side=True)
+    api.url = api.url.replace("http:", "https:")
+    default = ssl.create_default_context
+
+    def strict(*arguments: Any, **named: Any) -> ssl.SSLContext:
+        made = default(*arguments, **named)
+        made.verify_flags |= ssl.VERIFY_X509_STRICT
+        return made
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+    api.ended("pod", HOUR)
+    assert clean() == 0
+    assert api.names() == set()
 
 
 @pytest.mark.parametrize(

@@ -70,13 +70,13 @@ def plant(volume: Volume) -> None:
     shell(volume, "\n".join(lines))
 
 
-def run_janitor(kube: Kube, *arguments: str) -> str:
-    """Start a Job of the CronJob with more arguments, wait for its end and return its log.
+def run_janitor(kube: Kube, *arguments: str, of: str = JANITOR) -> str:
+    """Start a Job of a CronJob with more arguments, wait for its end and return its log.
 
     That the chart writes values into these arguments is proven in tests/chart/test_janitor.py.
     """
     name = f"janitor-test-{secrets.token_hex(3)}"
-    create = ["create", "job", name, f"--from=cronjob/{JANITOR}", "--dry-run=client"]
+    create = ["create", "job", name, f"--from=cronjob/{of}", "--dry-run=client"]
     job = json.loads(kube.run(*create, "--output", "json").stdout)
     # The later of two arguments counts.
     job["spec"]["template"]["spec"]["containers"][0]["args"] += arguments
@@ -175,3 +175,9 @@ def test_the_janitor_removes_what_is_old_and_nothing_else(
         assert [one["path"] for one in run["files"]] == ["plots"]
     finally:
         shell(volume, f"rm -rf janitor-test */planted-recent-* */{OLD}*")
+
+
+def test_the_janitor_of_pods_reaches_the_api_server(stack: Stack) -> None:
+    """What it deletes there is proven in tests/chart/test_ended_pods.py."""
+    log = run_janitor(stack.kube, "--dry-run", of=f"{RELEASE}-pod-janitor")
+    assert log.splitlines()[-1].endswith(" to delete"), log
