@@ -101,7 +101,7 @@ def _authority(pki: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ml-pipelines-ca")])
     builder = (
-        _builder(name, name, key.public_key())
+        _builder(name, name, key.public_key(), key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(
             x509.KeyUsage(
@@ -137,7 +137,9 @@ def _issue(
     usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
     if identity.names:
         usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
-    builder = _builder(x509.Name(subject), authority.subject, key.public_key())
+    builder = _builder(
+        x509.Name(subject), authority.subject, key.public_key(), authority_key.public_key()
+    )
     builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
     if identity.names:
         alternatives = x509.SubjectAlternativeName([_general_name(n) for n in identity.names])
@@ -147,9 +149,15 @@ def _issue(
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey
+    subject: x509.Name,
+    issuer: x509.Name,
+    public_key: ec.EllipticCurvePublicKey,
+    issuer_key: ec.EllipticCurvePublicKey,
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
+    # Python 3.13 wants both identifiers, as RFC 5280 says (section 4.2.1).
+    own = x509.SubjectKeyIdentifier.from_public_key(public_key)
+    issuers = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -158,6 +166,8 @@ def _builder(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(minutes=5))
         .not_valid_after(now + LIFETIME)
+        .add_extension(own, critical=False)
+        .add_extension(issuers, critical=False)
     )
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import ssl
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,27 @@ def test_certificates_are_signed_by_the_authority(config: Config) -> None:
         subject = {a.rfc4514_attribute_name: a.value for a in certificate.subject}
         expected = {"CN": identity.user} | ({"O": identity.group} if identity.group else {})
         assert subject == expected
+
+
+def test_a_strict_client_trusts_the_servers(config: Config) -> None:
+    """As that of Python 3.13, which is strict when nobody says otherwise."""
+    pki.write_all(config)
+    authority = ssl.create_default_context(cafile=str(config.pki / "ca.crt"))
+    authority.verify_flags |= ssl.VERIFY_X509_STRICT
+    for identity in pki.identities(config):
+        if not identity.names:
+            continue
+        own = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        own.load_cert_chain(*(config.pki / f"{identity.file}.{end}" for end in ("crt", "key")))
+        to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+        server = own.wrap_bio(to_server, to_client, server_side=True)
+        name = identity.names[0]
+        client = authority.wrap_bio(to_client, to_server, server_hostname=name)
+        for side in (client, server):
+            with suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+        client.do_handshake()
+        assert client.getpeercert(), identity.file
 
 
 def test_the_api_server_certificate_names_every_way_to_it(config: Config) -> None:
