@@ -7,6 +7,7 @@ import yaml
 from airflow import DAG
 from airflow.decorators import task
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from kubernetes.client import models as k8s
 
 POD = Path("/opt/airflow/ml-pipelines/pod.yaml")
 IMAGE = yaml.safe_load(POD.read_text())["spec"]["containers"][0]["image"]
@@ -45,8 +46,14 @@ with DAG("plain", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)) as
         cmds=["sh", "-ceu", WRITE],
         do_xcom_push=True,
     )
+    # 100 MB of shared memory, where a container has 64 by default.
+    shared_memory = k8s.V1EmptyDirVolumeSource(medium="Memory", size_limit="200Mi")
     with_file = KubernetesPodOperator(
-        task_id="with_file", pod_template_file=str(POD), cmds=["sh", "-ceu", "echo 3 > /tmp/rows"]
+        task_id="with_file",
+        pod_template_file=str(POD),
+        volumes=[k8s.V1Volume(name="shm", empty_dir=shared_memory)],
+        volume_mounts=[k8s.V1VolumeMount(name="shm", mount_path="/dev/shm")],
+        cmds=["sh", "-ceu", "head -c 100000000 /dev/zero > /dev/shm/zeros; echo 3 > /tmp/rows"],
     )
     same_file = KubernetesPodOperator(
         task_id="same_file", pod_template_file=str(POD), cmds=["grep", "3", "/tmp/rows"]
