@@ -43,6 +43,7 @@ class Kind:
 KINDS = (
     Kind("images", r"-[0-9a-f]{12}$"),
     Kind("node", r".*"),
+    Kind("go-programs", r"-[0-9a-f]{12}$"),
     Kind("venvs", r"-[0-9a-f]{12}$"),
     Kind("wheels", r"-[\d.]+-[0-9a-f]{12}$"),
     Kind("chart", r".*"),

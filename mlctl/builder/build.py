@@ -8,15 +8,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlctl.base import processes
-from mlctl.base.cache import cached, lock
+from mlctl.base.cache import cached, digest, lock
 from mlctl.base.errors import UserError
 from mlctl.base.packages import ensure_packages, missing_packages
 from mlctl.base.paths import CACHE, IMAGES_LOCK
 from mlctl.base.progress import Phase, Phases
 from mlctl.base.prune import prune
-from mlctl.builder import buildah, debian, oci
+from mlctl.base.versions import pins
+from mlctl.builder import buildah, debian, go, oci
 from mlctl.builder.buildah import Foundation
-from mlctl.builder.catalog import BASE, Recipe, recipes, repository
+from mlctl.builder.catalog import BASE, LAYOUT, Recipe, recipes, repository
 
 HOST_PACKAGES = [
     "buildah",
@@ -33,6 +34,9 @@ AT_ONCE = 2
 
 LARGE_ONES = ["classic-example", "classic-example-environment", "airflow", "airflow3", "postgres"]
 """They start first; the small ones fill the second place meanwhile."""
+
+EXPORTER = "statsd-exporter"
+"""What a release with metrics runs besides."""
 
 KIND = "images"
 LOGS = CACHE / "logs"
@@ -54,12 +58,13 @@ def build_all(
     Raises UserError for an unknown name, or a build that fails.
     """
     known = recipes()
-    chosen = list(wanted) if wanted is not None else list(known)
+    names = [*known, *ALONE]
+    chosen = list(wanted) if wanted is not None else names
     for name in chosen:
-        if name not in known:
-            raise UserError(f"no image {name!r}; there are: {', '.join(known)}")
+        if name not in names:
+            raise UserError(f"no image {name!r}; there are: {', '.join(names)}")
     # The keys of this moment count for the whole call: somebody may be editing.
-    keys = {name: known[name].key() for name in chosen}
+    keys = {name: recipe.key() for name, recipe in known.items() if name in chosen}
     for name in keys:
         _use(known[name])
     missing = [name for name, key in keys.items() if not _final(name, key).is_dir()]
@@ -85,6 +90,9 @@ def build_all(
             builds = [pool.submit(build, name) for name in sorted({*missing} - below, key=_order)]
             for one in builds:
                 one.result()
+    for name in ALONE.keys() & {*chosen}:
+        entries[name] = ALONE[name](phases)
+        ready({name: entries[name]})
     _write(entries)
     if missing:
         prune()
@@ -224,6 +232,26 @@ def without_recipe(
             cached(KIND, directory.name, lambda work: build(work, phase))
     os.utime(directory)
     return _entry(name, key)
+
+
+def _exporter(phases: Phases) -> Entry:
+    pin = pins()["go"][EXPORTER]
+
+    def make(directory: Path, _log: Path, phase: Phase) -> oci.Image:
+        rootfs = directory / "rootfs"
+        rootfs.mkdir()
+        shutil.copy2(go.program(EXPORTER, phase), rootfs)
+        layer = directory / "layer.tar"
+        oci.write_layer(layer, rootfs)
+        config = {"Entrypoint": [f"/{EXPORTER}"], "User": "65534:65534", "WorkingDir": "/"}
+        return oci.image(config, [oci.blob(layer)], comment=f"{pin['module']}@{pin['version']}")
+
+    key = digest(LAYOUT, json.dumps(pin, sort_keys=True))
+    return without_recipe(EXPORTER, pin["version"].removeprefix("v"), key, phases, make)
+
+
+ALONE = {EXPORTER: _exporter}
+"""Images without a Containerfile that `make images` builds as well."""
 
 
 def built() -> dict[str, Entry]:

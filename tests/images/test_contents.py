@@ -27,9 +27,10 @@ USERS = {
     "git-sync": "65533:0",
     "pause": "65535:65535",
     "postgres": "999:999",
+    "statsd-exporter": "65534:65534",
 }
 NAMES = list(USERS)
-FROM_DEBIAN = [name for name in NAMES if name != "pause"]
+FROM_DEBIAN = [name for name in NAMES if name not in ("pause", "statsd-exporter")]
 
 
 @pytest.mark.parametrize("name", NAMES)

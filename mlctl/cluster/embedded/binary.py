@@ -1,8 +1,6 @@
 """Build the node's programs from the Go module in ``node/``."""
 
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +10,8 @@ from mlctl.base.cache import cached, digest
 from mlctl.base.errors import UserError
 from mlctl.base.paths import CACHE
 from mlctl.base.progress import Phase
-from mlctl.base.wheels import go_root
+from mlctl.builder import go
+from mlctl.builder.go import build_environment
 
 SOURCE = Path(__file__).parent / "node"
 
@@ -22,14 +21,14 @@ def node_binary(phase: Phase) -> Path:
 
     Raises UserError when the modules cannot be fetched or do not compile.
     """
-    go, version = find_go()
+    command, version = find_go()
 
     def build(directory: Path) -> None:
         log = directory.parent / "build.log"
         log.write_text("")
-        env = build_environment(go)
+        env = build_environment(command)
         phase.note("listing packages")
-        packages = _go([go, "list", "-deps", "."], env, log, phase).splitlines()
+        packages = _go([command, "list", "-deps", "."], env, log, phase).splitlines()
         compiled = 0
 
         def count(line: str) -> None:
@@ -43,7 +42,7 @@ def node_binary(phase: Phase) -> Path:
 
         output = str(directory / "node")
         _go(
-            [go, "build", "-v", f"-ldflags={link_flags()}", "-o", output, "."],
+            [command, "build", "-v", f"-ldflags={link_flags()}", "-o", output, "."],
             env,
             log,
             phase,
@@ -77,34 +76,9 @@ def is_built() -> bool:
 def find_go(*, download: bool = True) -> tuple[str, str]:
     """Return a Go command that is new enough for go.mod, and its version.
 
-    The machine's own Go is preferred; else the pinned one is fetched.
-
-    Raises UserError when neither can be had.
+    Raises UserError when none can be had.
     """
-    needed = _from_go_mod(r"^go (\S+)$")
-    own = shutil.which("go")
-    if own:
-        version = _version(own)
-        if _numbers(version) >= _numbers(needed):
-            return own, version
-    if not download and not (CACHE / "wheels").is_dir():
-        raise UserError(f"no Go {needed} or newer")
-    go = str(go_root() / "bin" / "go")
-    return go, _version(go)
-
-
-def build_environment(go: str) -> dict[str, str]:
-    """Return the environment of every call of go: caches of our own, nothing of the host's C."""
-    return os.environ | {
-        "CGO_ENABLED": "0",
-        "GOCACHE": str(CACHE / "go" / "build"),
-        # Not to make debug tables in the first place saves 8 % of the processor time.
-        "GOFLAGS": "-trimpath -buildvcs=false -mod=readonly -gcflags=all=-dwarf=false",
-        "GOMODCACHE": str(CACHE / "go" / "modules"),
-        "GOROOT": _run([go, "env", "GOROOT"]) or str(Path(go).parent.parent),
-        "GOTOOLCHAIN": "local",
-        "GOWORK": "off",
-    }
+    return go.find_go(_from_go_mod(r"^go (\S+)$"), download=download)
 
 
 def _key(version: str) -> str:
@@ -114,19 +88,6 @@ def _key(version: str) -> str:
 def _from_go_mod(pattern: str) -> str:
     (found,) = re.findall(pattern, (SOURCE / "go.mod").read_text(), re.MULTILINE)
     return found
-
-
-def _version(go: str) -> str:
-    return _run([go, "env", "GOVERSION"]).removeprefix("go").split()[0]
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", version)[:3]]
-
-
-def _run(command: list[str]) -> str:
-    env = os.environ | {"GOTOOLCHAIN": "local"}
-    return subprocess.run(command, capture_output=True, text=True, env=env).stdout.strip()
 
 
 def _go(

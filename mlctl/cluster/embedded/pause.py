@@ -7,7 +7,8 @@ from mlctl.base.progress import Phase, Phases, run
 from mlctl.builder import oci
 from mlctl.builder.build import Entry, without_recipe
 from mlctl.builder.catalog import LAYOUT, repository
-from mlctl.cluster.embedded.binary import SOURCE, build_environment, find_go
+from mlctl.builder.go import build_environment
+from mlctl.cluster.embedded.binary import SOURCE, find_go
 
 NAME, VERSION = "pause", "1"
 REPOSITORY = repository(NAME)

@@ -73,6 +73,7 @@ def builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builder:
     monkeypatch.setattr(build, "LOGS", tmp_path / "logs")
     monkeypatch.setattr(build, "IMAGES_LOCK", tmp_path / "build" / "images.json")
     monkeypatch.setattr(build, "recipes", played.recipes)
+    monkeypatch.setattr(build, "ALONE", {})
     monkeypatch.setattr(build, "prepare_machine", lambda _: None)
     monkeypatch.setattr(build, "_base", lambda *_: played.base)
     monkeypatch.setattr(build.buildah, "build", played.play)
