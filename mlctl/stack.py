@@ -38,6 +38,7 @@ from mlctl.release.release import (
     image_values,
     merge,
     project_images,
+    wants_metrics,
 )
 
 LOG_BYTES = 1 << 17
@@ -89,6 +90,7 @@ class Stack:
             if self.cluster.made_here:
                 # The other Airflow is for who asks for it.
                 wanted = recipes().keys() - {*AIRFLOW_IMAGES.values()} | {airflow_image()}
+                wanted |= {images_build.EXPORTER} if wants_metrics() else set()
                 tasks.append(pool.submit(images_build.build_all, phases, wanted, load))
             _first_error(tasks)
         # Else a registry has the images, and a values file names them.

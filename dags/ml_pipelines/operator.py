@@ -4,6 +4,7 @@ Every argument is KubernetesPodOperator's and means what it means there. What a 
 comes from its DAG's `default_args`, then from the chart's values (settings.py), then from HOUSE.
 
 * The container's termination message, as JSON, is the task's result, with the image that it ran.
+  Numbers in it are metrics.
 * Why a pod does not start, or has failed, is told in one line; a failed one stays for a while.
 * An API server that is away is asked again. Room in a ResourceQuota is waited for, by the triggerer
   where there is one: a worker that waits takes room itself.
@@ -18,9 +19,10 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cached_property
@@ -41,11 +43,13 @@ try:
     from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
     from airflow.sdk.definitions._internal.contextmanager import DagContext, TaskGroupContext
     from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+    from airflow.sdk.observability.stats import Stats
 
     current_group = TaskGroupContext.get_current
 except ImportError:  # Airflow 2
     from airflow.exceptions import AirflowException, AirflowFailException, AirflowSkipException
     from airflow.models.dag import DagContext
+    from airflow.stats import Stats
     from airflow.triggers.temporal import TimeDeltaTrigger
     from airflow.utils.task_group import TaskGroupContext
 
@@ -72,6 +76,8 @@ QUOTA_RETRY_SECONDS = 1  # while a ResourceQuota is used up
 QUOTA_WORKER_SECONDS = (5, 20)
 QUOTA_AWAY_SECONDS = (20, 60)
 MESSAGE_BYTES = 4096  # where the kubelet cuts a termination message off
+# A gauge for each number in a task's result, with the labels dag_id, task_id and figure.
+FIGURES = "ml_pipelines.result"
 
 
 class PodOperator(KubernetesPodOperator):
@@ -304,6 +310,9 @@ class PodOperator(KubernetesPodOperator):
         result = super().extract_xcom(pod, **kwargs) if self.xcom_sidecar else self._message()
         if result is not None:
             self._context["ti"].xcom_push(key="return_value", value=result)
+            for figure, value in _figures(result):
+                tags = {"dag_id": self.dag_id, "task_id": self.task_id, "figure": figure}
+                Stats.gauge(FIGURES, value, tags=tags)
         return result
 
     def _message(self) -> Any:
@@ -382,6 +391,17 @@ class PodOperator(KubernetesPodOperator):
         if self.pod is not None and getattr(self, "on_kill_action", "") != "keep_pod":
             with suppress(*REQUEST_ERRORS):
                 self.pod_manager.delete_and_wait(self.pod, self.termination_grace_period)
+
+
+def _figures(result: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a result by their keys; one of an object in it is called outer.inner."""
+    if isinstance(result, dict):
+        for key, value in result.items():
+            if re.fullmatch(r"[\w-]+", str(key), re.ASCII):
+                yield from _figures(value, f"{name}.{key}" if name else str(key))
+    # No bool, no NaN, and none that is too large for a float.
+    elif name and type(result) in (int, float) and abs(result) <= sys.float_info.max:
+        yield name, float(result)
 
 
 def delete_unwatched_pod(context: Any) -> None:

@@ -86,6 +86,14 @@ def values_files(environ: Mapping[str, str] = os.environ) -> list[Path]:
     return files
 
 
+def wants_metrics(environ: Mapping[str, str] = os.environ) -> bool:
+    """Say whether the values files ask for the exporter of metrics. Raises as values_files."""
+    wanted: dict[str, Any] = {}
+    for file in values_files(environ):
+        wanted = merge(wanted, yaml.safe_load(file.read_text()) or {})
+    return bool(wanted.get("airflow", {}).get("statsd", {}).get("enabled"))
+
+
 def is_local(environ: Mapping[str, str] = os.environ) -> bool:
     """Say whether ENV is the environment of the clusters made here, whose images are built here."""
     return values_files(environ)[0].stem == "local"
@@ -117,7 +125,11 @@ def image_values(images: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
             # The workers know this image only, so it is the one for every part of Airflow.
             "defaultAirflowRepository": airflow["repository"],
             "defaultAirflowTag": airflow["tag"],
-            "images": {"gitSync": one("git-sync")},
+            "images": {
+                "gitSync": one("git-sync"),
+                # Built where it is wanted.
+                **({"statsd": one("statsd-exporter")} if "statsd-exporter" in images else {}),
+            },
         },
     }
 

@@ -11,11 +11,14 @@ from tests.helpers.helm import AIRFLOW_3, OPTIONAL_PARTS, HelmError, page, rende
 from tests.helpers.manifests import Manifests
 from tests.helpers.policies import Peer, Policies
 
-HERE, TEAM, FRONT = "ml-pipelines", "team", "ingress-nginx"
+HERE, TEAM, FRONT, SCRAPER = "ml-pipelines", "team", "ingress-nginx", "monitoring"
 ON = {
     "networkPolicies": {
         "enabled": True,
         "ingress": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": FRONT}}}],
+        "scrapers": [
+            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": SCRAPER}}}
+        ],
     },
     "pipelines": {"namespaces": [TEAM]},
     "janitor": {"database": {"keepDays": 30}},
@@ -23,6 +26,7 @@ ON = {
     "airflow": {"networkPolicies": {"enabled": True}} | OPTIONAL_PARTS,
 }
 POSTGRES, MLFLOW, WEB, TRIGGERER, STATSD, PGBOUNCER = 5432, 5000, 8080, 8794, 9125, 6543
+SCRAPED = 9102
 
 OUTSIDE = {
     "stranger in the namespace": Peer(HERE, {"app": "stranger"}),
@@ -40,6 +44,7 @@ OUTSIDE = {
         },
     ),
     "ingress": Peer(FRONT, {"app": "ingress-nginx"}),
+    "prometheus": Peer(SCRAPER, {"app.kubernetes.io/name": "prometheus"}),
     "internet": Peer(address="203.0.113.7"),
     "cloud": Peer(address="169.254.169.254"),
     "neighbour": Peer(address="10.1.2.3"),
@@ -103,15 +108,24 @@ def test_a_server_is_reached_by_those_that_need_it_and_nobody_else(manifests, pe
     assert allowed == ALLOWED[target, port] - {target}
 
 
+def test_figures_are_scraped_by_those_that_the_values_name(manifests, peers):
+    policies = Policies(manifests)
+    reaching = {name for name in OUTSIDE if policies.let(peers[name], peers["statsd"], SCRAPED)}
+    assert reaching == {"prometheus"}
+    assert not policies.let(peers["prometheus"], peers["statsd"], STATSD, "UDP")
+    off = render(ON, {"networkPolicies": {"scrapers": []}})
+    assert not Policies(off).let(peers["prometheus"], peers["statsd"], SCRAPED)
+
+
 def test_no_pod_of_ours_can_be_reached_on_any_other_port(manifests, peers):
     policies = Policies(manifests)
-    scraped = {("pgbouncer", 9127), ("statsd", 9102)}
+    scraped = {("pgbouncer", 9127), ("statsd", SCRAPED)}
     open_ones = {
         (name, source, port)
         for name, peer in peers.items()
         if name not in OUTSIDE
         for source, other in peers.items()
-        for port in (22, WEB, MLFLOW, POSTGRES, 8793, TRIGGERER, 9102, 9127)
+        for port in (22, WEB, MLFLOW, POSTGRES, 8793, TRIGGERER, SCRAPED, 9127)
         if name != source
         and (name, port) not in ALLOWED.keys() | scraped
         and policies.let(other, peer, port)
@@ -196,6 +210,12 @@ def test_an_ingress_that_nobody_lets_in_is_refused():
         HelmError, match=r"networkPolicies\.ingress: airflow\.ingress\.web\.enabled"
     ):
         render({"networkPolicies": {"enabled": True}, "airflow": web})
+
+
+def test_a_monitor_that_reaches_nothing_is_refused():
+    figures = {"metrics": {"serviceMonitor": {"enabled": True}}}
+    with pytest.raises(HelmError, match=r"networkPolicies\.scrapers: metrics\.serviceMonitor"):
+        render(ON, figures, {"networkPolicies": {"scrapers": []}})
 
 
 def test_the_page_shows_how_to_let_an_ingress_in(peers):

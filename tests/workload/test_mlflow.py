@@ -252,6 +252,7 @@ def test_model_comes_back_as_it_was(
         "name": "airflow-pipeline",
         "version": version,
         "path": str(target),
+        "accuracy": trained[0].result["accuracy"],
     }
     assert everything_below(target) == everything_below(trained[1]) | {"registry.json"}
     for path in trained[1].iterdir():

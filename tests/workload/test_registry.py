@@ -188,8 +188,16 @@ def test_loaded_model_replaces_an_older_one_and_says_what_it_is(
     target = tmp_path / "results"
     target.mkdir()
     (target / "stale").write_text("x")
-    result = load_from_registry(DirectoryRegistry(trained[1], {"run_id": "r"}), "m", target)
-    assert result == {"registry": "directory", "name": "m", "version": "v1", "path": str(target)}
+    tags = {"run_id": "r", "promoted_at": "2026-01-01T00:00:00+00:00"}
+    result = load_from_registry(DirectoryRegistry(trained[1], tags), "m", target)
+    assert result == {
+        "registry": "directory",
+        "name": "m",
+        "version": "v1",
+        "path": str(target),
+        "accuracy": trained[0].result["accuracy"],
+        "promoted_seconds": 1767225600.0,
+    }
     assert not (target / "stale").exists()
     mark = json.loads((target / "registry.json").read_text())
     assert mark["version"] == "v1"

@@ -64,6 +64,15 @@ values that the official chart evaluates (airflow.scheduler.extraVolumes, ...), 
 {{ include "ml-pipelines.fullname" . }}-database-janitor
 {{- end }}
 
+{{/* Of what the Prometheus Operator reads. */}}
+{{- define "ml-pipelines.metrics.name" -}}
+{{ include "ml-pipelines.fullname" . }}
+{{- end }}
+
+{{- define "ml-pipelines.metrics.dashboard.name" -}}
+{{ include "ml-pipelines.fullname" . }}-dashboard
+{{- end }}
+
 {{- define "ml-pipelines.test.name" -}}
 {{ include "ml-pipelines.fullname" . }}-test
 {{- end }}

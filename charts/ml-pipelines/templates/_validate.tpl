@@ -184,6 +184,16 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- $problems = append $problems "networkPolicies.ingress: airflow.ingress.web.enabled is true, but nobody may reach the page; name the pods of the Ingress controller" -}}
 {{- end -}}
 
+{{- /* Metrics */ -}}
+{{- range $key := list "serviceMonitor" "rules" "dashboard" -}}
+{{- if and (index $v.metrics $key).enabled (not $a.statsd.enabled) -}}
+{{- $problems = append $problems (printf "metrics.%s.enabled: airflow.statsd.enabled is false, and there would be no figures" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.metrics.serviceMonitor.enabled $v.networkPolicies.enabled (not $v.networkPolicies.scrapers) -}}
+{{- $problems = append $problems "networkPolicies.scrapers: metrics.serviceMonitor.enabled is true, but Prometheus may not reach the exporter; name its pods" -}}
+{{- end -}}
+
 {{- /* Model registry */ -}}
 {{- if and $v.wandb.enabled (not $v.wandb.existingSecret) (not $v.wandb.apiKey) -}}
 {{- $problems = append $problems (printf "wandb.enabled: name a Secret with the key %s in wandb.existingSecret (or, on your own machine only, give wandb.apiKey)" $v.wandb.secretKey) -}}

@@ -10,7 +10,14 @@ from mlctl.base.paths import VALUES
 from mlctl.base.progress import Phase
 from mlctl.clients.kube import Kube
 from mlctl.release import release as release_module
-from mlctl.release.release import Release, image_values, merge, project_images, values_files
+from mlctl.release.release import (
+    Release,
+    image_values,
+    merge,
+    project_images,
+    values_files,
+    wants_metrics,
+)
 from tests.helpers.namespace import Namespace
 
 IMAGES = {
@@ -68,6 +75,15 @@ def test_every_image_of_the_lock_reaches_the_values() -> None:
     assert values["images"]["postgres"]["repository"] == "localhost/ml-pipelines/postgres"
     assert values["airflow"]["defaultAirflowTag"] == "1-airflow"
     assert values["airflow"]["images"]["gitSync"]["tag"] == "1-git-sync"
+    assert "statsd" not in values["airflow"]["images"]
+
+
+def test_the_exporter_is_wanted_where_the_values_switch_it_on() -> None:
+    exporter = IMAGES["git-sync"] | {"tag": "1-exporter"}
+    values = image_values(IMAGES | {"statsd-exporter": exporter})
+    assert values["airflow"]["images"]["statsd"]["tag"] == "1-exporter"
+    assert not wants_metrics({})
+    assert wants_metrics({"VALUES": "values/parts/metrics.yaml"})
 
 
 def test_the_image_of_airflow_is_the_one_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

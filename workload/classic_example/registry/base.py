@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -189,7 +190,13 @@ def load_from_registry(registry: Registry, reference: str, directory: Path) -> d
         found = {"registry": registry.name, "reference": str(ref), **known}
         metrics = read_json(partial / files.METRICS_FILE)
         write_json(partial / files.REGISTRY_FILE, {**found, "metrics": metrics})
-    return {key: found[key] for key in ("registry", "name", "version")} | {"path": str(directory)}
+    result = {key: found[key] for key in ("registry", "name", "version")}
+    # Figures: how good it is said to be, and since when it has been the one to load.
+    if "accuracy" in metrics:
+        result["accuracy"] = metrics["accuracy"]
+    if promoted := known["tags"].get("promoted_at"):
+        result["promoted_seconds"] = datetime.fromisoformat(promoted).timestamp()
+    return result | {"path": str(directory)}
 
 
 class UnknownVersion(WorkloadError):

@@ -164,3 +164,15 @@ ingress:
     ports:
       - {protocol: TCP, port: 5432}
 {{- end }}
+
+{{- define "ml-pipelines.network.statsd" -}}
+# Beside the official policy, which lets Airflow's pods in.
+podSelector:
+  {{- include "ml-pipelines.network.airflow" (list . "statsd") | nindent 2 }}
+policyTypes: [Ingress]
+ingress:
+  - from:
+      {{- toYaml .Values.networkPolicies.scrapers | nindent 6 }}
+    ports:
+      - {protocol: TCP, port: {{ .Values.airflow.ports.statsdScrape }}}
+{{- end }}
