@@ -5,7 +5,7 @@ MLCTL := tools/python -m mlctl
 .DEFAULT_GOAL := help
 .PHONY: help run test up down status password ui logs train infer trigger promote rollback approve \
         new-dag sync kubeconfig doctor lint chart images images-list images-save images-load lock \
-        bench soak drill mutation package clean clean-cache test-mlctl test-chart test-dags \
+        bench soak drill mutation package backup restore clean clean-cache test-mlctl test-chart test-dags \
         test-images test-workload test-cluster test-e2e test-long test-wandb
 
 help: ## Show the targets and variables (this text)
@@ -71,6 +71,10 @@ mutation: ## Change dags/ml_pipelines in every small way: do the DAG tests find 
 	@$(MLCTL) mutation
 package: ## Package the chart into build/ (KEY=name KEYRING=file: signed)
 	@$(MLCTL) package
+backup: ## Database, models and keys of the release into a directory (DIR=build/backups/TIME)
+	@$(MLCTL) backup
+restore: ## Put a backup into the release, in place of what it has (DIR=directory)
+	@$(MLCTL) restore
 clean: ## Delete the cluster and its data
 	@$(MLCTL) clean
 clean-cache: ## Delete what builds have left in the cache, after saying how much it is
@@ -89,11 +93,12 @@ test-cluster: ## Tests of the cluster providers
 	@$(MLCTL) test cluster
 test-e2e: ## Install and run everything on a cluster of its own
 	@$(MLCTL) test e2e
-test-long: ## A soak and every fault on the cluster of `make up`; killed trainings; Airflow 3; mutants
+test-long: ## A soak and every fault on the cluster of `make up`; what is lost; Airflow 3; mutants
 	@$(MLCTL) up
 	@$(MLCTL) soak --n 3
 	@$(MLCTL) drill
 	@$(MLCTL) test-trainings
+	@$(MLCTL) test-loss
 	@$(MLCTL) test e2e --airflow 3 --k 'test_ui or test_inference'
 	@$(MLCTL) mutation
 test-wandb: ## Upload and load a small model at the real W&B service (needs WANDB_API_KEY)
@@ -115,6 +120,7 @@ test-wandb: ## Upload and load a small model at the real W&B service (needs WAND
 #: MAPPED=20            runs of the mapped DAG that `make soak` starts
 #: FILE=images.tar      the tar of `make images-save` and `images-load`
 #: REGISTRY=name/path   the registry that `make images-load` fills
+#: DIR=directory        of `make backup` and `make restore`
 #: KEY=name             the key that `make package` signs with, in the file KEYRING=secring.gpg,
 #: PASSPHRASE_FILE=file and what opens it, if it needs that
 #: C=name               the part of the cluster whose log `make logs` shows

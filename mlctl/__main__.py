@@ -19,7 +19,7 @@ import click
 from mlctl.base.errors import UserError, run_main
 from mlctl.base.paths import ROOT
 from mlctl.cluster.provider import provider
-from mlctl.commands import bring_up, building, cluster, look, models, new_dag, runs
+from mlctl.commands import backup, bring_up, building, cluster, look, models, new_dag, runs
 from mlctl.stack import Stack
 from mlctl.trials import bench, soak
 from mlctl.trials.drill import drill
@@ -157,6 +157,12 @@ add(look.logs, Stack, part, dag("wanted"))
 new = click.Option(["--name"], envvar="NAME", required=True, help="Its id.", show_envvar=True)
 add(new_dag.new_dag, None, new)
 add(building.uninstall, Stack)
+directory = {"type": click.Path(path_type=Path, file_okay=False), "envvar": "DIR"}
+where = "A new one (DIR); default: build/backups/TIME."
+add(backup.backup, Stack, click.Option(["--dir", "directory"], **directory, help=where))
+where = click.Option(["--dir", "directory"], **directory, required=True, help="The backup (DIR).")
+replace = click.Option(["--replace"], envvar="YES", is_flag=True, help="Runs may be lost (YES).")
+add(backup.restore, Stack, where, replace)
 
 for function in (cluster.doctor, cluster.kubeconfig, cluster.down, cluster.clean):
     add(function, provider)
@@ -215,6 +221,8 @@ tool("test", "tools.test", "Run the tests, or the named suites of them.", suites
 tool("test-wandb", "tools.in_image.pytest_in_image wandb", "Try the W&B service (WANDB_API_KEY).")
 text = "Kill 30 trainings at any moment; each must come to the same model."
 tool("test-trainings", "tools.in_image.pytest_in_image trainings", text)
+text = "Lose a cluster of its own, and bring it back from a backup."
+tool("test-loss", "pytest -v tests/long", text)
 modules = click.Argument(["words"], metavar="[survivors] [MODULE]...", nargs=-1)
 text = "Change dags/ml_pipelines in every small way, and see whether the DAG tests find it."
 tool("mutation", "tools.mutation", text, modules)

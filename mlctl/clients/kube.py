@@ -1,6 +1,7 @@
 """What the commands and tests ask a cluster for, through kubectl."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,20 @@ class Kube:
         if check and result.returncode != 0:
             raise KubectlError(f"kubectl {' '.join(words[:4])}: {result.stderr.strip()}")
         return result
+
+    def transfer(self, *words: str, source: Path | None = None, target: Path | None = None) -> None:
+        """Run kubectl with a file as its input, or one that takes its output, byte for byte.
+
+        Raises KubectlError when it fails.
+        """
+        nothing = Path(os.devnull)
+        with (source or nothing).open("rb") as feed, (target or nothing).open("wb") as sink:
+            result = subprocess.run(
+                self.command(*words), stdin=feed, stdout=sink, stderr=subprocess.PIPE
+            )
+        if result.returncode != 0:
+            said = result.stderr.decode(errors="replace").strip()
+            raise KubectlError(f"kubectl {' '.join(words[:4])}: {said}")
 
     def problem(self) -> str:
         """Return why the API server is not ready, '' when it is."""

@@ -1,0 +1,83 @@
+"""A cluster is lost, and comes back from a backup.
+
+`make test-long` runs it, on a cluster of its own that it deletes at the end.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlctl.base.errors import UserError
+from mlctl.base.names import INFERENCE, MLFLOW_PORT, MLFLOW_SERVICE, TRAINING
+from mlctl.base.progress import Phases
+from mlctl.clients.forward import Forward, free_port
+from mlctl.clients.mlflow import Mlflow
+from mlctl.commands.backup import backup, restore
+from mlctl.commands.bring_up import bring_up
+from mlctl.commands.models import promote
+from mlctl.commands.runs import infer, train
+from mlctl.stack import Stack
+
+STEPS = 20
+CONNECTION = "postgresql://somebody:s3cret@store.example:5432/sales"
+SECONDS = 120
+
+
+@pytest.fixture
+def stack() -> Iterator[Stack]:
+    with pytest.MonkeyPatch.context() as environ:
+        environ.setenv("CLUSTER", "embedded")
+        environ.setenv("CLUSTER_NAME", os.environ.get("CLUSTER_NAME") or "ml-pipelines-lost")
+        environ.setenv("API_PORT", os.environ.get("API_PORT") or str(free_port(16443)))
+        made = Stack()
+        yield made
+        made.cluster.clean(Phases())
+
+
+def airflow(stack: Stack, *words: str) -> str:
+    return stack.in_scheduler("airflow", *words, timeout=SECONDS)
+
+
+def facts(stack: Stack) -> dict[str, Any]:
+    """What people would miss: by the login, the pages and the models' files."""
+    model = stack.settings["model"]
+    with stack.airflow() as client:
+        runs = [client.newest_run(dag_id) for dag_id in (TRAINING, INFERENCE)]
+    with Forward(stack.kube, MLFLOW_SERVICE, MLFLOW_PORT) as forward:
+        versions = Mlflow(forward).versions(model["name"])
+    connection = json.loads(airflow(stack, "connections", "get", "store", "--output", "json"))[0]
+    return {
+        "runs": [(one or {}).get("dag_run_id") for one in runs],
+        "versions": [(one["version"], one.get("aliases"), one["tags"]) for one in versions],
+        "variable": airflow(stack, "variables", "get", "answer").strip(),
+        "password": connection["password"],
+        "login": stack.credentials(),
+    }
+
+
+def test_runs_secrets_and_models_come_back(stack: Stack, tmp_path: Path) -> None:
+    bring_up(stack, Phases())
+    assert train(stack, 1, {"max_steps": STEPS}) == 0
+    promote(stack, "1", "whatever its gate says")
+    airflow(stack, "variables", "set", "answer", "forty-two")
+    airflow(stack, "connections", "add", "store", "--conn-uri", CONNECTION)
+    before = facts(stack)
+    assert (before["variable"], before["password"]) == ("forty-two", "s3cret")
+    assert before["versions"][0][:2] == ("1", [stack.settings["model"]["alias"]])
+    backup(stack, tmp_path / "kept")
+
+    stack.cluster.clean(Phases())
+    again = Stack()
+    bring_up(again, Phases())
+    assert again.credentials() != before["login"]
+    restore(again, tmp_path / "kept", replace=False)
+    assert facts(again) == before
+
+    # The model is whole, and the next runs go on behind those of before.
+    assert infer(again, 1, {}) == 0
+    with pytest.raises(UserError, match="which would be lost"):
+        restore(again, tmp_path / "kept", replace=False)
