@@ -28,7 +28,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
             from airflow.metrics.statsd_logger import SafeStatsdLogger
 
             logger = SafeStatsdLogger(client, influxdb_tags_enabled=True)
-            monkeypatch.setattr(type(Stats), "instance", logger)
+            monkeypatch.setattr(Stats, "instance", logger)
         else:
             from airflow.sdk._shared.observability.metrics import stats
             from airflow.sdk._shared.observability.metrics.statsd_logger import SafeStatsdLogger
