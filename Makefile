@@ -4,9 +4,10 @@ MLCTL := tools/python -m mlctl
 
 .DEFAULT_GOAL := help
 .PHONY: help run test up down status password ui logs train infer trigger promote rollback approve \
-        new-dag sync kubeconfig doctor lint chart images images-list images-save images-load lock \
-        bench soak drill mutation package backup restore clean clean-cache test-mlctl test-chart test-dags \
-        test-images test-workload test-cluster test-e2e test-long test-wandb
+        upgrade-airflow new-dag sync kubeconfig doctor lint chart images images-list images-save \
+        images-load lock bench soak drill mutation package backup restore clean clean-cache \
+        test-mlctl test-chart test-dags test-images test-workload test-cluster test-e2e test-long \
+        test-wandb
 
 help: ## Show the targets and variables (this text)
 	@awk -f tools/help.awk $(MAKEFILE_LIST)
@@ -39,6 +40,8 @@ rollback: ## Let inference load the version before it again (REASON='...')
 	@$(MLCTL) rollback
 approve: ## Approve the model of a training that waits for it (RUN=id; default: the newest)
 	@$(MLCTL) approve
+upgrade-airflow: ## From Airflow 2 to 3, with runs, Variables, Connections and users (YES=1)
+	@$(MLCTL) upgrade-airflow
 new-dag: ## Write a DAG and its test, to begin with (NAME=churn)
 	@$(MLCTL) new-dag
 sync: ## Publish uncommitted work under dags/, without touching branch or index

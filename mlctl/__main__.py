@@ -19,7 +19,17 @@ import click
 from mlctl.base.errors import UserError, run_main
 from mlctl.base.paths import ROOT
 from mlctl.cluster.provider import provider
-from mlctl.commands import backup, bring_up, building, cluster, look, models, new_dag, runs
+from mlctl.commands import (
+    backup,
+    bring_up,
+    building,
+    cluster,
+    look,
+    models,
+    new_dag,
+    runs,
+    upgrading,
+)
 from mlctl.stack import Stack
 from mlctl.trials import bench, soak
 from mlctl.trials.drill import drill
@@ -156,6 +166,7 @@ part = click.Option(["--c", "part"], envvar="C", help="A part of the cluster (C)
 add(look.logs, Stack, part, dag("wanted"))
 new = click.Option(["--name"], envvar="NAME", required=True, help="Its id.", show_envvar=True)
 add(new_dag.new_dag, None, new)
+add(upgrading.upgrade_airflow, Stack)
 add(building.uninstall, Stack)
 directory = {"type": click.Path(path_type=Path, file_okay=False), "envvar": "DIR"}
 where = "A new one (DIR); default: build/backups/TIME."

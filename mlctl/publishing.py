@@ -91,7 +91,7 @@ def _behind(stack: Stack, airflow: Airflow, commit: str) -> str:
     except (KubectlError, ValueError) as error:
         return f"its files can't be read yet ({error})"
     if found["errors"]:
-        raise UserError(_broken(found["errors"]))
+        raise UserError(broken(found["errors"]))
     for dag_id in found["dags"]:
         dag = airflow.dag(dag_id)
         if dag is None or not airflow.is_active(dag):
@@ -110,7 +110,7 @@ def _parsed(stack: Stack, state: str) -> dict[str, Any]:
     return json.loads(stack.in_dag_processor(*command, timeout=PARSE_SECONDS))
 
 
-def _broken(errors: dict[str, str]) -> str:
+def broken(errors: dict[str, str]) -> str:
     lines = [f"{len(errors)} of the DAG files can't be imported:"]
     for file, trace in sorted(errors.items()):
         lines.append(f"  {file.rpartition('/repo/')[2]}:")

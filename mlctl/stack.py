@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import closing, contextmanager
 from functools import cached_property
@@ -23,14 +23,18 @@ from mlctl.base.names import (
 )
 from mlctl.base.packages import ensure_packages, missing_packages
 from mlctl.base.progress import Phase, Phases, console
+from mlctl.base.waiting import until
 from mlctl.builder import build as images_build
 from mlctl.builder.catalog import recipes
 from mlctl.clients.airflow import Airflow
+from mlctl.clients.database import Database
 from mlctl.clients.forward import Forward
 from mlctl.clients.kube import Kube
+from mlctl.clients.pods import component
 from mlctl.clients.volume import Volume
 from mlctl.cluster.provider import Provider, provider
 from mlctl.release.chart import dependency
+from mlctl.release.images import reference
 from mlctl.release.release import (
     Release,
     airflow_image,
@@ -43,6 +47,10 @@ from mlctl.release.release import (
 
 LOG_BYTES = 1 << 17
 """Of the end of a log: some 15 lines, however long."""
+
+
+STOP_SECONDS = 300
+"""How long pods may take to end: Airflow gives a webserver's clients time."""
 
 
 class Stack:
@@ -222,6 +230,57 @@ class Stack:
     def volume(self, *, read_only: bool = True) -> Volume:
         """Return the training storage, to look at in a ``with`` block."""
         return Volume(self.kube, self.claim, self.image, read_only=read_only)
+
+    def database(self) -> Database:
+        """Return the metadata database, to look at in a ``with`` block."""
+        values = self.release().installed_values()
+        return Database(self.kube, values, reference(values, "postgres"))
+
+    @contextmanager
+    def stopped(self, components: Collection[str], phases: Phases) -> Iterator[None]:
+        """Stop the Deployments of these components for one block; they start again at its end."""
+        with phases.phase("stop what writes") as phase:
+            replicas = self.stop(components, phase)
+        try:
+            yield
+        finally:
+            self.scale(replicas)
+
+    def stop(self, components: Collection[str], phase: Phase) -> dict[str, int]:
+        """Stop the Deployments of these components; return how many pods each had.
+
+        Raises UserError after STOP_SECONDS; all have their pods again then.
+        """
+        wanted = {f"{RELEASE}-{name}" for name in components}
+        replicas = {
+            one["metadata"]["name"]: one["spec"]["replicas"]
+            for one in self.kube.items("deployments")
+            if one["metadata"]["name"] in wanted
+        }
+
+        def going() -> list[str]:
+            found = [component(pod) for pod in self.kube.items("pods")]
+            left = [name for name in found if name in components]
+            phase.note(f"waiting for the end of {', '.join(left)}" if left else "")
+            return left
+
+        try:
+            self.scale(dict.fromkeys(replicas, 0))
+            until(
+                STOP_SECONDS,
+                lambda: not going(),
+                lambda: f"still there: {', '.join(going())}",
+                poll=1,
+            )
+        except BaseException:
+            self.scale(replicas)
+            raise
+        return replicas
+
+    def scale(self, replicas: Mapping[str, int]) -> None:
+        """Let each of these Deployments have so many pods."""
+        for name, count in replicas.items():
+            self.kube.run("scale", "deployment", name, f"--replicas={count}")
 
 
 def _tell_waiting(text: str) -> None:

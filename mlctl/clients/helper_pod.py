@@ -1,6 +1,7 @@
-"""A pod that lives as long as a block and does nothing by itself: commands run in it."""
+"""A pod of ours for a while, in which commands are run."""
 
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,63 +16,61 @@ LIFE_SECONDS = 4 * 3600
 
 
 class HelperPod:
-    """A pod of one container; it passes the "restricted" profile of the Pod Security Standards."""
+    """A pod that is there for one ``with`` block; its first container sleeps."""
 
     def __init__(
         self,
         kube: Kube,
+        name: str,
         purpose: str,
-        user: int,
-        labels: dict[str, str],
-        container: dict[str, Any],
-        **spec: Any,
+        spec: Mapping[str, Any],
+        labels: Mapping[str, str] | None = None,
     ) -> None:
-        """``purpose`` is said when it does not start, ``spec`` is added to the pod's."""
+        """``purpose`` says in errors what it is for, ``spec`` is that of a Pod."""
         self.kube = kube
+        self.name = f"{name}-{secrets.token_hex(4)}"
         self.purpose = purpose
-        self.pod = f"{labels['app.kubernetes.io/name']}-{secrets.token_hex(4)}"
-        safe = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-        waiting = {"imagePullPolicy": "IfNotPresent", "command": ["sleep", "infinity"]}
-        identity = {"runAsNonRoot": True, "runAsUser": user, "runAsGroup": user, "fsGroup": user}
-        self.manifest = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": self.pod, "labels": labels},
-            "spec": {
-                "restartPolicy": "Never",
-                "activeDeadlineSeconds": LIFE_SECONDS,
-                "terminationGracePeriodSeconds": 1,
-                "automountServiceAccountToken": False,
-                "securityContext": identity | {"seccompProfile": {"type": "RuntimeDefault"}},
-                "containers": [{"securityContext": safe, **waiting, **container}],
-                **spec,
-            },
+        first, *others = spec["containers"]
+        first = {key: value for key, value in first.items() if not key.endswith("Probe")}
+        first |= {"command": ["sleep", "infinity"], "args": []}
+        self.container = first["name"]
+        spec = dict(spec) | {
+            "containers": [first, *others],
+            "restartPolicy": "Never",
+            "activeDeadlineSeconds": LIFE_SECONDS,
+            "terminationGracePeriodSeconds": 1,
         }
+        metadata = {"name": self.name, "labels": dict(labels or {})}
+        self.manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
-    def run(self, *command: str) -> str:
+    def run(self, *command: str, timeout: float = 60) -> str:
         """Return the output of a command. Raises UserError when it fails."""
-        done = self.kube.run("exec", self.pod, "--", *command, check=False)
+        done = self.kube.run(*self._exec(*command), timeout=timeout, check=False)
         if done.returncode != 0:
             raise UserError(f"{' '.join(command)} {self.purpose}: {done.stderr.strip()}")
         return done.stdout
 
-    def fetch(self, target: Path, *command: str) -> None:
-        """Write what a command prints into a file. Raises KubectlError when it fails."""
-        self.kube.transfer("exec", self.pod, "--", *command, target=target)
+    def fetch_tar(self, target: Path, *command: str) -> None:
+        """Write the tar that a command prints into a file. Raises KubectlError as Kube's does."""
+        self.kube.fetch_tar(*self._exec(*command), target=target)
 
     def feed(self, source: Path, *command: str) -> None:
         """Run a command with a file as its input. Raises KubectlError when it fails."""
-        self.kube.transfer("exec", "--stdin", self.pod, "--", *command, source=source)
+        self.kube.transfer(*self._exec(*command), source=source)
+
+    def _exec(self, *command: str) -> list[str]:
+        where = [self.name, "--container", self.container]
+        return ["exec", "--stdin", *where, "--", *command]
 
     def __enter__(self) -> Self:
         def ready() -> bool:
-            found = self.kube.get("pod", self.pod) or {"metadata": {}}
+            found = self.kube.get("pod", self.name) or {"metadata": {}}
             if is_stuck(found):
                 raise UserError(f"the pod {self.purpose} cannot start: {state(found)}")
             return is_ready(found)
 
         def seen() -> str:
-            return state(self.kube.get("pod", self.pod) or {"metadata": {}})
+            return state(self.kube.get("pod", self.name) or {"metadata": {}})
 
         self.kube.apply(self.manifest)
         try:
@@ -82,4 +81,4 @@ class HelperPod:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.kube.run("delete", "pod", self.pod, "--wait=false", "--ignore-not-found")
+        self.kube.run("delete", "pod", self.name, "--wait=false", "--ignore-not-found")

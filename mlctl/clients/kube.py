@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,19 @@ class Kube:
         if result.returncode != 0:
             said = result.stderr.decode(errors="replace").strip()
             raise KubectlError(f"kubectl {' '.join(words[:4])}: {said}")
+
+    def fetch_tar(self, *words: str, target: Path) -> None:
+        """Run kubectl and write what it prints, a tar, into a file.
+
+        Raises KubectlError when it fails, and when the tar broke off: kubectl does not always see
+        that.
+        """
+        self.transfer(*words, target=target)
+        try:
+            with tarfile.open(target) as tar:
+                tar.getmembers()
+        except tarfile.TarError as error:
+            raise KubectlError(f"{target.name} broke off on its way ({error}): again") from None
 
     def problem(self) -> str:
         """Return why the API server is not ready, '' when it is."""

@@ -3,23 +3,32 @@
 from mlctl.clients.helper_pod import HelperPod
 from mlctl.clients.kube import Kube
 
-USER = 10001
-"""The identity of the task pods: their files belong to it."""
-
 
 class Volume(HelperPod):
     """A pod with a claim at /volume for one block; each look at the files is a command in it."""
 
     def __init__(self, kube: Kube, claim: str, image: str, *, read_only: bool = True) -> None:
+        # The identity of the task pods: their files belong to it.
+        identity = {"runAsNonRoot": True, "runAsUser": 10001, "runAsGroup": 10001, "fsGroup": 10001}
         mount = {"name": "storage", "mountPath": "/volume", "readOnly": read_only}
-        super().__init__(
-            kube,
-            f"on the claim {claim}",
-            USER,
-            {"app.kubernetes.io/name": "ml-pipelines-volume-reader"},
-            {"name": "reader", "image": image, "volumeMounts": [mount]},
-            volumes=[{"name": "storage", "persistentVolumeClaim": {"claimName": claim}}],
-        )
+        reader = {
+            "name": "reader",
+            "image": image,
+            "imagePullPolicy": "IfNotPresent",
+            "securityContext": {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            },
+            "volumeMounts": [mount],
+        }
+        spec = {
+            "automountServiceAccountToken": False,
+            "securityContext": identity | {"seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [reader],
+            "volumes": [{"name": "storage", "persistentVolumeClaim": {"claimName": claim}}],
+        }
+        labels = {"app.kubernetes.io/name": "ml-pipelines-volume-reader"}
+        super().__init__(kube, "volume-reader", f"on the claim {claim}", spec, labels)
 
     def read(self, path: str) -> str:
         """Return the text of a file; ``path`` is relative to the volume's root.

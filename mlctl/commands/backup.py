@@ -14,10 +14,7 @@ Not in it: predictions, data and logs on their claims, and what is outside of th
 import hashlib
 import json
 import shutil
-import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,14 +23,11 @@ from typing import Any
 from mlctl.base.errors import UserError
 from mlctl.base.names import MLFLOW_SERVICE, RELEASE
 from mlctl.base.paths import BUILD
-from mlctl.base.progress import Phase, Phases
-from mlctl.base.waiting import until
-from mlctl.clients.helper_pod import HelperPod
+from mlctl.base.progress import Phases
+from mlctl.clients.database import Database
 from mlctl.clients.kube import Kube
-from mlctl.clients.pods import component
 from mlctl.clients.volume import Volume
 from mlctl.commands.telling import say
-from mlctl.release.images import behind
 from mlctl.release.release import airflow_version
 from mlctl.stack import Stack
 
@@ -44,21 +38,7 @@ MANIFEST, DATABASE, MLFLOW, SECRETS = (
 )
 WRITERS = ("scheduler", "webserver", "triggerer", "dag-processor", "mlflow")
 """Deployments that hold the database or MLflow's files."""
-STOP_SECONDS = 300
-POSTGRES_USER = 999
 
-# The dump is a file before it is sent, inside a tar: one that breaks off is noticed.
-DUMP = r"""
-cd /tmp
-pg_dump --format=custom --no-owner --file database.dump --dbname "postgresql://${URL#*://}"
-exec tar --create database.dump"""
-RESTORE = r"""
-cd /tmp
-tar --extract
-exec pg_restore --clean --if-exists --no-owner --single-transaction --exit-on-error \
-  --dbname "postgresql://${URL#*://}" database.dump"""
-QUERY = r"""exec psql --no-psqlrc --tuples-only --no-align --dbname "postgresql://${URL#*://}" \
-  --command "$0" """
 # SQLite's own copy: nobody has to stop.
 COPY_MLFLOW = r"""
 import os, sqlite3, subprocess, tempfile
@@ -118,6 +98,15 @@ class Backup:
 
 def backup(stack: Stack, directory: Path | None) -> None:
     """Copy database, models and keys of the release into a directory (DIR)."""
+    directory = back_up(stack, directory)
+    say(f"{directory}: whoever has it can read all secrets of Airflow; keep it away from here")
+
+
+def back_up(stack: Stack, directory: Path | None = None) -> Path:
+    """Write a backup into a directory and return that, build/backups/TIME when None is given.
+
+    Raises UserError when it is there already, and for what fails: half a backup is not left.
+    """
     moment = datetime.now(UTC)
     directory = directory or BUILD / "backups" / moment.strftime("%Y%m%dT%H%M%SZ")
     if directory.exists():
@@ -128,19 +117,17 @@ def backup(stack: Stack, directory: Path | None) -> None:
     # It holds keys: for nobody else, and under its name only when it is whole.
     part = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        with phases.phase("metadata database") as phase, _database(stack.kube, values) as pod:
-            pod.fetch(part / DATABASE, "sh", "-ceu", DUMP)
-            server = pod.run("sh", "-ceu", QUERY, "show server_version").strip()
+        with phases.phase("metadata database") as phase, stack.database() as database:
+            database.dump(part / DATABASE)
+            server = database.query("show server_version")[0][0]
             phase.say(_size(part / DATABASE))
         if values["mlflow"]["enabled"]:
             with phases.phase("models") as phase:
                 where = [f"deployment/{MLFLOW_SERVICE}", "--container", "mlflow"]
                 copy = ["--", "python", "-c", COPY_MLFLOW]
-                stack.kube.transfer("exec", *where, *copy, target=part / MLFLOW)
+                stack.kube.fetch_tar("exec", *where, *copy, target=part / MLFLOW)
                 phase.say(_size(part / MLFLOW))
         (part / SECRETS).write_text(json.dumps(_secrets(stack.kube, values)))
-        for file in part.glob("*.tar"):
-            _check_whole(file)
         manifest = {
             "format": FORMAT,
             "time": moment.isoformat(timespec="seconds"),
@@ -154,7 +141,7 @@ def backup(stack: Stack, directory: Path | None) -> None:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    say(f"{directory}: whoever has it can read all secrets of Airflow; keep it away from here")
+    return directory
 
 
 def restore(stack: Stack, directory: Path, replace: bool) -> None:
@@ -166,13 +153,13 @@ def restore(stack: Stack, directory: Path, replace: bool) -> None:
     values = stack.release().installed_values()
     keys = _keys_to_write(stack.kube, values, kept)
     phases = Phases()
-    with _database(stack.kube, values) as database:
+    with stack.database() as database:
         with phases.phase("does it fit?") as phase:
             _refuse_what_does_not_fit(kept, values, database, replace)
             phase.say(f"a backup of {kept.manifest['time']}, Airflow {kept.manifest['airflow']}")
-        with _stopped(stack, phases):
+        with stack.stopped(WRITERS, phases):
             with phases.phase("metadata database"):
-                database.feed(directory / DATABASE, "sh", "-ceu", RESTORE)
+                database.restore(directory / DATABASE)
             if MLFLOW in kept.manifest["files"]:
                 with (
                     phases.phase("models"),
@@ -184,12 +171,12 @@ def restore(stack: Stack, directory: Path, replace: bool) -> None:
                 stack.kube.run("patch", "secret", name, "--type", "merge", "--patch", patch)
         with phases.phase("start again") as phase:
             stack.release().wait_ready(phase)
-        runs = database.run("sh", "-ceu", QUERY, "select count(*) from dag_run").strip()
+        runs = database.number("select count(*) from dag_run")
     say(f"restored: {runs} runs of before {kept.manifest['time']}")
 
 
 def _refuse_what_does_not_fit(
-    kept: Backup, values: dict[str, Any], database: HelperPod, replace: bool
+    kept: Backup, values: dict[str, Any], database: Database, replace: bool
 ) -> None:
     problems = []
     then, now = kept.manifest["airflow"], airflow_version(values)
@@ -200,11 +187,11 @@ def _refuse_what_does_not_fit(
         )
     if MLFLOW in kept.manifest["files"] and not values["mlflow"]["enabled"]:
         problems.append("it has models of the release's own MLflow, and mlflow.enabled is false")
-    server = database.run("sh", "-ceu", QUERY, "show server_version").strip()
+    server = database.query("show server_version")[0][0]
     if int(server.split(".")[0]) < int(kept.manifest["postgres"].split(".")[0]):
         problems.append(f"its dump is of Postgres {kept.manifest['postgres']}, newer than {server}")
-    runs = database.run("sh", "-ceu", QUERY, "select count(*) from dag_run").strip()
-    if runs != "0" and not replace:
+    runs = database.number("select count(*) from dag_run")
+    if runs and not replace:
         problems.append(f"the database has {runs} runs, which would be lost: YES=1 if they may be")
     if problems:
         raise UserError(f"{kept.directory} is not restored:\n- " + "\n- ".join(problems))
@@ -255,80 +242,6 @@ def _data(kube: Kube, name: str) -> dict[str, str]:
         raise UserError(f"the Secret {name} is not there")
     data: dict[str, str] = found["data"]
     return data
-
-
-def _database(kube: Kube, values: dict[str, Any]) -> HelperPod:
-    """Return a pod with Postgres' programs, and the URL of the metadata database in URL."""
-    image = values["images"]["postgres"]
-    end = f"@{image['digest']}" if image["digest"] else f":{image['tag']}"
-    reference = image["repository"] + end
-    if registry := values["global"]["imageRegistry"]:
-        reference = behind(registry, reference)
-    secret = {"name": values["airflow"]["data"]["metadataSecretName"], "key": "connection"}
-    # The setup Job's, which may reach every database.
-    labels = {
-        "app.kubernetes.io/name": "ml-pipelines",
-        "app.kubernetes.io/instance": RELEASE,
-        "app.kubernetes.io/component": "setup",
-        "tier": "airflow",
-        "release": RELEASE,
-    }
-    container = {
-        "name": "postgres",
-        "image": reference,
-        "env": [{"name": "URL", "valueFrom": {"secretKeyRef": secret}}],
-        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
-    }
-    return HelperPod(
-        kube,
-        "at the metadata database",
-        POSTGRES_USER,
-        labels,
-        container,
-        imagePullSecrets=values["imagePullSecrets"],
-        volumes=[{"name": "tmp", "emptyDir": {}}],
-    )
-
-
-@contextmanager
-def _stopped(stack: Stack, phases: Phases) -> Iterator[None]:
-    """Stop what writes, for one block; it starts again however the block ends."""
-    kube = stack.kube
-    wanted = {f"{RELEASE}-{name}" for name in WRITERS}
-    there = {
-        one["metadata"]["name"]: one["spec"]["replicas"]
-        for one in kube.items("deployments")
-        if one["metadata"]["name"] in wanted
-    }
-
-    def scale(replicas: Callable[[str], int]) -> None:
-        for name in there:
-            kube.run("scale", "deployment", name, f"--replicas={replicas(name)}")
-
-    def left() -> list[str]:
-        return [component(pod) for pod in kube.items("pods") if component(pod) in WRITERS]
-
-    def waiting(phase: Phase) -> bool:
-        if pods := left():
-            phase.note(f"waiting for the end of {', '.join(pods)}")
-        return not pods
-
-    try:
-        with phases.phase("stop what writes") as phase:
-            scale(lambda _: 0)
-            until(STOP_SECONDS, lambda: waiting(phase), lambda: f"still there: {left()}", poll=1)
-        yield
-    finally:
-        scale(there.__getitem__)
-
-
-def _check_whole(file: Path) -> None:
-    try:
-        with tarfile.open(file) as tar:
-            if not tar.getmembers():
-                raise UserError(f"{file.name} is empty")
-    except tarfile.TarError as error:
-        raise UserError(f"{file.name} broke off on its way ({error}): try again") from None
 
 
 def _facts(file: Path) -> dict[str, Any]:

@@ -66,6 +66,18 @@ def of_release(built: Mapping[str, Mapping[str, str]]) -> list[str]:
         return sorted(in_render(output([program(), *words], "the chart does not render")))
 
 
+def reference(values: Mapping[str, Any], name: str) -> str:
+    """Return the full name of the image ``images.<name>`` in the values of a release.
+
+    As ``ml-pipelines.image`` of the chart.
+    """
+    image = values["images"][name]
+    end = f"@{image['digest']}" if image["digest"] else f":{image['tag']}"
+    registry = values["global"].get("imageRegistry")
+    full = f"{image['repository']}{end}"
+    return behind(registry, full) if registry else full
+
+
 def behind(registry: str, name: str) -> str:
     """Return the name that an image has when the value global.imageRegistry is ``registry``.
 

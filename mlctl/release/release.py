@@ -200,21 +200,23 @@ class Release:
         values = json.dumps(self.values, sort_keys=True)
         return digest(CHART, *files, values, Path(program()).name, *extra)
 
-    def deploy(self, phase: Phase, *, extra: tuple[str, ...] = ()) -> bool:
+    def deploy(
+        self, phase: Phase, *, extra: tuple[str, ...] = (), other_airflow: bool = False
+    ) -> bool:
         """Install or upgrade, and wait until all of it is ready.
 
         Returns False when the release was up to date: then nothing is changed, only awaited.
 
-        Raises UserError with a description of the pods that are not well.
+        Raises UserError with a description of the pods that are not well, and for a release with
+        another major version of Airflow, unless ``other_airflow`` lets its database change.
         """
         dependency()
         files = values_files()
         inputs = self.inputs(files, extra)
-        self.overlay.parent.mkdir(parents=True, exist_ok=True)
-        self.overlay.write_text(yaml.safe_dump(dict(self.values), sort_keys=True))
+        words = self._upgrade(files)
         with lock(f"release-{digest(str(self.kube.kubeconfig), self.kube.namespace)}"):
             status = self.status()
-            if status:
+            if status and not other_airflow:
                 self._refuse_another_airflow()
             if not extra and status and (status.state, status.inputs) == ("deployed", inputs):
                 phase.say(f"revision {status.revision} is up to date")
@@ -222,13 +224,39 @@ class Release:
                 return False
             if status and status.state.startswith("pending-"):
                 self._forget_interrupted(phase, status)
-            words = ["upgrade", RELEASE, str(CHART), "--install", "--create-namespace", "--wait"]
-            for file in [*files, self.overlay]:
-                words += ["--values", str(file)]
+            words += ["--install", "--create-namespace", "--wait"]
             words += ["--timeout", f"{TIMEOUT_SECONDS}s", "--description", f"{_INPUTS}{inputs}"]
             self._helm_and_watch([*words, *extra], phase)
             self.wait_ready(phase)
         return True
+
+    def _upgrade(self, files: list[Path]) -> list[str]:
+        """Return the words of `helm upgrade` with all values; their overlay is written."""
+        self.overlay.parent.mkdir(parents=True, exist_ok=True)
+        self.overlay.write_text(yaml.safe_dump(dict(self.values), sort_keys=True))
+        words = ["upgrade", RELEASE, str(CHART)]
+        for file in [*files, self.overlay]:
+            words += ["--values", str(file)]
+        return words
+
+    def objects(self) -> list[dict[str, Any]]:
+        """Return the objects of the newest revision. Raises UserError when nothing is installed."""
+        return _objects(output(self.helm("get", "manifest", RELEASE)))
+
+    def next_objects(self) -> list[dict[str, Any]]:
+        """Return the objects that ``deploy`` would make; nothing is changed.
+
+        Raises UserError for values that the chart refuses.
+        """
+        dependency()
+        words = [*self._upgrade(values_files()), "--dry-run=server", "--output", "json"]
+        return _objects(json.loads(output(self.helm(*words)))["manifest"])
+
+    def back_to(self, revision: int, phase: Phase) -> None:
+        """Roll back to a revision, and wait until all of it is ready. Raises UserError."""
+        words = ["rollback", RELEASE, str(revision), "--wait", "--timeout", f"{TIMEOUT_SECONDS}s"]
+        self._helm_and_watch(words, phase)
+        self.wait_ready(phase)
 
     def _refuse_another_airflow(self) -> None:
         there, asked = airflow_version(self.installed_values()), airflow_major()
@@ -236,7 +264,8 @@ class Release:
             raise UserError(
                 f"the release {RELEASE} runs Airflow {there}, and its database is that of {there}; "
                 f"AIRFLOW={asked} asks for another. AIRFLOW={there.split('.')[0]} goes on with it; "
-                "`make clean` deletes it, or CLUSTER_NAME=name makes a cluster beside it"
+                + ("`make upgrade-airflow` takes all of it to Airflow 3; " if asked == "3" else "")
+                + "`make clean` deletes it, and CLUSTER_NAME=name makes a cluster beside it"
             )
 
     def _forget_interrupted(self, phase: Phase, status: Status) -> None:
@@ -346,6 +375,10 @@ class Release:
     def uninstall(self) -> None:
         """Remove the release. Claims that hold data stay (the chart keeps them)."""
         output(self.helm("uninstall", RELEASE, "--ignore-not-found", "--wait", "--timeout=300s"))
+
+
+def _objects(manifest: str) -> list[dict[str, Any]]:
+    return [found for found in yaml.load_all(manifest, yaml.CSafeLoader) if found]
 
 
 def project_images(text: str) -> set[str]:

@@ -7,7 +7,9 @@ from urllib.parse import quote
 
 import pytest
 
-from mlctl.base.errors import output
+from mlctl.base.errors import UserError, output
+from mlctl.clients.database import Database
+from mlctl.clients.kube import Kube
 from mlctl.release.chart import dependency
 from tests.helpers.helm import render
 from tools.in_image.container import Command, Container, Image, run
@@ -152,6 +154,54 @@ def test_the_setup_job_dumps_the_database_before_it_migrates(
         )
         assert run(postgres, restore).returncode == 0
         assert psql(postgres, port, "select y from kept").stdout.strip() == "x"
+
+
+class Here(Kube):
+    """Has the commands of a pod run here, in the image, with the login of the database."""
+
+    def __init__(self, image: Image, url: str) -> None:
+        self.image, self.url = image, url
+
+    def command(self, *words: str) -> list[str]:
+        command = Command(
+            entrypoint=[],
+            arguments=words[words.index("--") + 1 :],
+            env={"DATABASE_URL": self.url},
+            user="50000:0",
+            read_only=True,
+            memory={"/tmp": 1 << 24},
+        )
+        return command.line(self.image)
+
+
+def test_a_database_is_restored_to_what_it_was_or_stays_as_it_is(
+    postgres: Image, volume: Path, port: int, secret: Path, tmp_path: Path
+):
+    url = f"postgresql+psycopg2://airflow:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/air%20flow"
+    values = {"nodeSelector": {}, "tolerations": [], "affinity": {}}
+    values["data"] = {"metadataSecretName": "secret"}
+    database = Database(Here(postgres, url), {"airflow": values, "imagePullSecrets": []}, "image")
+    dump, half = tmp_path / "all.tar", tmp_path / "half.tar"
+    with Container(postgres, server(volume, port, secret)) as running:
+        wait_ready(postgres, port, running)
+        rows = "insert into kept select generate_series(1, 20000), 'a, b'"
+        for sql in ("create table kept (id int primary key, text text)", rows):
+            assert psql(postgres, port, sql).returncode == 0
+        database.dump(dump)
+        # What a migration leaves: a new table that needs an old one, an old one changed.
+        for sql in (
+            "create table later (id int references kept)",
+            "alter table kept drop column text",
+        ):
+            assert psql(postgres, port, sql).returncode == 0
+        half.write_bytes(dump.read_bytes()[: dump.stat().st_size // 2])
+        with pytest.raises(UserError, match="Unexpected EOF"):
+            database.restore(half)
+        assert database.query("select count(*) from later") == [["0"]]
+        database.restore(dump)
+        assert database.query("select count(*), max(text) from kept") == [["20000", "a, b"]]
+        with pytest.raises(UserError, match='relation "later" does not exist'):
+            database.query("select * from later")
 
 
 def test_start_that_was_killed_is_taken_up_again(
