@@ -84,8 +84,10 @@ class PlayedKube(Kube):
 
     def run(self, *words: str, **_: Any) -> SimpleNamespace:
         out = ""
-        if words[0] == "delete":
+        if words[:2] == ("delete", "pod"):
             del self.pods[words[2]]
+        elif words[0] == "delete":
+            self.done.append(words[1])
         elif words[0] == "scale":
             self.replicas[words[2]] = int(words[3].partition("=")[2])
             self.done.append(f"{words[2]} to {self.replicas[words[2]]}")
