@@ -29,7 +29,8 @@ from airflow import DAG
 from ml_pipelines import PodOperator
 
 with DAG("hourly", schedule="@hourly", start_date=datetime(2024, 1, 1, tzinfo=UTC), catchup=False):
-    PodOperator(task_id="greet", cmds=["sh", "-c", "echo hello; echo '{\"rows\": 3}' > /dev/termination-log"])
+    greet = "echo hello; echo '{\"rows\": 3}' > /dev/termination-log"
+    PodOperator(task_id="greet", cmds=["sh", "-c", greet])
 """
 BROKEN = """
 from airflow import DAG
