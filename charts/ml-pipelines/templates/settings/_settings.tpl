@@ -102,6 +102,12 @@ spec:
           valueFrom: {fieldRef: {fieldPath: "metadata.labels['run_id']"}}
         - name: ML_PIPELINES_RUN_DIRECTORY
           value: $(ML_PIPELINES_DAG)/$(ML_PIPELINES_RUN)
+        # Of the CPU limit, rounded up; without one, of the node. Threads that wait leave the CPU to
+        # other pods.
+        - name: OMP_NUM_THREADS
+          valueFrom: {resourceFieldRef: {resource: limits.cpu}}
+        - name: OMP_WAIT_POLICY
+          value: PASSIVE
       volumeMounts:
         - name: training-storage
           mountPath: /tmp
