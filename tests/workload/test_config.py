@@ -8,7 +8,7 @@ import pytest
 from classic_example import text_model
 from classic_example.config import REFUSED, TrainingConfig, parse_config, read_config
 from classic_example.errors import WorkloadError
-from classic_example.text_model import computes_bf16, resolve_device, resolve_precision, threads
+from classic_example.text_model import computes_bf16, resolve_device, resolve_precision
 from workload_helpers import APP, BASE_MODEL
 
 REQUIRED = {
@@ -152,17 +152,10 @@ def test_best_model_needs_no_more_than_an_evaluation():
     assert parsed().save_strategy == "no"
 
 
-@pytest.mark.parametrize(
-    "path", ["tests/data/test_config.json", "conf/example.json", "conf/fast.json"]
-)
-def test_shipped_configuration_is_valid(path: str):
-    config = read_config(APP / path)
-    assert Path(config.model_name_or_path).name == BASE_MODEL.name
-    assert "warmup_ratio" not in (APP / path).read_text() or config.warmup_steps == 0.1
-
-
-def test_pipeline_configuration_uses_the_paths_of_the_pipeline():
+def test_configuration_of_the_pipeline_is_valid_and_uses_its_paths():
     config = read_config(APP / "tests/data/test_config.json")
+    assert Path(config.model_name_or_path).name == BASE_MODEL.name
+    assert config.warmup_steps == 0.1
     assert config.train_file == "/tmp/data/train.csv"
     assert config.validation_file == "/tmp/data/val.csv"
     assert config.output_dir == "/tmp/results"
@@ -263,24 +256,3 @@ def test_gpu_that_cannot_be_used_is_an_error(
         parsed(device="cuda" if given == "setting" else "auto")
     assert parsed(device="cpu").use_cpu
     assert parsed(use_cpu=True).use_cpu
-
-
-def test_threads_are_those_of_the_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(text_model, "CGROUP", tmp_path)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _process: set(range(16)))
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert threads() == 16
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert threads() == 16
-    (tmp_path / "cpu.max").write_text("350000 100000\n")
-    assert threads() == 3
-    (tmp_path / "cpu.max").write_text("20000 100000\n")
-    assert threads() == 1
-    (tmp_path / "cpu.max").unlink()
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
-    for quota, expected in (("-1", 16), ("400000", 4)):
-        (tmp_path / "cpu/cpu.cfs_quota_us").write_text(f"{quota}\n")
-        assert threads() == expected
-    monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert threads() == 5

@@ -134,12 +134,10 @@ class Shelf:
         shutil.copytree(self.models[found["version"]], directory, dirs_exist_ok=True)
         return found
 
-    def promote(self, ref: ModelRef, alias: str, tags: dict[str, str]) -> None:
-        self.set_tags(ref, tags)
-        self.aliases[alias] = ref.alias
-
-    def set_tags(self, ref: ModelRef, tags: dict[str, str]) -> None:
+    def mark(self, ref: ModelRef, tags: dict[str, str], alias: str = "") -> None:
         self.tags[self.find(ref)["version"]] |= tags
+        if alias:
+            self.aliases[alias] = ref.alias
 
 
 @pytest.fixture

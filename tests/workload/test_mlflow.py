@@ -15,6 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from classic_example.errors import WorkloadError
+from classic_example.gate import gate, promote, rollback
+from classic_example.registry.base import ModelRef, load_from_registry, upload_to_registry
+from classic_example.registry.mlflow_registry import MlflowRegistry
 from workload_helpers import (
     SERVER_VOLUME,
     Cli,
@@ -322,9 +326,6 @@ def test_upload_that_breaks_off_registers_nothing(
     trained: tuple[Ended, Path],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    from classic_example.errors import WorkloadError
-    from classic_example.registry.base import upload_to_registry
-    from classic_example.registry.mlflow_registry import MlflowRegistry
     from mlflow.exceptions import MlflowException
 
     def break_off(self, model_id: str, path: str) -> None:
@@ -343,20 +344,15 @@ def test_upload_that_breaks_off_registers_nothing(
 # The protocol that other commands use
 
 
-def registry(server: str, experiment: str = "protocol"):
-    from classic_example.registry.mlflow_registry import MlflowRegistry
-
+def registry(server: str, experiment: str = "protocol") -> MlflowRegistry:
     return MlflowRegistry(server, experiment)
 
 
 def test_promotion_moves_the_alias_and_leaves_its_reason(uploaded: list[Ended], server: str):
-    from classic_example.errors import WorkloadError
-    from classic_example.registry.base import ModelRef
-
     models = registry(server)
     for version in ("v1", "v2"):
         ref = ModelRef.parse(f"airflow-pipeline:{version}")
-        models.promote(ref, "promoted", {"promoted_by": "somebody", "reason": f"of {version}"})
+        models.mark(ref, {"promoted_by": "somebody", "reason": f"of {version}"}, "promoted")
         found = models.find(ModelRef.parse("models:/airflow-pipeline@promoted"))
         assert (found["version"], found["uri"]) == (
             version,
@@ -365,11 +361,11 @@ def test_promotion_moves_the_alias_and_leaves_its_reason(uploaded: list[Ended], 
         assert found["tags"]["reason"] == f"of {version}"
         assert found["tags"]["run_id"] == f"run{version[1]}"
     assert found["run_url"] == uploaded[1].result["run_url"]
-    models.set_tags(ModelRef.parse("airflow-pipeline:v1"), {"reason": "held back"})
+    models.mark(ModelRef.parse("airflow-pipeline:v1"), {"reason": "held back"})
     assert models.find(ModelRef.parse("airflow-pipeline:v1"))["tags"]["reason"] == "held back"
     assert models.find(ModelRef.parse("airflow-pipeline:promoted"))["version"] == "v2"
     with pytest.raises(WorkloadError, match=r"there are: .*promoted, v2, v1"):
-        models.promote(ModelRef.parse("airflow-pipeline:v9"), "promoted", {"reason": "none"})
+        models.mark(ModelRef.parse("airflow-pipeline:v9"), {"reason": "none"}, "promoted")
     assert models.find(ModelRef.parse("airflow-pipeline:promoted"))["tags"]["reason"] == "of v2"
 
 
@@ -378,41 +374,41 @@ def test_training_is_shown_while_it_goes_on_and_the_upload_goes_on_in_its_run(
 ):
     models = registry(server, "live")
     params, tags = {"max_steps": 2, "none": None}, {"dag_id": "training_dag", "run_id": "live1"}
-    tracker = models.track(params, tags)
+    run_id = models.track(params, tags)
     times = [time.time()]
     for step in (1, 2):
-        tracker.log(step, {"loss": 1 / step})
+        models.log(run_id, step, {"loss": 1 / step})
         times.append(time.time())
-    assert client.get_run(tracker.run_id).info.status == "RUNNING"
-    points = client.get_metric_history(tracker.run_id, "curve_loss")
+    assert client.get_run(run_id).info.status == "RUNNING"
+    points = client.get_metric_history(run_id, "curve_loss")
     assert [(point.step, point.value) for point in points] == [(1, 1.0), (2, 0.5)]
     for point, begin, end in zip(points, times, times[1:], strict=False):
         assert int(begin * 1000) <= point.timestamp <= end * 1000
     # The next try of a training that was killed, and another training of the same run.
     for _ in range(2):
-        assert models.track(params, tags).run_id == tracker.run_id
-        assert client.get_run(tracker.run_id).info.status == "RUNNING"
-        tracker.finish("KILLED")
-        assert client.get_run(tracker.run_id).info.status == "KILLED"
+        assert models.track(params, tags) == run_id
+        assert client.get_run(run_id).info.status == "RUNNING"
+        models.finish(run_id, "KILLED")
+        assert client.get_run(run_id).info.status == "KILLED"
     other = models.track({**params, "max_steps": 3}, tags)
-    assert other.run_id != tracker.run_id
-    other.finish("FAILED")
-    assert client.get_run(other.run_id).info.status == "FAILED"
-    tracker.finish("FINISHED")
-    run = client.get_run(tracker.run_id)
+    assert other != run_id
+    models.finish(other, "FAILED")
+    assert client.get_run(other).info.status == "FAILED"
+    models.finish(run_id, "FINISHED")
+    run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"max_steps": "2", "none": "None"}
 
     model = shutil.copytree(trained[1], tmp_path / "model")
     lineage = json.loads((model / "lineage.json").read_text())
-    (model / "lineage.json").write_text(json.dumps({**lineage, "tracking_run": tracker.run_id}))
+    (model / "lineage.json").write_text(json.dumps({**lineage, "tracking_run": run_id}))
     env = variables(server, MLFLOW_EXPERIMENT_NAME="live", ML_PIPELINES_RUN_ID="live1")
     ended = cli("upload-to-registry", "live", model, env=env)
-    assert ended.result["run_url"] == tracker.url
-    run = client.get_run(tracker.run_id)
+    assert ended.result["run_url"].endswith(f"/runs/{run_id}")
+    run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["accuracy"] == pytest.approx(trained[0].result["accuracy"], abs=1e-6)
-    assert len(client.get_metric_history(tracker.run_id, "curve_loss")) == 2
+    assert len(client.get_metric_history(run_id, "curve_loss")) == 2
     assert "tracking_run" not in client.get_model_version("live", "1").tags
 
 
@@ -499,48 +495,56 @@ def janitor(server: str, storage: Path, *, keep: int = 0, hours: float = 48) -> 
 
 
 def test_gate_and_people_move_the_champion(
-    cli: Cli, server: str, client, trained: tuple[Ended, Path], tmp_path: Path
+    server: str,
+    client,
+    trained: tuple[Ended, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     for name, offset in (("train", 0), ("gold", 400)):
         named_sentences(tmp_path / f"{name}.csv", offset)
+    models, loaded = registry(server, "gate"), tmp_path / "loaded"
     good = relabelled(trained[1], tmp_path / "good", "negative", "positive")
     bad = relabelled(trained[1], tmp_path / "bad", "positive", "negative")
     # The words are easy for the baseline too.
-    env = variables(server, GATE='{"margin": -1}', MLFLOW_EXPERIMENT_NAME="gate")
-    missing = cli("load-from-registry", "gated:champion", tmp_path / "loaded", env=env)
-    assert "no model 'gated'" in missing.error
+    monkeypatch.setenv("GATE", '{"margin": -1}')
+    with pytest.raises(WorkloadError, match="no model 'gated'"):
+        load_from_registry(models, "gated:champion", loaded)
     for model in (good, bad):
-        run = {"ML_PIPELINES_RUN_ID": model.name}
-        assert cli("upload-to-registry", "gated", model, env=env | run).status == 0
-    missing = cli("load-from-registry", "gated:champion", tmp_path / "loaded", env=env)
-    assert "`make promote V=N`" in missing.error
+        monkeypatch.setenv("ML_PIPELINES_RUN_ID", model.name)
+        upload_to_registry(models, "gated", model)
+    with pytest.raises(WorkloadError, match="`make promote V=N`"):
+        load_from_registry(models, "gated:champion", loaded)
 
     def champion() -> dict[str, str]:
         return client.get_model_version_by_alias("gated", "champion").tags
 
-    assert cli("gate", "gated:v1", good, tmp_path, env=env).result["decision"] == "promoted"
+    assert gate(models, "gated:v1", good, tmp_path)["decision"] == "promoted"
     assert champion()["gate_accuracy"].startswith("1.0000 ")
-    refused = cli("gate", "gated:v2", bad, tmp_path, env=env).result
+    refused = gate(models, "gated:v2", bad, tmp_path)
     assert (refused["decision"], refused["champion_version"]) == ("refused", "v1")
     assert client.get_model_version("gated", "2").tags["gate_reason"] == refused["reason"]
     assert champion()["run_id"] == "good"
 
-    cli("promote", "gated:v2", "--by", "ann", "--reason", "a try", env=env)
+    promote(models, "gated:v2", "", "ann", "a try")
     audit = {"promoted_over": "v1", "promoted_by": "ann", "run_id": "bad"}
     assert champion().items() >= audit.items()
-    back = cli("rollback", "gated", env=env)
-    assert (back.result["version"], back.result["before"]) == ("v1", "v2")
+    back = rollback(models, "gated", "", "", "")
+    assert (back["version"], back["before"]) == ("v1", "v2")
     assert champion()["promotion_reason"] == "rollback from v2"
-    loaded = cli("load-from-registry", "gated:champion", tmp_path / "loaded", env=env)
-    assert loaded.result["version"] == "v1"
+    assert load_from_registry(models, "gated:champion", loaded)["version"] == "v1"
 
 
 @pytest.fixture(scope="module")
-def kept(upload: Cli, client) -> list[str]:
+def kept(server: str, client, trained: tuple[Ended, Path]) -> list[str]:
     """Upload a model three times, name the first version, and return the runs."""
-    # A run registers a model once.
-    ended = [upload("kept", f"kept{number}", "retention") for number in range(3)]
-    runs = [one.result["run_url"].rpartition("/")[2] for one in ended]
+    runs = []
+    for number in range(3):
+        with pytest.MonkeyPatch.context() as patch:
+            # A run registers a model once.
+            patch.setenv("ML_PIPELINES_RUN_ID", f"kept{number}")
+            result = upload_to_registry(registry(server, "retention"), "kept", trained[1])
+        runs.append(result["run_url"].rpartition("/")[2])
     client.set_registered_model_alias("kept", "champion", "1")
     return runs
 

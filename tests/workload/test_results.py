@@ -20,9 +20,11 @@ def test_report_prints_and_writes_the_same(tmp_path, monkeypatch, capsys):
 def test_termination_log_is_the_default_where_there_is_one(tmp_path, monkeypatch):
     monkeypatch.delenv("RESULT_FILE", raising=False)
     monkeypatch.setattr(results, "TERMINATION_LOG", tmp_path / "log")
-    assert results.result_file() is None
+    results.report({"rows": 3})
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "log").touch()
-    assert results.result_file() == tmp_path / "log"
+    results.report({"rows": 3})
+    assert (tmp_path / "log").read_text() == '{"rows": 3}'
 
 
 def test_result_too_large_for_a_termination_message_is_refused(monkeypatch):

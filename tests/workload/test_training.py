@@ -306,29 +306,29 @@ def test_training_is_shown_while_it_goes_on(
     def fail(*_: object) -> None:
         raise WorkloadError("the registry has gone")
 
-    tracker = SimpleNamespace(
-        run_id="run-7",
-        log=lambda step, metrics: seen.append((step, metrics["loss"])),
-        finish=seen.append,
+    registry = SimpleNamespace(
+        track=lambda params, tags: seen.append((params, tags)) or "run-7",
+        log=lambda run_id, step, metrics: seen.append((run_id, step, metrics["loss"])),
+        finish=lambda _, status: seen.append(status),
     )
-    registry = SimpleNamespace(track=lambda params, tags: seen.append((params, tags)) or tracker)
     monkeypatch.setattr(fine_tuning, "registry_from_environment", lambda: registry)
     monkeypatch.setenv("REGISTRY", "mlflow")
     train(make_config(tmp_path / "config.json", max_steps=10))
     (params, tags), *points, finished = seen
     assert (params["max_steps"], tags["device"]) == (10, "cpu")
-    assert ([step for step, _ in points], finished) == ([5, 10], "FINISHED")
+    assert [one[:2] for one in points] == [("run-7", 5), ("run-7", 10)]
+    assert finished == "FINISHED"
     lineage = json.loads((tmp_path / "results" / "lineage.json").read_text())
     assert lineage["tracking_run"] == "run-7"
     history = json.loads((tmp_path / "results" / "trainer_state.json").read_text())["log_history"]
-    assert [point["loss"] for point in history] == [loss for _, loss in points]
+    assert [point["loss"] for point in history] == [loss for *_, loss in points]
 
-    tracker.log = fail
+    registry.log = fail
     result = train(make_config(tmp_path / "config.json", max_steps=10))
     assert result["steps"] == 10
     assert caplog.text.count("the training is not tracked: the registry has gone") == 1
 
-    tracker.log = lambda step, metrics: None
+    registry.log = lambda *_: None
     monkeypatch.setattr(fine_tuning.FineTuning, "held_out_figures", fail)
     with pytest.raises(WorkloadError, match="the registry has gone"):
         train(make_config(tmp_path / "config.json", max_steps=1))
@@ -436,7 +436,6 @@ def test_scores_follow_their_definitions():
     # With the positive label first, the same rows have other numbers.
     turned = [[1 - one for one in rows] for rows in (labels, predicted)]
     assert evaluate.scores(*turned, ("positive", "negative")) == scores
-    assert evaluate.confusion(labels, predicted, 2) == [[4, 1], [2, 3]]
 
 
 def pixels(path: Path) -> numpy.ndarray:
@@ -452,8 +451,9 @@ def test_plots_are_pictures_of_their_numbers(trained: tuple[Ended, Path], tmp_pa
         picture = pixels(trained[1] / name)
         assert min(picture.shape[:2]) > 300
         assert len(numpy.unique(picture.reshape(-1, 3), axis=0)) > 50
-    draw_confusion_matrix([[9, 1], [1, 9]], BINARY, tmp_path / "good.png")
-    draw_confusion_matrix([[1, 9], [9, 1]], BINARY, tmp_path / "bad.png")
+    labels = [0] * 10 + [1] * 10
+    draw_confusion_matrix(labels, labels[1:] + labels[:1], BINARY, tmp_path / "good.png")
+    draw_confusion_matrix(labels, labels[9:] + labels[:9], BINARY, tmp_path / "bad.png")
     assert (pixels(tmp_path / "good.png") != pixels(tmp_path / "bad.png")).mean() > 0.1
     final = {"accuracy": 0.8, "baseline_accuracy": 0.7, "steps": 2}
     falling, rising = [

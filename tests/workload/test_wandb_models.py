@@ -212,7 +212,7 @@ def test_what_is_not_there_is_named_with_what_is(
     uploaded: list[dict], registry: WandbRegistry, monkeypatch: pytest.MonkeyPatch
 ):
     with pytest.raises(WorkloadError) as error:
-        registry.promote(ModelRef(MODEL, "v7"), "champion", {"a": "b"})
+        registry.mark(ModelRef(MODEL, "v7"), {"a": "b"}, "champion")
     told = "has no version or alias 'v7'; there are: latest, v1, v0"
     assert str(error.value) == f"model {MODEL!r} in W&B {told}"
     with pytest.raises(WorkloadError) as error:
@@ -242,21 +242,21 @@ def test_promotion_moves_the_alias_and_links_the_version(
     for model in models:
         upload_to_registry(registry, "promoted", model)
     first, second = server.versions("promoted")
-    registry.promote(ModelRef("promoted", "v1"), "champion", {"promoted_by": "me"})
+    registry.mark(ModelRef("promoted", "v1"), {"promoted_by": "me"}, "champion")
     assert second.aliases == {"latest", "champion"}
     assert second.metadata["promoted_by"] == "me"
     assert second.links == {f"{wandb_server.REGISTRY}/promoted": ["champion"]}
-    registry.promote(ModelRef("promoted", "v0"), "champion", {"promoted_by": "you"})
+    registry.mark(ModelRef("promoted", "v0"), {"promoted_by": "you"}, "champion")
     assert (first.aliases, second.aliases) == ({"champion"}, {"latest"})
     found = registry.find(ModelRef("promoted", "champion"))
     assert (found["version"], found["tags"]["promoted_by"]) == ("v0", "you")
     assert found["tags"]["data_sha256"] == "d" * 64
-    registry.set_tags(ModelRef("promoted", "v1"), {"gate": "refused"})
+    registry.mark(ModelRef("promoted", "v1"), {"gate": "refused"})
     assert (second.metadata["gate"], second.metadata["promoted_by"]) == ("refused", "me")
     # A registry that is not there is noticed before the alias moves.
     monkeypatch.setattr(registry, "registry", "nowhere")
     with pytest.raises(WorkloadError, match="project wandb-registry-nowhere not found"):
-        registry.promote(ModelRef("promoted", "v1"), "champion", {})
+        registry.mark(ModelRef("promoted", "v1"), {}, "champion")
     assert (first.aliases, second.aliases) == ({"champion"}, {"latest"})
 
 
@@ -265,26 +265,26 @@ def test_a_training_is_shown_while_it_goes_on_and_the_upload_goes_on_in_its_run(
 ):
     tags = {"dag_id": "training_dag", "run_id": "run1"}
     killed = registry.track({"learning_rate": 1.0}, tags)
-    killed.log(1, {"loss": 3.0})
-    tracker = registry.track({"learning_rate": 1.0}, tags)
-    assert (tracker.run_id, tracker.url) == (killed.run_id, killed.url)
-    tracker.log(2, {"loss": 2.0})
-    tracker.finish("FINISHED")
-    run = run_of(server, tracker.url)
+    registry.log(killed, 1, {"loss": 3.0})
+    run_id = registry.track({"learning_rate": 1.0}, tags)
+    assert run_id == killed
+    registry.log(run_id, 2, {"loss": 2.0})
+    registry.finish(run_id, "FINISHED")
+    run = server.runs[TEAM, PROJECT, run_id]
     assert (run.job_type, run.state) == ("train-model", "finished")
     assert wandb_server.plain(run.config)["learning_rate"] == 1.0
     model = shutil.copytree(models[0], tmp_path / "model")
     lineage = json.loads((model / "lineage.json").read_text())
-    (model / "lineage.json").write_text(json.dumps(lineage | {"tracking_run": tracker.run_id}))
-    assert upload_to_registry(registry, "tracked", model)["run_url"] == tracker.url
+    (model / "lineage.json").write_text(json.dumps(lineage | {"tracking_run": run_id}))
+    assert run_of(server, upload_to_registry(registry, "tracked", model)["run_url"]) is run
     assert [one["curve/loss"] for one in run.history if "curve/loss" in one] == [3.0, 2.0]
     assert (run.state, server.versions("tracked")[0].run) == ("finished", run.name)
     assert "accuracy" in run.summary
     # The run of the pipeline is cleared and trains again: the version keeps its own run.
     again = registry.track({}, tags)
-    again.finish("FAILED")
-    assert run_of(server, again.url).state == "failed"
-    assert again.run_id != tracker.run_id
+    registry.finish(again, "FAILED")
+    assert server.runs[TEAM, PROJECT, again].state == "failed"
+    assert again != run_id
 
 
 def test_a_damaged_file_is_named_and_nothing_of_it_is_left(

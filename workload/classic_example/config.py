@@ -6,6 +6,7 @@ Importing this takes seconds: transformers comes with it.
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -155,20 +156,20 @@ def read_config(path: Path) -> TrainingConfig:
     if not path.is_file():
         raise WorkloadError(f"the configuration {path} does not exist, or is no file")
     content = read_json(path)
-    variables = from_environment(os.environ)
+    variables = from_environment()
     origin = f"{path} and the variables {VARIABLE_PREFIX}*" if variables else str(path)
     return parse_config({**content, **variables, **from_parameters()}, origin)
 
 
-def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+def from_environment() -> dict[str, Any]:
     """Return the settings that variables give: JSON where it is, else the text itself."""
-    found = {}
-    for name, text in environment.items():
-        if name.startswith(VARIABLE_PREFIX):
-            try:
-                found[name.removeprefix(VARIABLE_PREFIX).lower()] = json.loads(text)
-            except json.JSONDecodeError:
-                found[name.removeprefix(VARIABLE_PREFIX).lower()] = text
+    found: dict[str, Any] = {}
+    for variable, text in os.environ.items():
+        if variable.startswith(VARIABLE_PREFIX):
+            name = variable.removeprefix(VARIABLE_PREFIX).lower()
+            found[name] = text
+            with suppress(json.JSONDecodeError):
+                found[name] = json.loads(text)
     return found
 
 

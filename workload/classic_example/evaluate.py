@@ -1,6 +1,7 @@
 """Quality on held-out rows, and the plain model that a transformer has to beat."""
 
 import random
+from bisect import bisect
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -44,13 +45,6 @@ def scores(
     }
 
 
-def confusion(labels: Sequence[int], predicted: Sequence[int], count: int) -> list[list[int]]:
-    """Return counts by [true label][predicted label] of `count` labels."""
-    from sklearn.metrics import confusion_matrix
-
-    return confusion_matrix(labels, predicted, labels=range(count)).tolist()
-
-
 def baseline(
     train: Sequence[Row], held_out: Sequence[Row], names: Sequence[str]
 ) -> dict[str, float]:
@@ -60,23 +54,19 @@ def baseline(
     return {**found, "samples": samples}
 
 
-def baseline_rows(train: Sequence[Row]) -> list[Row]:
-    """Return the training rows that the baseline reads: all, or BASELINE_CHARACTERS at random."""
-    drawn = random.Random(SEED).sample(train, len(train))
-    ends = accumulate(len(row.sentence) for row in drawn)
-    rows = [row for row, end in zip(drawn, ends, strict=True) if end <= BASELINE_CHARACTERS]
-    return rows if len(rows) < len(train) else list(train)
-
-
 def baseline_predictions(
     train: Sequence[Row], held_out: Sequence[Row]
 ) -> tuple["numpy.ndarray", int]:
     """Return what tf-idf over words and word pairs with logistic regression says.
 
-    They are label numbers, shape (rows,); and how many rows it has read. These are baseline_rows,
-    also where the transformer sees only a part of them.
+    They are label numbers, shape (rows,); and how many rows it has read: all of `train`, or
+    BASELINE_CHARACTERS at random.
     """
-    rows = baseline_rows(train)
+    rows = list(train)
+    if sum(len(row.sentence) for row in rows) > BASELINE_CHARACTERS:
+        random.Random(SEED).shuffle(rows)
+        ends = accumulate(len(row.sentence) for row in rows)
+        rows = rows[: bisect(list(ends), BASELINE_CHARACTERS)]
     what = f"{len(rows)} rows" if len(rows) == len(train) else f"{len(rows)} of {len(train)} rows"
     with heartbeat(f"baseline: tf-idf and logistic regression on {what}"):
         from sklearn.feature_extraction.text import TfidfVectorizer

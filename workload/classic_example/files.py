@@ -1,12 +1,10 @@
 """Outputs that appear whole or not at all: written beside their place, then renamed."""
 
-import csv
 import hashlib
-import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -84,13 +82,6 @@ def new_files(*targets: Path, directories: bool = False) -> Iterator[list[Path]]
         if wrong is error:
             raise
         raise wrong from None
-
-
-@contextmanager
-def new_file(target: Path) -> Iterator[Path]:
-    """Yield a path to write to, as new_files does."""
-    with new_files(target) as (partial,):
-        yield partial
 
 
 @contextmanager
@@ -178,27 +169,15 @@ class Unfinished:
         self.kept = True
 
 
-def csv_lines(rows: Iterable[Sequence[Any]]) -> str:
-    """Return lines of a CSV file as pandas writes them: comma, minimal quotes, line feed."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
 def write_json(target: Path, content: Any) -> None:
     """Write `content` as indented JSON, whole or not at all."""
-    with new_file(target) as partial:
+    with new_files(target) as (partial,):
         fill_json(partial, content)
 
 
 def fill_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON."""
-    path.write_text(json_text(content), encoding="utf-8")
-
-
-def json_text(content: Any) -> str:
-    """Return `content` as indented JSON."""
-    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:

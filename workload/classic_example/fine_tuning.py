@@ -18,6 +18,7 @@ import torch
 from accelerate.utils import reduce
 from torch.utils.data import Sampler
 from transformers import (
+    DataCollatorWithPadding,
     EarlyStoppingCallback,
     EvalPrediction,
     PrinterCallback,
@@ -33,9 +34,8 @@ from classic_example.data import Row
 from classic_example.errors import WorkloadError, one_line
 from classic_example.files import flush, read_json, remove, write_json
 from classic_example.progress import Ticker, heartbeat
-from classic_example.registry import registry_from_environment
-from classic_example.registry.base import Tracker
-from classic_example.text_model import Model, batches_by_length, padded
+from classic_example.registry import Registry, registry_from_environment
+from classic_example.text_model import Model, batches_by_length
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +93,6 @@ class FineTuning(Trainer):
         encoded = encoded_rows(model, rows)
         self.held_out = sorted(encoded_rows(model, held_out), key=lambda row: len(row["input_ids"]))
 
-        def collated(batch: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-            inputs = padded([row["input_ids"] for row in batch], model.pad)
-            return {**inputs, "labels": torch.tensor([row["labels"] for row in batch])}
-
         def scores(told: EvalPrediction) -> dict[str, float]:
             predicted = logits_of(told.predictions).argmax(axis=1)
             return evaluate.scores(told.label_ids.tolist(), predicted.tolist(), model.labels)
@@ -104,7 +100,7 @@ class FineTuning(Trainer):
         super().__init__(
             model.classifier,
             config,
-            data_collator=collated,
+            data_collator=DataCollatorWithPadding(model.tokenizer),
             train_dataset=encoded,
             eval_dataset=self.held_out,
             compute_metrics=scores,
@@ -315,7 +311,7 @@ class Tracking(TrainerCallback):
 
     def __init__(self, params: dict[str, Any], tags: dict[str, str]) -> None:
         self.params, self.tags, self.run_id = params, tags, ""
-        self.tracker: Tracker | None = None
+        self.registry: Registry | None = None
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
@@ -324,23 +320,23 @@ class Tracking(TrainerCallback):
             yield
         except Exception as error:
             logger.warning("WARNING: the training is not tracked: %s", one_line(error))
-            self.tracker = None
+            self.registry = None
 
     def on_train_begin(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
         """Open the run."""
         with self.attempt():
             if state.is_world_process_zero:
-                self.tracker = registry_from_environment().track(self.params, self.tags)
-                self.run_id = self.tracker.run_id
+                self.registry = registry_from_environment()
+                self.run_id = self.registry.track(self.params, self.tags)
 
     def on_log(self, _: Any, state: TrainerState, *__: Any, logs: dict, **___: Any) -> None:
         """Show what the Trainer logs."""
         with self.attempt():
-            if self.tracker and "train_runtime" not in logs:
-                self.tracker.log(state.global_step, without_times(logs))
+            if self.registry and "train_runtime" not in logs:
+                self.registry.log(self.run_id, state.global_step, without_times(logs))
 
     def finish(self, status: str) -> None:
         """Close the run; the next try may go on in one that was killed."""
         with self.attempt():
-            if self.tracker:
-                self.tracker.finish(status)
+            if self.registry:
+                self.registry.finish(self.run_id, status)

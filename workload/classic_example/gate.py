@@ -82,7 +82,7 @@ def gate(registry: Registry, reference: str, model: Path, data: Path) -> dict[st
         by = " ".join(["gate", *(run[key] for key in ("dag_id", "run_id") if key in run)])
         promote(registry, f"{ref.name}:{version}", law.alias, by, reason, **tags)
     else:
-        registry.set_tags(ModelRef(ref.name, version), tags)
+        registry.mark(ModelRef(ref.name, version), tags)
     return result
 
 
@@ -183,7 +183,7 @@ def promote(
             **tags,
         }
         known = {key: text for key, text in audit.items() if text}
-        registry.promote(ModelRef(ref.name, version), alias, known)
+        registry.mark(ModelRef(ref.name, version), known, alias)
     return {"name": ref.name, "alias": alias, "version": version, "before": before}
 
 

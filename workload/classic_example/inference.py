@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
+import numpy
 import pyarrow
 
 from classic_example import lineage, parameters, statistics
@@ -28,13 +29,9 @@ from classic_example.text_model import (
     import_torch,
     load_classifier,
     load_tokenizer,
-    padded,
     resolve_device,
     resolve_precision,
 )
-
-if TYPE_CHECKING:
-    import numpy
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +71,8 @@ def run_inference_on_dataframe(
     first = next(chunks)
     require_model(model_directory, "load-from-registry or train")
     registered = read_json(model_directory / REGISTRY_FILE)
-    logger.info("predicting %s; model %s", source, described(registered))
+    known = "{name} {version}".format(**registered) if registered else "from no registry"
+    logger.info("predicting %s; model %s", source, known)
     model = load_model(model_directory)
     key = {
         "input": table.identity,
@@ -162,10 +160,18 @@ def with_predictions(
     said |= {PROBABILITY + label: probabilities[:, n] for n, label in enumerate(model.labels)}
     added = added_columns(model.labels)
     kept = [chunk.column(n) for n, name in enumerate(chunk.schema.names) if name not in added]
-    columns = [*kept, *(pyarrow.array(said[name], schema.field(name).type) for name in added)]
+    columns = [*kept, *(column(said[name], schema.field(name).type) for name in added)]
     counts = statistics.count(texts, best, score)
     counts.update(truncated=cut, positive=int((score >= 0.5).sum()))
     return pyarrow.record_batch(columns, schema), counts
+
+
+def column(values: Any, kind: pyarrow.DataType) -> pyarrow.Array:
+    """Return a column; of numbers as they lie in memory, as pyarrow.array imports pandas."""
+    if isinstance(values, list):
+        return pyarrow.array(values, kind)
+    buffer = pyarrow.py_buffer(numpy.ascontiguousarray(values))
+    return pyarrow.Array.from_buffers(kind, len(values), [None, buffer])
 
 
 def output_schema(chunk: pyarrow.RecordBatch, labels: Sequence[str]) -> pyarrow.Schema:
@@ -195,13 +201,6 @@ def added_columns(labels: Sequence[str]) -> list[str]:
     return [*confidence, PREDICTED, SCORE, *(PROBABILITY + label for label in labels)]
 
 
-def described(registered: dict[str, Any]) -> str:
-    """Return `name version`, or that the model did not come from a registry."""
-    if not registered:
-        return "that did not come from a registry"
-    return f"{registered.get('name')} {registered.get('version')}"
-
-
 def chosen(variable: str, allowed: tuple[str, ...]) -> str:
     """Return what a variable of the environment says, else the first of the allowed words."""
     word = os.environ.get(variable, "").strip() or allowed[0]
@@ -218,9 +217,8 @@ def load_model(directory: Path) -> Model:
     return Model(tokenizer, classifier, resolve_precision(precision, device), device)
 
 
-def predict(model: Model, sentences: Sequence[str]) -> tuple["numpy.ndarray", int]:
+def predict(model: Model, sentences: Sequence[str]) -> tuple[numpy.ndarray, int]:
     """Return the probabilities, shape (sentences, labels), and how many sentences were cut."""
-    import numpy
     import torch
 
     encoded, cut = model.encode(sentences)
@@ -231,8 +229,8 @@ def predict(model: Model, sentences: Sequence[str]) -> tuple["numpy.ndarray", in
     with torch.inference_mode(), model.computing():
         for start in range(0, len(order), size):
             batch = order[start : start + size]
-            inputs = padded([encoded[at] for at in batch], model.pad)
-            inputs = {name: values.to(model.device) for name, values in inputs.items()}
+            ids = {"input_ids": [encoded[at] for at in batch]}
+            inputs = model.tokenizer.pad(ids, return_tensors="pt").to(model.device)
             logits = model.classifier(**inputs).logits.float()
             if not logits.isfinite().all():
                 raise WorkloadError("the model gives no finite numbers; its weights are damaged")

@@ -14,7 +14,7 @@ VARIABLES = {
 }
 # Set where a model is registered: the digest of the image that train ran in, once it had started.
 TRAINING_IMAGE_DIGEST = "ML_PIPELINES_TRAINING_IMAGE_DIGEST"
-# In lineage.json: run_id of the Tracker that showed the training in the registry.
+# In lineage.json: the id of the run that showed the training in the registry.
 TRACKING_RUN = "tracking_run"
 
 

@@ -3,31 +3,27 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy
+
 DPI = 110
 
 
 def draw_confusion_matrix(
-    counts: Sequence[Sequence[int]], names: Sequence[str], path: Path
+    labels: Sequence[int], predicted: Sequence[int], names: Sequence[str], path: Path
 ) -> None:
-    """Draw counts by [true label][predicted label], each with its share of the true label."""
+    """Draw how many rows of each label got which, with their share of the true label."""
     from matplotlib.figure import Figure
+    from sklearn.metrics import confusion_matrix
 
+    counts = confusion_matrix(labels, predicted, labels=range(len(names)))
     larger = max(1, len(names) / 4)
     figure = Figure(figsize=(4.6 * larger, 4.2 * larger), layout="constrained")
     axes = figure.subplots()
-    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for true, row in enumerate(counts):
-        for predicted, count in enumerate(row):
-            share = shares[true][predicted]
-            axes.text(
-                predicted,
-                true,
-                f"{count}\n{share:.1%}",
-                ha="center",
-                va="center",
-                color="white" if share > 0.5 else "black",
-            )
+    for (row, column), share in numpy.ndenumerate(shares):
+        text, color = f"{counts[row, column]}\n{share:.1%}", "white" if share > 0.5 else "black"
+        axes.text(column, row, text, ha="center", va="center", color=color)
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks(range(len(names)), names, rotation=90, va="center")
     axes.set(xlabel="predicted", ylabel="true", title="Held-out sentences")

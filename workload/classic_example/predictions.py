@@ -1,5 +1,7 @@
 """What prediction leaves: one file, a JSON description beside it, and both at an address."""
 
+import csv
+import json
 import logging
 import os
 from collections import Counter
@@ -14,9 +16,7 @@ from pyarrow import fs, ipc, parquet
 from classic_example import statistics
 from classic_example.errors import PostponedError, WorkloadError, not_there, one_line
 from classic_example.files import (
-    csv_lines,
     fill_json,
-    json_text,
     new_files,
     partial_name,
     read_json,
@@ -98,16 +98,17 @@ def in_turn(parts: Sequence[Path]) -> tuple[pyarrow.Schema, Iterator[pyarrow.Rec
 def write_table(
     path: Path, schema: pyarrow.Schema, batches: Iterable[pyarrow.RecordBatch], suffix: str
 ) -> None:
-    """Write a Parquet file where the suffix is .parquet, else a CSV file as csv_lines has it."""
+    """Write a Parquet file where the suffix is .parquet, else a CSV file as pandas writes it."""
     if suffix == ".parquet":
         with parquet.ParquetWriter(path, schema) as writer:
             for batch in batches:
                 writer.write_batch(batch)
         return
     with path.open("w", encoding="utf-8", newline="") as file:
-        file.write(csv_lines([schema.names]))
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(schema.names)
         for batch in batches:
-            file.write(csv_lines(zip(*map(csv_fields, schema, batch.columns), strict=True)))
+            writer.writerows(zip(*map(csv_fields, schema, batch.columns), strict=True))
 
 
 def csv_fields(field: pyarrow.Field, column: pyarrow.Array) -> list[str | None]:
@@ -143,7 +144,7 @@ def publish(
         fs.copy_files(str(made), path, fs.LocalFileSystem(), filesystem)
         content = {**about, "predictions": {"path": place, "sha256": sha256_of(made)}}
         with filesystem.open_output_stream(description) as file:
-            file.write(json_text(content).encode())
+            file.write(json.dumps(content, indent=2, sort_keys=True).encode())
     except (OSError, pyarrow.ArrowException) as error:
         raise PostponedError(f"cannot write {place}: {one_line(error, 300)}") from None
     finally:

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -59,20 +60,15 @@ def within(seconds: float, what: str, call: Callable[[], T]) -> T:
     Name resolution has no time limit of its own in Python, and SDKs retry for minutes; a daemon
     thread bounds both. The thread is left behind: the process is about to end anyway.
     """
-    outcome: list[T] = []
-    failure: list[BaseException] = []
+    answer: Future[T] = Future()
 
     def run() -> None:
         try:
-            outcome.append(call())
+            answer.set_result(call())
         except BaseException as error:
-            failure.append(error)
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True, name="within")
-    thread.start()
-    thread.join(seconds)
-    if failure:
-        raise failure[0]
-    if not outcome:
+    threading.Thread(target=run, daemon=True, name="within").start()
+    if not wait([answer], seconds).done:
         raise WorkloadError(f"{what} did not answer within {seconds:.0f} s")
-    return outcome[0]
+    return answer.result()

@@ -16,18 +16,11 @@ TERMINATION_LOG = Path("/dev/termination-log")
 MAX_BYTES = 4096
 
 
-def result_file() -> Path | None:
-    """Return where the result goes: RESULT_FILE, else the container's termination log if any."""
-    name = os.environ.get("RESULT_FILE", "")
-    if name:
-        return Path(name)
-    return TERMINATION_LOG if TERMINATION_LOG.exists() else None
-
-
 def report(result: dict[str, Any]) -> None:
-    """Print `RESULT {json}` and write the same JSON to the result file.
+    """Print `RESULT {json}` and write the same JSON to RESULT_FILE.
 
-    The work is done by now, so a result file that cannot be written is a warning, not a failure.
+    Without that variable, to the termination log of the container, if it has one. The work is done
+    by now, so a file that cannot be written is a warning, not a failure.
 
     Raises:
         ValueError: the JSON does not fit in a termination message; results are meant to be small.
@@ -35,8 +28,8 @@ def report(result: dict[str, Any]) -> None:
     text = json.dumps(result, sort_keys=True)
     if len(text.encode()) >= MAX_BYTES:
         raise ValueError(f"result of {len(text.encode())} bytes, the limit is {MAX_BYTES}")
-    path = result_file()
-    if path is not None:
+    path = Path(os.environ.get("RESULT_FILE", "") or TERMINATION_LOG)
+    if path != TERMINATION_LOG or path.exists():
         try:
             # Not renamed into place: the termination log is a mount and cannot be replaced.
             path.write_text(text, encoding="utf-8")

@@ -165,7 +165,12 @@ class Table:
             # Buffered: else all of a row group is in memory.
             parquet.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False) as content,
         ):
-            schema = self.checked(file, [plain(field) for field in content.schema_arrow])
+            # Where a column holds numbers of a dictionary, its values are what counts.
+            fields = [
+                one.with_type(one.type.value_type) if pyarrow.types.is_dictionary(one.type) else one
+                for one in content.schema_arrow
+            ]
+            schema = self.checked(file, fields)
             read, total = 0, content.metadata.num_rows
             for batch in content.iter_batches(rows, use_threads=False):
                 yield self.sound(file, batch, schema, read), batch.num_rows / total
@@ -187,19 +192,13 @@ class Table:
         self, file: fs.FileInfo, batch: pyarrow.RecordBatch, schema: pyarrow.Schema, read: int
     ) -> pyarrow.RecordBatch:
         """Return the batch without the rows that are not UTF-8; `read` rows came before it."""
-        try:
-            texts = batch.cast(schema)
-            texts.validate(full=True)
-        except pyarrow.ArrowInvalid:
-            columns = [one for one in batch.columns if is_text(one.type)]
-            rows = zip(*(one.cast(pyarrow.binary()).to_pylist() for one in columns), strict=True)
-            good = [all(map(is_utf8, row)) for row in rows]
-            if not self.skip:
-                number = read + good.index(False) + 1
-                raise self.bad_row(file, f"row {number} is not UTF-8 text") from None
-            self.bad += good.count(False)
-            return batch.filter(pyarrow.array(good)).cast(schema)
-        return texts
+        if sound := as_text(batch, schema):
+            return sound
+        good = [bool(as_text(batch.slice(at, 1), schema)) for at in range(batch.num_rows)]
+        if not self.skip:
+            raise self.bad_row(file, f"row {read + good.index(False) + 1} is not UTF-8 text")
+        self.bad += good.count(False)
+        return batch.filter(pyarrow.array(good)).cast(schema)
 
     def bad_row(self, file: fs.FileInfo, why: str) -> WorkloadError:
         """Return the error for a bad row. The header of a CSV file is row 1."""
@@ -222,21 +221,11 @@ class Table:
             raise WorkloadError(f"cannot read {path or self.place}: {why}") from None
 
 
-def plain(field: pyarrow.Field) -> pyarrow.Field:
-    """Return a field that holds the values themselves where it holds numbers of a dictionary."""
-    kind = field.type
-    return field.with_type(kind.value_type) if pyarrow.types.is_dictionary(kind) else field
-
-
-def is_text(kind: pyarrow.DataType) -> bool:
-    """Return whether a column of this type has to be UTF-8."""
-    return kind in (TEXT, pyarrow.large_string(), pyarrow.binary())
-
-
-def is_utf8(value: bytes | None) -> bool:
-    """Return whether bytes are text in UTF-8."""
+def as_text(batch: pyarrow.RecordBatch, schema: pyarrow.Schema) -> pyarrow.RecordBatch | None:
+    """Return a batch with the columns of a schema, None where a text in it is not UTF-8."""
     try:
-        (value or b"").decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+        texts = batch.cast(schema)
+        texts.validate(full=True)
+    except pyarrow.ArrowInvalid:
+        return None
+    return texts

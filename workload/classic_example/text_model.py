@@ -6,13 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from classic_example.errors import WorkloadError, names, one_line
 from classic_example.progress import heartbeat
-
-if TYPE_CHECKING:
-    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -25,43 +22,30 @@ CARRIED = {"sentence-transformers/all-MiniLM-L6-v2": "all-MiniLM-L6-v2"}
 LONGEST = 1_000_000
 # Read together before they are cut into batches of like length.
 POOL_BATCHES = 16
-# CPU time of a container, in version 2 and 1: microseconds that it may run of each so many, `max`
-# or -1 without a limit.
-# https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files
-# https://docs.kernel.org/scheduler/sched-bwc.html#management
-CPU_QUOTA = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
-CGROUP = Path("/sys/fs/cgroup")
 # What the driver brings into a container that may use a GPU.
 GPU_FILE = Path("/dev/nvidiactl")
 
 
-def import_torch() -> Any:
-    """Import torch and transformers, to run with as many threads as threads() says."""
+def import_torch() -> None:
+    """Import torch and transformers, without what they bring for other uses.
+
+    scipy.optimize is for finding objects in pictures and takes half a second.
+    """
     # cuBLAS gives the same numbers twice only so.
     # https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with heartbeat("loading torch and transformers"):
-        import torch
         import transformers
 
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        torch.set_num_threads(threads())
-    return torch
+        known, transformers.utils.is_scipy_available = (
+            transformers.utils.is_scipy_available,
+            lambda: False,
+        )
+        import transformers.modeling_utils
 
-
-def threads() -> int:
-    """Return OMP_NUM_THREADS, else how many processors this container may use at once."""
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    if told.isdecimal():
-        return max(1, int(told))
-    free = len(os.sched_getaffinity(0))
-    for files in CPU_QUOTA:
-        if all((CGROUP / name).exists() for name in files):
-            quota, period = " ".join((CGROUP / name).read_text() for name in files).split()
-            if quota not in ("max", "-1"):
-                free = min(free, int(quota) // int(period))
-    return max(1, free)
+        transformers.utils.is_scipy_available = known
 
 
 def resolve_device(wanted: str = "auto", cpu: bool = False) -> str:
@@ -242,11 +226,6 @@ class Model:
             self.tokenizer.model_max_length = min(512, positions - 2)
 
     @property
-    def pad(self) -> int:
-        """Id of the padding token."""
-        return self.tokenizer.pad_token_id or 0
-
-    @property
     def labels(self) -> list[str]:
         """Names of the labels by number."""
         config = self.classifier.config
@@ -278,16 +257,3 @@ def batches_by_length(
         by_length = sorted(order[start : start + pool], key=lambda at: len(encoded[at]))
         for first in range(0, len(by_length), size):
             yield by_length[first : first + size]
-
-
-def padded(encoded: Sequence[Sequence[int]], pad: int) -> dict[str, "torch.Tensor"]:
-    """Return one batch as model input: token ids padded with `pad`, and the attention mask."""
-    import torch
-
-    width = max(len(ids) for ids in encoded)
-    token_ids = torch.full((len(encoded), width), pad, dtype=torch.long)
-    mask = torch.zeros((len(encoded), width), dtype=torch.long)
-    for row, ids in enumerate(encoded):
-        token_ids[row, : len(ids)] = torch.tensor(ids)
-        mask[row, : len(ids)] = 1
-    return {"input_ids": token_ids, "attention_mask": mask}

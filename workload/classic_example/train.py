@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from classic_example import evaluate, lineage, sources
 from classic_example.data import Labels, Row, positive_of, read_labelled
-from classic_example.errors import WorkloadError, one_line
+from classic_example.errors import WorkloadError
 from classic_example.files import cannot_write, fill_json, new_directory, remove
 from classic_example.model_card import model_card
 from classic_example.model_files import (
@@ -93,7 +93,7 @@ def train(config_path: Path) -> dict[str, Any]:
         model = load_model(config)
         config.max_seq_length = model.tokenizer.model_max_length
         # Now, not after an hour of training. A checkpoint is three times the model.
-        require_space({output: 4 * size_of(model)})
+        require_space({output: 4 * model.classifier.get_memory_footprint()})
         settings = {**config.said(), "output_dir": str(output), "device": config.hardware}
         key = {name: value for name, value in settings.items() if name not in WITHOUT_EFFECT}
         tracking = Tracking(settings, origin)
@@ -116,9 +116,13 @@ def train(config_path: Path) -> dict[str, Any]:
                 "train_samples": len(train_rows),
                 "eval_samples": len(held_out),
             }
-            save_model(model, directory)
-            counts = evaluate.confusion(true, logits.argmax(1).tolist(), len(names))
-            draw_confusion_matrix(counts, names, directory / CONFUSION_MATRIX)
+            with heartbeat(f"saving the model to {directory}"):
+                model.classifier.save_pretrained(directory)
+                model.tokenizer.save_pretrained(directory)
+            # safetensors makes its files readable for the owner alone.
+            for weights in directory.glob("*.safetensors"):
+                weights.chmod(0o644)
+            draw_confusion_matrix(true, logits.argmax(1), names, directory / CONFUSION_MATRIX)
             history = trainer.history()
             draw_training_curve(history, metrics, directory / TRAINING_CURVE)
             metrics["seconds"] = round(time.monotonic() - start, 1)
@@ -175,11 +179,6 @@ def load_model(config: "TrainingConfig") -> Model:
     return model
 
 
-def size_of(model: Model) -> int:
-    """Return the bytes of a model's weights."""
-    return sum(one.numel() * one.element_size() for one in model.classifier.parameters())
-
-
 def freeze(classifier: Any, config: "TrainingConfig") -> None:
     """Keep the embeddings or the first layers as they are.
 
@@ -204,26 +203,6 @@ def freeze(classifier: Any, config: "TrainingConfig") -> None:
         )
     for layer in layers[: config.freeze_layers]:
         layer.requires_grad_(False)
-
-
-def save_model(model: Model, directory: Path) -> None:
-    """Write weights, configuration and tokenizer.
-
-    Raises:
-        WorkloadError: the place is full or cannot be written.
-    """
-    with heartbeat(f"saving the model to {directory}"):
-        try:
-            model.classifier.save_pretrained(directory)
-            model.tokenizer.save_pretrained(directory)
-            # safetensors makes its files readable for the owner alone.
-            for weights in directory.glob("*.safetensors"):
-                weights.chmod(0o644)
-        except OSError:
-            raise
-        except Exception as error:
-            # safetensors and tokenizers have errors of their own for a full disk.
-            raise WorkloadError(f"cannot save the model: {one_line(error)}") from error
 
 
 def write_statistics(

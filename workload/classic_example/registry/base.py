@@ -58,7 +58,7 @@ class Package:
     """A trained model on its way to a registry.
 
     `files` are all of its files, those of subdirectories too, each below `directory`.
-    `tracking_run` is the run_id of the Tracker that showed the training, empty without one.
+    `tracking_run` is the id of the run that showed the training (Registry.track), or empty.
     """
 
     directory: Path
@@ -81,25 +81,6 @@ class Package:
         """Say whether a version with such tags is of the same weights and run of the pipeline."""
         same = ("dag_id", "run_id", WEIGHTS_TAG)
         return "run_id" in self.tags and all(tags.get(key) == self.tags.get(key) for key in same)
-
-
-class Tracker(Protocol):
-    """A run that is shown in the registry's pages while a training goes on.
-
-    Both methods raise WorkloadError when the server refuses or does not answer.
-    """
-
-    run_id: str
-    url: str
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Show figures of an optimizer step (from 1) with the time of this call."""
-
-    def finish(self, status: str) -> None:
-        """Close the run as FINISHED, FAILED or KILLED once all that was logged has arrived.
-
-        `upload` may go on in it later, and after KILLED `track` of the next try.
-        """
 
 
 class Registry(Protocol):
@@ -128,16 +109,22 @@ class Registry(Protocol):
     def download(self, ref: ModelRef, directory: Path) -> dict[str, Any]:
         """Fill an empty directory with the files of a version; return what `find` returns."""
 
-    def promote(self, ref: ModelRef, alias: str, tags: dict[str, str]) -> None:
-        """Write tags on a version, then move an alias to it: who finds it there finds its tags."""
+    def mark(self, ref: ModelRef, tags: dict[str, str], alias: str = "") -> None:
+        """Write tags on a version, others stay; then move an alias to it, if one is given."""
 
-    def set_tags(self, ref: ModelRef, tags: dict[str, str]) -> None:
-        """Write tags on a version; other tags of it stay."""
-
-    def track(self, params: dict[str, Any], tags: dict[str, str]) -> Tracker:
-        """Return a run that is open, with its parameters and tags.
+    def track(self, params: dict[str, Any], tags: dict[str, str]) -> str:
+        """Return the id of an open run, in which the registry's pages show a training.
 
         That of a killed try of the same `dag_id` and `run_id` (in `tags`) is taken over.
+        """
+
+    def log(self, run_id: str, step: int, metrics: dict[str, float]) -> None:
+        """Show figures of an optimizer step (from 1) with the time of this call."""
+
+    def finish(self, run_id: str, status: str) -> None:
+        """Close a run as FINISHED, FAILED or KILLED once all that was logged has arrived.
+
+        `upload` may go on in it later, and after KILLED `track` of the next try.
         """
 
 

@@ -5,7 +5,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from classic_example.errors import WorkloadError, reason, scrub
 from classic_example.progress import heartbeat, within
 from classic_example.registry import base
-from classic_example.registry.base import ModelRef, Package
+from classic_example.registry.base import ModelRef, Package, Registry
 from classic_example.space import require_space
 
 logger = logging.getLogger(__name__)
@@ -36,8 +35,8 @@ TASK = "text-classification"
 EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
 
 
-class MlflowRegistry:
-    """The model registry of an MLflow tracking server."""
+class MlflowRegistry(Registry):
+    """The model registry of an MLflow server; of its versions the highest number is the latest."""
 
     name = "mlflow"
 
@@ -91,7 +90,6 @@ class MlflowRegistry:
             raise WorkloadError(f"{where}: {what} failed ({reason(error)}); {hint}") from error
 
     def upload(self, model_name: str, package: Package) -> dict[str, Any]:
-        """Log a model with its metrics and plots, then register it: a version is complete."""
         with heartbeat(f"uploading {model_name} to MLflow"), self.server("upload") as client:
             versions = client.search_model_versions(f"name='{model_name}'")
             version = next((one for one in versions if package.is_version(one.tags)), None)
@@ -105,7 +103,7 @@ class MlflowRegistry:
         return known
 
     def register(self, client: Any, model_name: str, package: Package) -> Any:
-        """Return the new version of a model."""
+        """Log a model with its metrics and plots, then register it: a version is complete."""
         import mlflow
         from huggingface_hub import ModelCard
         from mlflow.models import ModelSignature
@@ -155,7 +153,6 @@ class MlflowRegistry:
             )
 
     def find(self, ref: ModelRef) -> dict[str, Any]:
-        """Return what is known about a version; `latest` is the one with the highest number."""
         with self.server("search") as client:
             return self.known(client, find_version(client, ref))
 
@@ -182,8 +179,7 @@ class MlflowRegistry:
                     path.rename(directory / path.name)
         return known
 
-    def promote(self, ref: ModelRef, alias: str, tags: dict[str, str]) -> None:
-        """Write tags on a version, then move an alias to it, if one is given."""
+    def mark(self, ref: ModelRef, tags: dict[str, str], alias: str = "") -> None:
         with self.server("promotion") as client:
             # Once: another version may become the latest meanwhile.
             number = find_version(client, ref).version
@@ -192,15 +188,18 @@ class MlflowRegistry:
             if alias:
                 client.set_registered_model_alias(ref.name, alias, number)
 
-    def set_tags(self, ref: ModelRef, tags: dict[str, str]) -> None:
-        """Write tags on a version."""
-        self.promote(ref, "", tags)
-
-    def track(self, params: dict[str, Any], tags: dict[str, str]) -> "MlflowTracker":
-        """Return an open run: that of a killed try of the same training, else a new one."""
+    def track(self, params: dict[str, Any], tags: dict[str, str]) -> str:
         with self.server("tracking") as client:
-            run_id = self.open_run(client, params, tags)
-            return MlflowTracker(self, run_id, self.run_url(client, run_id))
+            return self.open_run(client, params, tags)
+
+    def log(self, run_id: str, step: int, metrics: dict[str, float]) -> None:
+        point = {"step": step, **metrics}
+        with self.server("tracking", lambda: log_point(run_id, point)):
+            pass
+
+    def finish(self, run_id: str, status: str) -> None:
+        with self.server("tracking") as client:
+            client.set_terminated(run_id, status)
 
     def open_run(
         self, client: Any, params: dict, tags: dict, history: Any = (), tracking_run: str = ""
@@ -233,38 +232,17 @@ class MlflowRegistry:
 
     def known(self, client: Any, version: Any) -> dict[str, Any]:
         """Return what `find` returns of a version."""
+        url = ""
+        if version.run_id:
+            place = client.get_run(version.run_id).info.experiment_id
+            url = f"{scrub(self.tracking_uri)}/#/experiments/{place}/runs/{version.run_id}"
         return {
             "name": version.name,
             "version": f"v{version.version}",
             "uri": f"models:/{version.name}/{version.version}",
-            "run_url": self.run_url(client, version.run_id) if version.run_id else "",
+            "run_url": url,
             "tags": dict(version.tags),
         }
-
-    def run_url(self, client: Any, run_id: str) -> str:
-        """Return the address of a run's page."""
-        place = client.get_run(run_id).info.experiment_id
-        return f"{scrub(self.tracking_uri)}/#/experiments/{place}/runs/{run_id}"
-
-
-@dataclass(frozen=True)
-class MlflowTracker:
-    """A run that is open."""
-
-    registry: MlflowRegistry
-    run_id: str
-    url: str
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Show figures of a step."""
-        point = {"step": step, **metrics}
-        with self.registry.server("tracking", lambda: log_point(self.run_id, point)):
-            pass
-
-    def finish(self, status: str) -> None:
-        """Close the run."""
-        with self.registry.server("tracking") as client:
-            client.set_terminated(self.run_id, status)
 
 
 def pinned(package: str) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from dataclasses import dataclass
+from contextlib import nullcontext
 from functools import cached_property, wraps
 from importlib import import_module
 from multiprocessing import get_context
@@ -20,7 +20,7 @@ from classic_example.errors import WorkloadError, one_line, reason, scrub
 from classic_example.lineage import of_this_run
 from classic_example.progress import heartbeat, within
 from classic_example.registry import base
-from classic_example.registry.base import ModelRef, Package
+from classic_example.registry.base import ModelRef, Package, Registry
 from classic_example.space import require_space
 
 # In these modes the SDK reports success while nothing leaves the container.
@@ -29,20 +29,25 @@ SILENT_MODES = ("offline", "disabled", "dryrun")
 TRACKING_SECONDS = 60.0
 
 
-def in_child(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a method of the registry run in the child."""
+def in_child(limit: float | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Let a method of the registry run in the child; by default as long as the values say."""
 
-    @wraps(method)
-    def run(self: "WandbRegistry", *arguments: Any) -> Any:
-        if self.child is None:
-            return method(self, *arguments)
-        with heartbeat(f"W&B: {method.__name__} {arguments[0]}"):
-            return self.call(self.seconds, method.__name__, *arguments)
+    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
+        name = method.__name__
 
-    return run
+        @wraps(method)
+        def run(self: "WandbRegistry", *arguments: Any) -> Any:
+            if self.child is None:
+                return method(self, *arguments)
+            with nullcontext() if limit else heartbeat(f"W&B: {name} {arguments[0]}"):
+                return self.call(limit or self.seconds, name, *arguments)
+
+        return run
+
+    return decorate
 
 
-class WandbRegistry:
+class WandbRegistry(Registry):
     """The artifacts of the project that the WANDB_* variables describe.
 
     Raises WorkloadError when there is no key, or WANDB_MODE would lose the model.
@@ -155,7 +160,7 @@ class WandbRegistry:
             settings={"console": "off", "x_disable_stats": True},
         )
 
-    @in_child
+    @in_child()
     def upload(self, model_name: str, package: Package) -> dict[str, Any]:
         """Log metrics and plots in the run of the training, and the files as a new version.
 
@@ -164,7 +169,7 @@ class WandbRegistry:
         config = {**package.params, **package.tags}
         run = self.start("upload-model", config, package.tracking_run or None)
         for point in () if package.tracking_run else package.history:
-            self.log_point(int(point["step"]), point)
+            self.log(run.id, int(point["step"]), point)
         run.log({path.stem: self.sdk.Image(str(path)) for path in package.plots})
         run.summary.update(package.metrics)
         metadata = {"metrics": package.metrics, **package.tags}
@@ -178,14 +183,12 @@ class WandbRegistry:
         run.finish()
         return known
 
-    @in_child
+    @in_child()
     def find(self, ref: ModelRef) -> dict[str, Any]:
-        """Return what is known about a version."""
         return self.known(self.artifact(ref))
 
-    @in_child
+    @in_child()
     def download(self, ref: ModelRef, directory: Path) -> dict[str, Any]:
-        """Fetch the files of a version, as a run that uses it."""
         artifact = self.artifact(ref)
         require_space({directory.parent: artifact.size})
         run = self.start("load-model", {"model": str(ref), **of_this_run()})
@@ -197,47 +200,35 @@ class WandbRegistry:
         run.finish()
         return self.known(artifact)
 
-    @in_child
-    def promote(self, ref: ModelRef, alias: str, tags: dict[str, str]) -> None:
-        """Write tags on a version, link it into the W&B Registry, move the alias."""
-        self.set_tags(ref, tags)
-        artifact = self.artifact(ref)
-        if self.registry:
-            artifact.link(f"wandb-registry-{self.registry}/{ref.name}", aliases=[alias])
-        artifact.aliases.append(alias)  # The version that has it loses it.
-        artifact.save()
-
-    @in_child
-    def set_tags(self, ref: ModelRef, tags: dict[str, str]) -> None:
-        """Write tags into the metadata of a version."""
+    @in_child()
+    def mark(self, ref: ModelRef, tags: dict[str, str], alias: str = "") -> None:
         artifact = self.artifact(ref)
         artifact.metadata.update(tags)
         artifact.save()
+        if alias and self.registry:
+            artifact.link(f"wandb-registry-{self.registry}/{ref.name}", aliases=[alias])
+        if alias:
+            artifact.aliases.append(alias)  # The version that has it loses it.
+            artifact.save()
 
-    def track(self, params: dict[str, Any], tags: dict[str, str]) -> "WandbTracker":
-        """Return an open run."""
-        return WandbTracker(self, *self.call(TRACKING_SECONDS, "open_run", params, tags))
-
-    def open_run(self, params: dict[str, Any], tags: dict[str, str]) -> tuple[str, str]:
-        """Return id and address of the run of a training, one for each run of a pipeline."""
+    @in_child(TRACKING_SECONDS)
+    def track(self, params: dict[str, Any], tags: dict[str, str]) -> str:
         run_id = None
         if "run_id" in tags:
             run_id = hashlib.sha256(f"{tags['dag_id']}/{tags['run_id']}".encode()).hexdigest()[:16]
             earlier = found(lambda: self.sdk.Api().run(f"{self.entity}/{self.project}/{run_id}"))
             if earlier and earlier.state == "finished":
                 run_id = None  # The run of the pipeline was cleared after a whole training.
-        run = self.start("train-model", {**params, **tags}, run_id)
-        return run.id, run.url
+        return self.start("train-model", {**params, **tags}, run_id).id
 
-    def log_point(self, step: int, metrics: dict[str, float]) -> None:
-        """Log figures of a step in the open run."""
-        self.sdk.run.log(
-            {f"curve/{name}": value for name, value in (metrics | {"step": step}).items()}
-        )
+    @in_child(TRACKING_SECONDS)
+    def log(self, run_id: str, step: int, metrics: dict[str, float]) -> None:
+        point = metrics | {"step": step}
+        self.sdk.run.log({f"curve/{name}": value for name, value in point.items()})
 
-    def close_run(self, failed: bool) -> None:
-        """Close the open run."""
-        self.sdk.run.finish(exit_code=int(failed))
+    @in_child(TRACKING_SECONDS)
+    def finish(self, run_id: str, status: str) -> None:
+        self.sdk.run.finish(exit_code=int(status != "FINISHED"))
 
     def known(self, artifact: Any) -> dict[str, Any]:
         """Return what `find` returns."""
@@ -264,23 +255,6 @@ class WandbRegistry:
         for one in api.artifacts("model", path):
             there += [one.version, *one.aliases]
         raise base.unknown_alias("W&B", ref, dict.fromkeys(there))
-
-
-@dataclass(frozen=True)
-class WandbTracker:
-    """A run that is open while a training goes on."""
-
-    registry: WandbRegistry
-    run_id: str
-    url: str
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Hand figures of a step to the SDK, which sends them when it can."""
-        self.registry.call(TRACKING_SECONDS, "log_point", step, metrics)
-
-    def finish(self, status: str) -> None:
-        """Close the run."""
-        self.registry.call(TRACKING_SECONDS, "close_run", status != "FINISHED")
 
 
 def found(call: Callable[[], Any]) -> Any | None:
