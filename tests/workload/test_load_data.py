@@ -1,6 +1,7 @@
 """load-data: files of one's own, from every kind of place, into one data set or not at all."""
 
 import csv
+import gzip
 import json
 import re
 import subprocess
@@ -60,9 +61,12 @@ def reviews(count: int = 100, offset: int = 0) -> Rows:
     return [[text, ["bad", "good"][n]] for text, n, _ in sentences(count, offset)]
 
 
-def write_parquet(path: Path, rows: Rows, names: tuple[str, ...] = ("sentence", "label")) -> Path:
-    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
-    parquet.write_table(pyarrow.table(columns), path)
+def table_of(rows: Rows, *names: str) -> pyarrow.Table:
+    return pyarrow.table(dict(zip(names or HEADER[:2], zip(*rows, strict=True), strict=True)))
+
+
+def write_parquet(path: Path, rows: Rows) -> Path:
+    parquet.write_table(table_of(rows), path)
     return path
 
 
@@ -240,11 +244,8 @@ def test_texts_of_every_kind_arrive(tmp_path: Path):
 def test_files_in_s3_are_loaded(s3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli):
     parts = [reviews(40, 40 * n) for n in range(3)]
     for n, rows in enumerate(parts):
-        parquet.write_table(
-            pyarrow.table({"text": [row[0] for row in rows], "stars": [row[1] for row in rows]}),
-            f"box/day/part-{n}.parquet",
-            filesystem=s3,
-        )
+        table = table_of(rows, "text", "stars")
+        parquet.write_table(table, f"box/day/part-{n}.parquet", filesystem=s3)
     with s3.open_output_stream("box/day/notes.csv") as file:
         file.write(b"something else\n1\n")
     # As a run has it: the document's command, and the values in the environment.
@@ -274,6 +275,24 @@ def test_files_in_s3_are_loaded(s3, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert everything_below(tmp_path / "c") == set()
 
 
+def test_directories_and_compressed_files_in_s3_are_loaded(s3, tmp_path: Path):
+    rows = reviews()
+    expected = load_data(str(write_csv(tmp_path / "a.csv", HEADER[:2], rows)), tmp_path / "a")
+    # As Spark leaves a table.
+    for n in range(4):
+        part = pyarrow.table(
+            dict(zip(HEADER[:2], zip(*rows[25 * n :][:25], strict=True), strict=True))
+        )
+        parquet.write_table(part, f"box/table/part-{n}.snappy.parquet", filesystem=s3)
+    # Compressed by its name.
+    for place in ("box/table/_SUCCESS", "box/zipped/a.csv.gz"):
+        with s3.open_output_stream(place) as file:
+            file.write((tmp_path / "a.csv").read_bytes())
+    for place in ("table", "zipped", "zipped/*.gz"):
+        found = load_data(f"s3://box/{place}", tmp_path / "out")
+        assert (found["rows"], found["sha256"]) == (expected["rows"], expected["sha256"])
+
+
 def test_server_that_is_gone_is_named(s3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(WorkloadError, match=r"cannot read s3://box/a\.csv: .*connect") as caught:
@@ -284,10 +303,13 @@ def test_server_that_is_gone_is_named(s3, tmp_path: Path, monkeypatch: pytest.Mo
 def test_files_of_a_web_server_are_loaded(web: str, tmp_path: Path):
     write_csv(tmp_path / "web" / "a.csv", HEADER[:2], reviews())
     write_parquet(tmp_path / "web" / "a.parquet", reviews())
+    packed = gzip.compress((tmp_path / "web" / "a.csv").read_bytes())
+    (tmp_path / "web" / "a.csv.gz").write_bytes(packed)
     results = [
-        load_data(f"{web}/{name}?token=private", tmp_path / name) for name in ("a.csv", "a.parquet")
+        load_data(f"{web}/{name}?token=private", tmp_path / name)
+        for name in ("a.csv", "a.csv.gz", "a.parquet")
     ]
-    assert results[0]["sha256"] == results[1]["sha256"]
+    assert len({one["sha256"] for one in results}) == 1
     assert results[0]["source"] == f"{web}/a.csv"
     assert everything_below(tmp_path / "a.csv") == {
         *("train.csv", "val.csv", "test.csv", "gold.csv", "dataset.json")
@@ -305,8 +327,7 @@ def test_commands_of_the_page_run(s3, tmp_path: Path):
     (tmp_path / "splits").mkdir()
     write_csv(tmp_path / "splits" / "train.csv", HEADER[:2], reviews())
     s3.create_dir("my-bucket")
-    columns = pyarrow.table(dict(zip(HEADER[:2], zip(*reviews(), strict=True), strict=True)))
-    parquet.write_table(columns, "my-bucket/reviews/1.parquet", filesystem=s3)
+    parquet.write_table(table_of(reviews()), "my-bucket/reviews/1.parquet", filesystem=s3)
     commands = block.replace("/tmp/", f"{tmp_path}/")
     done = subprocess.run(
         ["sh", "-euxc", commands], cwd=APP, capture_output=True, text=True, timeout=300
