@@ -98,7 +98,7 @@ def test_killed_training(make_config: Callable[..., Path], tmp_path: Path):
     while (status := ended(die_at, number, MOMENTS, train, config)) != 0:
         assert status == -signal.SIGKILL
         assert not results.exists()
-        number += 3
+        number += 5
     assert number > 15
     assert same_model(results, tmp_path / "undisturbed")
     assert {path.name for path in tmp_path.iterdir()} == {
