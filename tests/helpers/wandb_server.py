@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +29,7 @@ SDK_VERSION = "0.31.0"
 TEAM = "test-team"
 REGISTRY = "models"
 """Name of the only W&B Registry."""
-NOW = "2026-01-01T00:00:00Z"
+NOW, SEQUENCE = "2026-01-01T00:00:00Z", {"__typename": "ArtifactSequence"}
 
 Json = dict[str, Any]
 
@@ -128,12 +128,10 @@ class Server:
 
     def summary(self) -> Json:
         """Return what has arrived, as JSON."""
+        runs, artifacts = [], []
         with self.lock:
-            runs = [
-                vars(run) | {"config": plain(run.config), "files": sorted(run.files)}
-                for run in self.runs.values()
-            ]
-            artifacts = []
+            for run in self.runs.values():
+                runs.append(vars(run) | {"config": plain(run.config), "files": sorted(run.files)})
             for one in self.artifacts.values():
                 sums = {name: hashlib.sha256(one.files[name]).hexdigest() for name in one.files}
                 more = {"files": sums, "manifest": len(one.manifest), "version": one.version}
@@ -157,10 +155,8 @@ class Server:
     def find(self, place: tuple[str, str], name: str) -> Artifact | None:
         """Return the version that NAME:ALIAS means in a project."""
         model, _, alias = name.partition(":")
-        for one in self.versions(model):
-            if one.place == place and alias in {*one.aliases, one.version}:
-                return one
-        return None
+        called = (one for one in self.versions(model) if alias in {*one.aliases, one.version})
+        return next((one for one in called if one.place == place), None)
 
     def give(self, artifact: Artifact, aliases: set[str]) -> None:
         """Give aliases to a version; whoever had them before loses them."""
@@ -171,7 +167,7 @@ class Server:
     def shown(self, one: Artifact) -> Json:
         """Return all that the SDK asks for about an artifact and its place in its collection."""
         nothing = dict.fromkeys(("description", "historyStep", "commitHash", "updatedAt"))
-        model = {"__typename": "ArtifactSequence", "id": one.name, "name": one.name, **nothing}
+        model = SEQUENCE | {"id": one.name, "name": one.name, **nothing}
         model |= {"project": shown_project(*one.place), "type": {"name": "model"}}
         model |= {"createdAt": NOW, "tags": page([])}
         size = sum(map(len, one.files.values()))
@@ -229,8 +225,8 @@ class Server:
             case "CreateArtifact":
                 return {"createArtifact": {"artifact": self.create(place, asked)}}
             case "CreateArtifactManifest":
-                file = {"id": "1", "uploadUrl": self.slot(artifact.manifest, "")}
-                manifest = {"id": "1", "file": {**file, "uploadHeaders": []}}
+                file = {"uploadUrl": self.slot(artifact.manifest, ""), "uploadHeaders": []}
+                manifest = {"id": "1", "file": {"id": "1", **file}}
                 return {"createArtifactManifest": {"artifactManifest": manifest}}
             case "CreateArtifactFiles":
                 nodes = []
@@ -254,22 +250,20 @@ class Server:
                 shown = there and self.shown(there)
                 return {"project": {"artifactCollectionMembership": shown, "artifact": shown}}
             case "ArtifactTypeArtifactCollections":
-                there = [one for one in self.artifacts.values() if one.place == place]
-                models = {one.name: self.shown(one)["artifactCollection"] for one in there}
-                listed = page([models[name] for name in sorted(models)])
-                known = any(key[:2] == place for key in self.runs)
-                project = {"artifactType": {"artifactCollections": listed}}
-                return {"project": project if known else None}
+                if not any(key[:2] == place for key in self.runs):
+                    return {"project": None}
+                there = {one.name: one for one in self.artifacts.values() if one.place == place}
+                models = [self.shown(there[name])["artifactCollection"] for name in sorted(there)]
+                return {"project": {"artifactType": {"artifactCollections": page(models)}}}
             case "ProjectArtifacts":
                 versions = [self.shown(one) for one in reversed(self.versions(asked["collection"]))]
-                collection = {"__typename": "ArtifactSequence", "artifacts": page(versions)}
+                collection = SEQUENCE | {"artifacts": page(versions)}
                 return {"project": {"artifactType": {"artifactCollection": collection}}}
             case "GetArtifactMembershipFileUrls":
                 files = self.find(place, f"{asked['collection']}:{asked['alias']}").files
                 nodes = [{"name": name, "directUrl": self.slot(files, name)} for name in files]
-                collection = {"__typename": "ArtifactSequence"}
-                collection |= {"artifactMembership": {"files": page(nodes)}}
-                return {"project": {"artifactCollection": collection}}
+                member = {"artifactMembership": {"files": page(nodes)}}
+                return {"project": {"artifactCollection": SEQUENCE | member}}
             case "UseArtifact":
                 run.used.append(f"{artifact.name}:{artifact.version}")
                 return {"useArtifact": {"artifact": self.shown(artifact)}}
@@ -310,7 +304,7 @@ class Handler(BaseHTTPRequestHandler):
     state: Server
 
     def handle_any(self) -> None:
-        """Answer a call."""
+        """Do a call's work unless a fault is switched on for it or the key is wrong."""
         state = self.state
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path == "/stand-in/key":
@@ -330,33 +324,26 @@ class Handler(BaseHTTPRequestHandler):
         else:
             state.unknown.append(f"{self.command} {self.path}")
             return self.refuse(404, f"the stand-in does not know {self.path}")
-        return self.answer(call, work, key=key)
-
-    do_GET = do_POST = do_PUT = handle_any
-
-    def answer(self, call: str, work: Callable[[], Json | bytes], *, key: bool) -> None:
-        """Do a call's work unless a fault is switched on for it or the key is wrong."""
-        state = self.state
         expected = "Basic " + base64.b64encode(f"api:{state.key}".encode()).decode()
         with state.lock:
-            faults = [
-                what for name, what, left in state.faults if name == call and next(left, None)
-            ]
+            faults = [what for name, what, n in state.faults if name == call and next(n, None)]
         if "stall" in faults:
             state.closing.wait()
             self.close_connection = True
-        elif faults:
-            self.refuse(faults[0], "the stand-in was told to fail")
-        elif key and self.headers.get("Authorization") != expected:
+            return None
+        if faults:
+            return self.refuse(faults[0], "the stand-in was told to fail")
+        if key and self.headers.get("Authorization") != expected:
             state.refused += 1
-            self.refuse(401, "user is not logged in")
-        else:
-            try:
-                with state.lock:
-                    content = work()
-                self.send(200, content)
-            except Refusal as refusal:
-                self.refuse(*refusal.args)
+            return self.refuse(401, "user is not logged in")
+        try:
+            with state.lock:
+                content = work()
+        except Refusal as refusal:
+            return self.refuse(*refusal.args)
+        return self.send(200, content)
+
+    do_GET = do_POST = do_PUT = handle_any
 
     def move(self, body: bytes, files: dict[str, bytes], name: str) -> Json | bytes:
         """Store what was sent, once its checksum is right, or return what was stored."""
@@ -379,8 +366,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
-        """Stay silent."""
+    def log_message(self, *_: object) -> None: ...
 
 
 @contextmanager
