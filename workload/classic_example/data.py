@@ -125,10 +125,7 @@ def label_of(text: str | None) -> str | None:
 def labels_of(path: Path, texts: Sequence[str]) -> Labels:
     """Return the labels of a training file: in order of number, else of the alphabet.
 
-    0 and 1 alone are negative and positive.
-
-    Raises:
-        WorkloadError: only one row has a label, as happens by a typing error.
+    0 and 1 alone are negative and positive. A label of one row alone is a typing error.
     """
     counts = Counter(texts)
     if counts.keys() <= {"0", "1"}:

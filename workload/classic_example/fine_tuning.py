@@ -50,9 +50,8 @@ def encoded_rows(model: Model, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return rows as the Trainer takes them: `input_ids` and `labels`."""
     encoded, cut = model.encode([row.sentence for row in rows])
     if cut:
-        logger.info(
-            "%d of %d rows are cut to %d tokens", cut, len(rows), model.tokenizer.model_max_length
-        )
+        longest = model.tokenizer.model_max_length
+        logger.info("%d of %d rows are cut to %d tokens", cut, len(rows), longest)
     return [{"input_ids": ids, "labels": row.label} for ids, row in zip(encoded, rows, strict=True)]
 
 
@@ -118,11 +117,7 @@ class FineTuning(Trainer):
         return ByLength(encoded, self.args.train_batch_size, seed)
 
     def training_step(self, *given: Any, **named: Any) -> torch.Tensor:
-        """Take a step.
-
-        Raises:
-            WorkloadError: the loss is not a number any more.
-        """
+        """Take a step, unless the loss is not a number any more."""
         loss = super().training_step(*given, **named)
         if not torch.isfinite(loss):
             raise WorkloadError(
@@ -154,16 +149,12 @@ class FineTuning(Trainer):
         where the weights are those of the best evaluation.
         """
         told = self.predict(self.held_out, metric_key_prefix="eval")
-        scores = {name: told.metrics[f"eval_{name}"] for name in evaluate.SCORES}
-        state = self.state
-        best = self.args.load_best_model_at_end and state.best_model_checkpoint
-        figures = {
-            **scores,
-            "eval_loss": told.metrics["eval_loss"],
-            "train_loss": self._total_loss_scalar / state.global_step,
-            "steps": state.global_step,
-            **({"best_step": state.best_global_step} if best else {}),
-        }
+        figures = {name: told.metrics[f"eval_{name}"] for name in evaluate.SCORES}
+        figures["eval_loss"] = told.metrics["eval_loss"]
+        figures["train_loss"] = self._total_loss_scalar / self.state.global_step
+        figures["steps"] = self.state.global_step
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+            figures["best_step"] = self.state.best_global_step
         return figures, told.label_ids.tolist(), logits_of(told.predictions)
 
     def history(self) -> list[dict[str, float]]:
@@ -289,12 +280,9 @@ class Progress(TrainerCallback):
         done, left = state.global_step - self.first, state.max_steps - state.global_step
         if self.ticker.due() or done == 1 or not left:
             rate = done / (time.monotonic() - self.start)
-            losses = [point["loss"] for point in state.log_history if "loss" in point]
-            loss = f"  loss {losses[-1]:.3f}" if losses else ""
-            text = "step %d/%d%s  %.0f sentences/s  %.0f s left"
-            logger.info(
-                text, state.global_step, state.max_steps, loss, rate * self.size, left / rate
-            )
+            losses = [f"  loss {one['loss']:.3f}" for one in state.log_history if "loss" in one]
+            at = f"step {state.global_step}/{state.max_steps}{losses[-1] if losses else ''}"
+            logger.info("%s  %.0f sentences/s  %.0f s left", at, rate * self.size, left / rate)
 
     def on_evaluate(self, _: Any, state: TrainerState, *__: Any, metrics: dict, **___: Any) -> None:
         """Say what an evaluation came to."""

@@ -49,19 +49,11 @@ def draw_training_curve(history: Sequence[dict], final: dict[str, float], path: 
     left, right = figure.subplots(1, 2)
     left.plot(steps, [point["loss"] for point in trained], marker=".", color="tab:blue")
     left.set(xlabel="step", ylabel="cross-entropy", title="Training loss")
-    right.plot(
-        [point["step"] for point in held_out],
-        [point["eval_accuracy"] for point in held_out],
-        marker="o",
-        color="tab:green",
-        label=f"held out: {final['accuracy']:.3f}",
-    )
-    right.axhline(
-        final["baseline_accuracy"],
-        linestyle="--",
-        color="tab:red",
-        label=f"tf-idf baseline: {final['baseline_accuracy']:.3f}",
-    )
+    label, measured = "held out: {accuracy:.3f}".format(**final), [p["step"] for p in held_out]
+    accuracies = [point["eval_accuracy"] for point in held_out]
+    right.plot(measured, accuracies, marker="o", color="tab:green", label=label)
+    label = "tf-idf baseline: {baseline_accuracy:.3f}".format(**final)
+    right.axhline(final["baseline_accuracy"], linestyle="--", color="tab:red", label=label)
     right.set(xlabel="step", ylabel="accuracy", title="Accuracy", xlim=left.get_xlim())
     right.legend(loc="lower right", fontsize="small")
     for axes in (left, right):

@@ -121,11 +121,7 @@ def load(mode: str, targets: Mapping[str, Path], options: Options) -> dict[str, 
 
 
 def find(mode: str, options: Options, scratch: Path) -> tuple[str, Files, Options]:
-    """Return the name of a source, its files, and how to read them.
-
-    Raises:
-        WorkloadError: it cannot be had.
-    """
+    """Return the name of a source, its files, and how to read them."""
     if mode in ("auto", "glue"):
         try:
             within(PROBE_SECONDS, glue_url("gold"), probe_glue)
@@ -215,9 +211,6 @@ def by_role(whole: Table) -> Files:
 
     In a directory, or of a pattern, names that begin with that of a split say it; without such
     names, and for a single file, all rows are training rows.
-
-    Raises:
-        WorkloadError: only some of the names say it, or no file is CSV or Parquet.
     """
     files: Files = defaultdict(list)
     for file in whole.files:

@@ -83,11 +83,7 @@ class Splits:
         self.first: dict[str, str] = {}
 
     def fill(self, files: Mapping[str, Iterable[Table]], places: Mapping[str, Path]) -> None:
-        """Write the file of each split.
-
-        Raises:
-            WorkloadError: a bad row, or rows that make no data set.
-        """
+        """Write the file of each split; a bad row, or rows that make no data set, raise."""
         held, ticker, overlap = array("Q"), Ticker(), ""
         with ExitStack() as stack:
             self.writers = {}
@@ -134,9 +130,6 @@ class Splits:
         """Yield place, text and label of each row; None where the label is not published.
 
         Where rows may be `unlabelled`, an empty label is none either.
-
-        Raises:
-            WorkloadError: a row is bad and such rows are not left out, or there is no such column.
         """
         options = self.options
         allowed = [label_of(one) for one in options.labels.split(",")] if options.labels else []

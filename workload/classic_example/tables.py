@@ -192,9 +192,10 @@ class Table:
         self, file: fs.FileInfo, batch: pyarrow.RecordBatch, schema: pyarrow.Schema, read: int
     ) -> pyarrow.RecordBatch:
         """Return the batch without the rows that are not UTF-8; `read` rows came before it."""
-        if sound := as_text(batch, schema):
-            return sound
-        good = [bool(as_text(batch.slice(at, 1), schema)) for at in range(batch.num_rows)]
+        if (texts := as_text(batch, schema)) is not None:
+            return texts
+        rows = (batch.slice(at, 1) for at in range(batch.num_rows))
+        good = [as_text(row, schema) is not None for row in rows]
         if not self.skip:
             raise self.bad_row(file, f"row {read + good.index(False) + 1} is not UTF-8 text")
         self.bad += good.count(False)

@@ -39,13 +39,11 @@ def import_torch() -> None:
 
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        known, transformers.utils.is_scipy_available = (
-            transformers.utils.is_scipy_available,
-            lambda: False,
-        )
+        utils = transformers.utils
+        known, utils.is_scipy_available = utils.is_scipy_available, lambda: False
         import transformers.modeling_utils
 
-        transformers.utils.is_scipy_available = known
+        utils.is_scipy_available = known
 
 
 def resolve_device(wanted: str = "auto", cpu: bool = False) -> str:
@@ -134,9 +132,6 @@ def from_safetensors(source: str, config: Any, **options: Any) -> Any:
     """Return the classifier in `source`, from safetensors only: a pickle runs code when loaded.
 
     https://huggingface.co/docs/hub/security-pickle
-
-    Raises:
-        WorkloadError: as load_pretrained.
     """
     from transformers import AutoModelForSequenceClassification
 

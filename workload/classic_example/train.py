@@ -140,13 +140,8 @@ def train(config_path: Path) -> dict[str, Any]:
             raise
         tracking.finish("FINISHED")
     remove(begun)
-    logger.info(
-        "held-out accuracy %.4f, baseline %.4f, %.0f s; model in %s",
-        metrics["accuracy"],
-        metrics["baseline_accuracy"],
-        metrics["seconds"],
-        output,
-    )
+    text = "held-out accuracy {accuracy:.4f}, baseline {baseline_accuracy:.4f}, {seconds:.0f} s"
+    logger.info("%s; model in %s", text.format(**metrics), output)
     told = ("accuracy", "baseline_accuracy", "f1", "eval_loss", "steps", "seconds")
     result = {name: round(metrics[name], 6) for name in told}
     return {**result, "device": config.hardware, "output_dir": str(output)}
@@ -184,9 +179,6 @@ def freeze(classifier: Any, config: "TrainingConfig") -> None:
 
     The embeddings hold half of the weights of a small model but hardly change in a short training;
     without them an optimizer step costs half. Frozen layers save their backward pass.
-
-    Raises:
-        WorkloadError: the model has not so many layers, or shares the weights of all.
     """
     import torch
 
