@@ -164,7 +164,7 @@ def test_labels_come_from_the_file_or_the_configuration(
     tmp_path: Path, texts: list[str], configured: tuple | None, names: tuple, numbers: list[int]
 ):
     path = write_csv(tmp_path / "in.csv", HEADER, [["a", text, 0] for text in texts])
-    rows, labels = read_labelled(path, None, Labels.named(configured) if configured else None)
+    rows, labels = read_labelled(path, Labels.named(configured) if configured else None)
     assert labels.names == names
     assert [row.label for row in rows] == numbers
 
@@ -172,11 +172,11 @@ def test_labels_come_from_the_file_or_the_configuration(
 def test_label_that_the_training_does_not_know_is_refused(tmp_path: Path):
     path = write_csv(tmp_path / "in.csv", HEADER, [["a", "ham", 0], ["b", "eggs", 1]])
     with pytest.raises(WorkloadError, match="row 3: label eggs is unknown; allowed: ham, spam"):
-        read_labelled(path, None, Labels.named(("ham", "spam")))
+        read_labelled(path, Labels.named(("ham", "spam")))
     # A number is only what it says where labels are numbers themselves.
     path = write_csv(tmp_path / "in.csv", HEADER, [["a", "1", 0], ["b", "0", 1]])
     with pytest.raises(WorkloadError, match="row 3: label 0 is unknown; allowed: 1, 2"):
-        read_labelled(path, None, Labels.named(("1", "2")))
+        read_labelled(path, Labels.named(("1", "2")))
 
 
 # One length

@@ -57,10 +57,8 @@ def positive_of(names: Sequence[str]) -> int | None:
     return called[0] if called else 1 if len(names) == 2 else None
 
 
-def read_labelled(
-    path: Path, limit: int | None = None, labels: Labels | None = None
-) -> tuple[list[Row], Labels]:
-    """Return the first `limit` rows of a file in which every row has a label, and the labels.
+def read_labelled(path: Path, labels: Labels | None = None) -> tuple[list[Row], Labels]:
+    """Return the rows of a file in which every row has a label, and the labels.
 
     Without `labels` they are those of the file.
 
@@ -77,7 +75,7 @@ def read_labelled(
         )
     table = Table(path, COLUMNS[:2])
     sentences, texts = [], []
-    for batch, _ in table.batches(BATCH_ROWS, limit):
+    for batch, _ in table.batches(BATCH_ROWS):
         sentences += batch["sentence"].to_pylist()
         texts += batch["label"].to_pylist()
     known = labels.numbers if labels else None

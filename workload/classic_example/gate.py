@@ -92,8 +92,8 @@ def compare(
     """Return the figures of a model beside baseline and champion, and what speaks against it."""
     challenger = inference.load_model(model)
     labels = Labels.named(challenger.labels)
-    gold, _ = read_labelled(data / "gold.csv", labels=labels)
-    train, _ = read_labelled(data / "train.csv", labels=labels)
+    gold, _ = read_labelled(data / "gold.csv", labels)
+    train, _ = read_labelled(data / "train.csv", labels)
     simple, _ = evaluate.baseline_predictions(train, gold)
     results = [was_right(challenger, gold, labels), simple == [row.label for row in gold]]
     against = []

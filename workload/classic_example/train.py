@@ -73,8 +73,8 @@ def train(config_path: Path) -> dict[str, Any]:
         logging.getLogger("classic_example").setLevel(logging.WARNING)
     train_file, validation_file = Path(config.train_file), Path(config.validation_file)
     labels = Labels.named(config.labels) if config.labels else None
-    train_rows, labels = read_labelled(train_file, None, labels)
-    held_out, _ = read_labelled(validation_file, None, labels)
+    train_rows, labels = read_labelled(train_file, labels)
+    held_out, _ = read_labelled(validation_file, labels)
     train_rows = drawn(train_rows, config.max_train_samples, config.seed)
     held_out = drawn(held_out, config.max_eval_samples, config.seed)
     names = config.labels = labels.names

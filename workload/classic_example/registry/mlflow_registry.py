@@ -131,7 +131,11 @@ class MlflowRegistry(Registry):
                     Schema([ColSpec("string", "label"), ColSpec("double", "score")]),
                 ),
                 input_example=["a warm and funny film"],
-                pip_requirements=[pinned("torch"), pinned("transformers")],
+                # Without +cpu and the like, which only an index of their own has.
+                pip_requirements=[
+                    f"{one}=={installed(one).partition('+')[0]}"
+                    for one in ("torch", "transformers")
+                ],
                 model_card=ModelCard.load(card) if card.is_file() else None,
                 # Long texts are cut, as they are here.
                 model_config={"truncation": True},
@@ -243,11 +247,6 @@ class MlflowRegistry(Registry):
             "run_url": url,
             "tags": dict(version.tags),
         }
-
-
-def pinned(package: str) -> str:
-    """Return a requirement, without +cpu and the like: only an index of their own has those."""
-    return f"{package}=={installed(package).partition('+')[0]}"
 
 
 def log_point(run_id: str, point: dict[str, float]) -> None:
