@@ -47,7 +47,7 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     scratch = tmp_path_factory.mktemp("home")
 
     def run(
-        *arguments: object, env: Mapping[str, str] | None = None, timeout: float = 150
+        *arguments: object, env: Mapping[str, str] | None = None, timeout: float = 600
     ) -> Ended:
         start = time.monotonic()
         ended = subprocess.run(
