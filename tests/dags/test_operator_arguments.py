@@ -17,6 +17,7 @@ from airflow.providers.cncf.kubernetes.utils.pod_manager import PodManager
 from kubernetes.client import models as k8s
 
 from ml_pipelines import PodOperator
+from ml_pipelines.pod_manager import POLL_SECONDS
 from tests.dags.cluster import (
     ENDED_STATE,
     LABELS,
@@ -211,6 +212,25 @@ ELSEWHERE = {
     "log_events_on_failure", "on_kill_action", "trigger_kwargs",
     "xcom_sidecar_container_security_context",
 }  # fmt: skip
+
+
+def test_what_nobody_says_comes_from_the_house(make_task) -> None:
+    task = make_task()
+    assert task.on_finish_action == "delete_succeeded_pod"
+    said = {
+        "base_container_status_polling_interval": POLL_SECONDS,
+        "log_events_on_startup": False,
+        "log_events_on_failure": True,
+    }
+    for name in said.keys() & DOCUMENTED:  # of this provider
+        assert getattr(task, name) == said[name], name
+
+
+def test_a_mapped_task_can_be_made_outside_of_a_dag() -> None:
+    mapped = PodOperator.partial(task_id="score", image="i", retries=4).expand(cmds=[["a"], ["b"]])
+    assert mapped.partial_kwargs["image"] == "i"
+    assert mapped.retries == 4
+    assert mapped.dag is None
 
 
 def test_every_documented_argument_is_compared() -> None:

@@ -9,7 +9,7 @@ from airflow.exceptions import AirflowException
 from kubernetes.client import models as k8s
 from urllib3.exceptions import HTTPError
 
-from tests.dags.cluster import LABELS, RUNNING, STARTING, Cluster, ended, until
+from tests.dags.cluster import LABELS, RUNNING, STARTING, Cluster, answer, ended, until
 from tests.dags.conftest import interruptions
 
 RESULT = {"accuracy": 0.82}
@@ -59,10 +59,29 @@ def test_failure_of_a_pod_whose_worker_died_is_told_and_not_taken_over(run, clus
     cluster.add("old", HAS_FAILED, **LABELS)
     done = run(cluster)
     assert done.error is None
-    assert "Pod old is not followed: Unknown, exit code 255" in done.log.text
+    assert ("warning", "Pod old is not followed: Unknown, exit code 255") in done.log.lines
     assert len(cluster.created) == 1
     assert cluster.deleted == cluster.created
     assert cluster.labels("old")["already_checked"] == "True"
+
+
+@pytest.mark.parametrize(
+    ("request_name", "arguments"),
+    [
+        ("patch_namespaced_pod", {}),
+        ("delete_namespaced_pod", {"on_finish_action": "delete_pod"}),
+    ],
+    ids=["mark", "delete"],
+)
+def test_a_failed_pod_that_may_not_be_touched_is_no_obstacle(
+    run, cluster, request_name, arguments
+) -> None:
+    cluster.add("old", HAS_FAILED, **LABELS)
+    cluster.trouble(0, 5, answer(403, "Forbidden"), request_name)
+    done = run(cluster, arguments)
+    assert done.error is None
+    assert len(cluster.created) == 1
+    assert "old" in cluster.there
 
 
 @pytest.mark.parametrize(
