@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from mlctl.base.progress import Phases
-from mlctl.clients.airflow import Airflow
 from mlctl.clients.forward import free_port
 from mlctl.stack import Stack
 from tests.helpers.checkouts import clone_of_the_checkout
@@ -116,7 +115,7 @@ def facts(stack: Stack) -> dict[str, Any]:
     with stack.airflow() as client:
         runs = {run["dag_run_id"]: run["state"] for run in client.all_runs("hourly")}
         results = {run_id: client.result("hourly", run_id, "greet") for run_id in runs}
-        log = logs(client, min(runs))
+        log = client.log("hourly", min(runs), "greet")
         dag = client.dag("hourly") or {}
         pool = client.get("pools/narrow")["slots"]
     return {
@@ -130,11 +129,6 @@ def facts(stack: Stack) -> dict[str, Any]:
         "users": {(one["username"], one["roles"]) for one in told(stack, "users", "list")},
         "login": stack.credentials(),
     }
-
-
-def logs(client: Airflow, run_id: str) -> str:
-    (task,) = client.tasks("hourly", run_id)
-    return client.log("hourly", run_id, task)
 
 
 def test_airflow_2_becomes_3_with_all_that_it_has(stack: Stack, clone: Path) -> None:
