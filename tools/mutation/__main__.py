@@ -29,12 +29,14 @@ from tools.bootstrap import environment
 MODULES = ("failures", "settings", "pod_manager", "operator")
 ACCEPTED = ROOT / "tests" / "dags" / "survivors.toml"
 PLACE = BUILD / "mutation"
+AIRFLOWS = ("airflow", "airflow3")
+"""Environments to try a mutant in, until one finds it: parts are for one provider's version."""
 COPIED = ("dags", "tests", "pyproject.toml")
 
 
-def copy_of_the_checkout() -> Path:
+def copy_of_the_checkout(place: Path) -> Path:
     """Return a tree to write mutants to: what tests import is copied, the rest linked."""
-    tree = PLACE / "tree"
+    tree = place / "tree"
     shutil.rmtree(tree, ignore_errors=True)
     tree.mkdir(parents=True)
     for entry in ROOT.iterdir():
@@ -55,11 +57,12 @@ def made(modules: list[str]) -> list[dict[str, Any]]:
     return json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
 
 
-def tried(mutants: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield what came of each mutant, as `trial` prints it."""
-    python = environment(["airflow", "dag-tests"])
-    given = PLACE / "mutants.json"
-    tree = copy_of_the_checkout()
+def tried(mutants: list[dict[str, Any]], airflow: str) -> Iterator[dict[str, Any]]:
+    """Yield what came of each mutant with one of AIRFLOWS, as `trial` prints it."""
+    python = environment([airflow, "dag-tests"])
+    place = PLACE / airflow
+    tree = copy_of_the_checkout(place)
+    given = place / "mutants.json"
     given.write_text(json.dumps(mutants))
     command = [str(python), "-m", "tools.mutation.trial", str(tree)]
     # Forks leave their directories; a test wants to be outside of any checkout.
@@ -133,16 +136,19 @@ def main() -> int:
     mutants = [one for one in mutants if before.get(one["name"]) is None]
     print(f"{len(mutants)} mutants of {', '.join(modules)}", flush=True)
     results = {name: by for name, by in before.items() if by is not None}
-    for number, one in enumerate(tried(mutants), 1):
-        results[one["name"]] = one["by"]
-        module = module_of(one["name"])
-        of_it = {name: by for name, by in results.items() if module_of(name) == module}
-        kept[module].write_text(json.dumps(of_it, indent=1))
-        age = time.monotonic() - started
-        if one["by"] is None:
-            print(f"{age:5.0f}s survived {one['tests']} tests: {one['name']}", flush=True)
-        elif number % 20 == 0:
-            print(f"{age:5.0f}s {number} of {len(mutants)}", flush=True)
+    for airflow in AIRFLOWS:
+        left = [one for one in mutants if results.get(one["name"]) is None]
+        for number, one in enumerate(tried(left, airflow) if left else (), 1):
+            results[one["name"]] = one["by"]
+            module = module_of(one["name"])
+            of_it = {name: by for name, by in results.items() if module_of(name) == module}
+            kept[module].write_text(json.dumps(of_it, indent=1))
+            age = time.monotonic() - started
+            if one["by"] is None:
+                told = f"{age:5.0f}s survived {one['tests']} tests ({airflow}): {one['name']}"
+                print(told, flush=True)
+            elif number % 20 == 0:
+                print(f"{age:5.0f}s {number} of {len(left)} ({airflow})", flush=True)
     reasons = accepted(ACCEPTED.read_text())
     wrong = list(judge(results, reasons))
     print("\n".join([*table(results, reasons), *wrong]))
