@@ -22,7 +22,7 @@ DRIFT = {"dag_id": "inference_dag", "task_id": "run_inference", "figure": "drift
 # Alert, metric, labels of it, its value each minute, labels of the alert, and the minutes at which
 # it is quiet and fires.
 ALERTS = [
-    ("AirflowMetricsMissing", "up", {}, "1x20 0x20", JOB, {24: False, 27: True}),
+    ("AirflowMetricsMissing", "up", {}, "1x20 0x20", {}, {24: False, 27: True}),
     *(
         (f"Airflow{part.title()}Silent", f"airflow_{part}_heartbeat", {}, values, {}, when)
         for part in ("scheduler", "triggerer")

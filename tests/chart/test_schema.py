@@ -186,6 +186,8 @@ VARIANTS = {
         ("postgres", "existingSecret"): "",
         ("networkPolicies", "enabled"): True,
         ("airflow", "networkPolicies", "enabled"): True,
+        ("airflow", "statsd", "enabled"): True,
+        **{("metrics", key, "enabled"): True for key in OWN["metrics"]},
     },
     "elsewhere": {
         ("wandb", "enabled"): True,

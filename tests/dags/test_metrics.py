@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ml_pipelines.operator import Stats
 from tests.dags.cluster import Cluster, ended, until
-from tests.dags.conftest import AIRFLOW_2
-from tests.helpers.statsd import names
+from tests.dags.conftest import AIRFLOW_2, RUN_ID, START
+from tests.helpers import statsd
+from tests.helpers.statsd import TASKS
+
+MAJOR = 2 if AIRFLOW_2 else 3
 
 
 @pytest.fixture
@@ -30,11 +35,17 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
             logger = SafeStatsdLogger(client, influxdb_tags_enabled=True)
             monkeypatch.setattr(Stats, "instance", logger)
         else:
-            from airflow.sdk._shared.observability.metrics import stats
+            # The parts of Airflow have a module of their own, and so have tasks.
+            from airflow._shared.observability.metrics import stats as of_parts
+            from airflow.sdk._shared.observability.metrics import stats as of_tasks
             from airflow.sdk._shared.observability.metrics.statsd_logger import SafeStatsdLogger
 
-            logger = SafeStatsdLogger(client, influxdb_tags_enabled=True)
-            monkeypatch.setattr(stats, "_backend", logger)
+            logger = SafeStatsdLogger(
+                client, influxdb_tags_enabled=True, statsd_influxdb_enabled=True
+            )
+            for stats in (of_parts, of_tasks):
+                monkeypatch.setattr(stats, "_backend", logger)
+                monkeypatch.setattr(stats, "_export_legacy_names", False)
 
         def sent() -> list[str]:
             found = []
@@ -89,6 +100,48 @@ def test_a_failed_step_sends_none(clock, make_task, run_task, lines) -> None:
     assert lines() == []
 
 
+def test_airflow_sends_the_lines_that_the_exporter_is_tested_with(lines, monkeypatch) -> None:
+    from airflow.dag_processing import manager
+    from airflow.executors.base_executor import BaseExecutor
+    from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
+    from airflow.models.dagrun import DagRun
+    from airflow.models.pool import Pool
+
+    of_a_pool = dict.fromkeys(("open", "queued", "running", "deferred", "scheduled"), 1)
+    monkeypatch.setattr(Pool, "slots_stats", lambda **_: {"default_pool": of_a_pool})
+    files = [SimpleNamespace(num_dags=4, import_errors=1)]
+    executor = type("KubernetesExecutor", (BaseExecutor,), {"sync": lambda _: None})
+    if AIRFLOW_2:
+        executor(parallelism=8).heartbeat()
+        parsing = SimpleNamespace(_parsing_start_time=0, _file_stats=dict(enumerate(files)))
+        manager.DagFileProcessorManager.emit_metrics(parsing)
+    else:
+        one = object.__new__(executor)
+        one.team_name = None
+        one._emit_metrics(6, 2, 1)
+        manager.emit_metrics(parse_time=3.25, dag_file_stats=files)
+    SchedulerJobRunner.heartbeat_callback(None, session=object())
+    SchedulerJobRunner._emit_pool_metrics(SimpleNamespace(_multi_team=False), session=object())
+    for dag_id, _, state, _ in TASKS:
+        run = DagRun(dag_id=dag_id, run_id=RUN_ID, run_type="manual", start_date=START)
+        run.state, run.end_date = state, START + timedelta(seconds=90)
+        run._emit_duration_stats_for_finished_state()
+
+    def plain(found: list[str]) -> set[str]:
+        return {line.rpartition(":")[0] for line in found}
+
+    told, known = plain(lines()), plain(statsd.lines(MAJOR))
+    name = [line.removeprefix("airflow.").partition(",")[0] for line in told]
+    needed = {one for one, which in zip(told, name, strict=True) if which in statsd.names(MAJOR)}
+    assert needed <= known
+    assert {line.removeprefix("airflow.").partition(",")[0] for line in needed} == {
+        *("executor.open_slots", "executor.queued_tasks", "executor.running_tasks"),
+        *("dag_processing.import_errors", "dag_processing.total_parse_time", "dagbag_size"),
+        *("scheduler_heartbeat", "pool.open_slots", "pool.running_slots"),
+        *("dagrun.duration.success", "dagrun.duration.failed"),
+    }
+
+
 def test_names_that_queries_need_are_airflows_own() -> None:
     import airflow
 
@@ -101,5 +154,5 @@ def test_names_that_queries_need_are_airflows_own() -> None:
         "dagrun.duration.success": "dagrun.duration.{self.state}",
         "dagrun.duration.failed": "dagrun.duration.{self.state}",
     }
-    missing = {name for name in names(2 if AIRFLOW_2 else 3) if made.get(name, name) not in text}
+    missing = {name for name in statsd.names(MAJOR) if made.get(name, name) not in text}
     assert missing == set()

@@ -1,6 +1,7 @@
 """Backup and restore with a played namespace: what is kept, what is refused, and in which order.
 
-The scripts for MLflow's files run here; those for Postgres in tests/images/test_postgres.py.
+The scripts for MLflow's files run here, those for Postgres in tests/images/test_postgres.py; all of
+it runs in tests/long/test_loss.py.
 """
 
 import copy

@@ -19,6 +19,8 @@ spec:
   timeZone: Etc/UTC
   # Two at once would remove the same things.
   concurrencyPolicy: Forbid
+  # Without one, more than a hundred that were missed would be the end of it.
+  startingDeadlineSeconds: 3600
   successfulJobsHistoryLimit: 1
   failedJobsHistoryLimit: 1
   jobTemplate:
