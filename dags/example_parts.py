@@ -76,6 +76,15 @@ def gate_rules() -> dict[str, str]:
     return {"GATE": json.dumps(rules)}
 
 
+def image_digest_of(task_id: str) -> str:
+    """Template for the digest of the image that a task (mapped: its first pod) ran, or ''."""
+    return (
+        f"{{% set result = ti.xcom_pull(task_ids='{task_id}') %}}"
+        "{% set one = result if result is mapping else (result or [{}])|first %}"
+        "{{ one.get('image_digest', '') }}"
+    )
+
+
 def approval(version: str) -> Any:
     """The task `approve_model`, which waits for a person; who rejects skips what follows."""
     try:

@@ -36,13 +36,13 @@ from example_parts import (
     DATA_SOURCE,
     EMPTY_RUN_DIRECTORY,
     WITH_PARAMETERS,
+    image_digest_of,
     model_alias,
     model_dataset,
     model_name,
     which_data,
 )
 from ml_pipelines import PodOperator
-from ml_pipelines.lineage import image_digest_of
 from ml_pipelines.settings import load
 
 try:

@@ -39,6 +39,7 @@ from example_parts import (
     WITH_PARAMETERS,
     approval,
     gate_rules,
+    image_digest_of,
     model_alias,
     model_dataset,
     model_name,
@@ -46,7 +47,6 @@ from example_parts import (
     which_data,
 )
 from ml_pipelines import PodOperator
-from ml_pipelines.lineage import image_digest_of
 
 try:
     from airflow.sdk import Param, chain

@@ -1,17 +1,24 @@
-"""Where a result comes from: the commit of the DAGs, and the image that a task really ran."""
+"""What a task has left, and where it comes from: the commit of the DAGs, the image that ran."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from kubernetes.client import models as k8s
 
 # The folder of the DAGs, resolved at import: git-sync may move its link on to another commit.
 DIRECTORY = Path(__file__).resolve().parents[1]
 GIT_SECONDS = 5
+MESSAGE_BYTES = 4096  # where the kubelet cuts a termination message off
+# A gauge for each number in a task's result, with the labels dag_id, task_id and figure.
+FIGURES = "ml_pipelines.result"
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -38,23 +45,42 @@ def dags_commit(directory: Path = DIRECTORY) -> str:
     return f"{found[1]}{'-dirty' if changed else ''}" if found else ""
 
 
-def image_of(pod: k8s.V1Pod, container: str) -> dict[str, str]:
-    """`image`, which the pod asked for, and `image_digest` of the one that its node ran.
+def result_of(pod: k8s.V1Pod, container: str, warn: Any) -> Any:
+    """The container's termination message, read as JSON; None if it or its pod has failed.
 
-    The digest is the registry's if the node has pulled the image from one, else that of the image's
-    configuration; without one it is left out.
+    An object gets `image`, which the pod asked for, and `image_digest` of the one that ran. That is
+    the registry's if the node has pulled it from one, else that of its configuration; without one
+    it is left out. What is no JSON is told to `warn`. Raises ValueError for what was cut off.
     """
-    found = {one.name: {"image": one.image} for one in pod.spec.containers}.get(container, {})
-    for status in pod.status.container_statuses or []:
-        if status.name == container and (digest := _DIGEST.search(status.image_id or "")):
-            found["image_digest"] = digest[0]
-    return found
+    status = {one.name: one for one in pod.status.container_statuses or []}.get(container)
+    ended = status.state.terminated if status else None
+    if ended is None or ended.exit_code != 0 or pod.status.phase == "Failed":
+        return None
+    said = ended.message or "null"
+    try:
+        result = json.loads(said)
+    except json.JSONDecodeError as error:
+        if len(said.encode()) >= MESSAGE_BYTES:
+            raise ValueError(
+                f"the result in /dev/termination-log is longer than the {MESSAGE_BYTES} bytes "
+                "that Kubernetes takes: leave it in a file, or set do_xcom_push=True"
+            ) from error
+        warn("Not a result: the termination message %r", said)
+        result = {}
+    if result is None or isinstance(result, dict):
+        (image,) = (one.image for one in pod.spec.containers if one.name == container)
+        result = (result or {}) | {"image": image}
+        if digest := _DIGEST.search(status.image_id or ""):
+            result["image_digest"] = digest[0]
+    return result
 
 
-def image_digest_of(task_id: str) -> str:
-    """Template for the digest of the image that a task (mapped: its first pod) ran, or ''."""
-    return (
-        f"{{% set result = ti.xcom_pull(task_ids='{task_id}') %}}"
-        "{% set one = result if result is mapping else (result or [{}])|first %}"
-        "{{ one.get('image_digest', '') }}"
-    )
+def figures(result: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a result by their keys; one of an object in it is called outer.inner."""
+    if isinstance(result, dict):
+        for key, value in result.items():
+            if re.fullmatch(r"[\w-]+", str(key), re.ASCII):
+                yield from figures(value, f"{name}.{key}" if name else str(key))
+    # No bool, no NaN, and none that is too large for a float.
+    elif name and type(result) in (int, float) and abs(result) <= sys.float_info.max:
+        yield name, float(result)

@@ -17,12 +17,10 @@ For cncf-kubernetes 8.3.3 (Airflow 2.9.3) to 10.25.0 (Airflow 3.3.2).
 
 from __future__ import annotations
 
-import json
 import random
-import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cached_property
@@ -36,7 +34,7 @@ from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
 
 from ml_pipelines import failures, settings
-from ml_pipelines.lineage import dags_commit, image_of
+from ml_pipelines.lineage import FIGURES, dags_commit, figures, result_of
 from ml_pipelines.pod_manager import POLL_SECONDS, REQUEST_ERRORS, XCOM_SIDECAR, PatientPodManager
 
 try:
@@ -69,15 +67,10 @@ HOUSE: dict[str, Any] = {
 }
 # Annotation of the pods of one life of a task: when it is cleared, the files of before are gone.
 GENERATION = "ml-pipelines/generation"
-# Airflow deletes the pod at the execution timeout; a little later it ends with nobody watching.
-DEADLINE_MARGIN_SECONDS = 60
 QUOTA_RETRY_SECONDS = 1  # while a ResourceQuota is used up
 # A worker waits for room so long, then nobody: some leave early, and the others get their room.
 QUOTA_WORKER_SECONDS = (5, 20)
 QUOTA_AWAY_SECONDS = (20, 60)
-MESSAGE_BYTES = 4096  # where the kubelet cuts a termination message off
-# A gauge for each number in a task's result, with the labels dag_id, task_id and figure.
-FIGURES = "ml_pipelines.result"
 
 
 class PodOperator(KubernetesPodOperator):
@@ -88,6 +81,8 @@ class PodOperator(KubernetesPodOperator):
     a person provides (an image that cannot be pulled, a Secret that is missing).
     Raises SettingsError for a preset that does not exist.
     """
+
+    deadline_margin_seconds = 60  # after the execution timeout, at which a worker deletes the pod
 
     def __init__(
         self,
@@ -104,9 +99,14 @@ class PodOperator(KubernetesPodOperator):
         self.presets = tuple(presets)
         self.stuck_timeout_seconds = stuck_timeout_seconds or below["stuck_timeout_seconds"]
         self.xcom_sidecar = wanted is True
-        self.on_failure_callback = _and_ours(self.on_failure_callback)
         self._context, self._handled, self._resumed = None, None, False
         self._refused = 0.0  # when a quota has refused the pod of this try for the first time
+        if (values := settings.load()).get("launch") == "triggerer":
+            from one_pod import launch  # a package of images/airflow3
+
+            if launch.by_triggerer(self, values):
+                return
+        self.on_failure_callback = _and_ours(self.on_failure_callback)
 
     @classmethod
     def partial(cls, *, task_id: str, **kwargs: Any) -> Any:
@@ -152,7 +152,7 @@ class PodOperator(KubernetesPodOperator):
         base: dict[str, Any] = {"name": self.base_container_name}
         house: dict[str, Any] = {"spec": {"containers": [base]}}
         if self.execution_timeout is not None:
-            seconds = int(self.execution_timeout.total_seconds()) + DEADLINE_MARGIN_SECONDS
+            seconds = int(self.execution_timeout.total_seconds()) + self.deadline_margin_seconds
             house["spec"]["activeDeadlineSeconds"] = seconds
         if context:
             # What a model or a prediction file should carry about the run that made it.
@@ -310,7 +310,7 @@ class PodOperator(KubernetesPodOperator):
         result = super().extract_xcom(pod, **kwargs) if self.xcom_sidecar else self._message()
         if result is not None:
             self._context["ti"].xcom_push(key="return_value", value=result)
-            for figure, value in _figures(result):
+            for figure, value in figures(result):
                 tags = {"dag_id": self.dag_id, "task_id": self.task_id, "figure": figure}
                 Stats.gauge(FIGURES, value, tags=tags)
         return result
@@ -319,24 +319,10 @@ class PodOperator(KubernetesPodOperator):
         name, pod = self.base_container_name, self.pod_manager.read_pod(self.pod)
         if not self._resumed:  # the triggerer has waited, perhaps for a pod that never started
             pod = self.pod_manager.await_pod_completion(pod, self.is_istio_enabled(pod), name)
-        states = {one.name: one.state for one in pod.status.container_statuses or []}
-        ended = states[name].terminated if name in states else None
-        if ended is None or ended.exit_code != 0 or pod.status.phase == PodPhase.FAILED:
-            return None
-        said = ended.message or "null"
         try:
-            result = json.loads(said)
-        except json.JSONDecodeError as error:
-            if len(said.encode()) >= MESSAGE_BYTES:
-                raise AirflowFailException(
-                    f"the result in /dev/termination-log is longer than the {MESSAGE_BYTES} bytes "
-                    "that Kubernetes takes: leave it in a file, or set do_xcom_push=True"
-                ) from error
-            self.log.warning("Not a result: the termination message %r", said)
-            result = {}
-        if result is None or isinstance(result, dict):
-            return (result or {}) | image_of(pod, name)
-        return result
+            return result_of(pod, name, self.log.warning)
+        except ValueError as error:
+            raise AirflowFailException(str(error)) from error
 
     def cleanup(self, pod: k8s.V1Pod, remote_pod: k8s.V1Pod, *args: Any, **kwargs: Any) -> None:
         """Delete or keep the pod, tell a failed one. Raises AirflowException if it has failed."""
@@ -391,17 +377,6 @@ class PodOperator(KubernetesPodOperator):
         if self.pod is not None and getattr(self, "on_kill_action", "") != "keep_pod":
             with suppress(*REQUEST_ERRORS):
                 self.pod_manager.delete_and_wait(self.pod, self.termination_grace_period)
-
-
-def _figures(result: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Yield the numbers of a result by their keys; one of an object in it is called outer.inner."""
-    if isinstance(result, dict):
-        for key, value in result.items():
-            if re.fullmatch(r"[\w-]+", str(key), re.ASCII):
-                yield from _figures(value, f"{name}.{key}" if name else str(key))
-    # No bool, no NaN, and none that is too large for a float.
-    elif name and type(result) in (int, float) and abs(result) <= sys.float_info.max:
-        yield name, float(result)
 
 
 def delete_unwatched_pod(context: Any) -> None:

@@ -15,7 +15,7 @@ from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from ml_pipelines.failures import exceeds_quota, explain_refusal
+from .failures import exceeds_quota, explain_refusal
 
 XCOM_SIDECAR = PodDefaults.SIDECAR_CONTAINER_NAME
 REQUEST_ERRORS = (ApiException, HTTPError)

@@ -452,7 +452,8 @@ class Airflow:
 
     def _activity(self, dag_id: str, run_id: str, tasks: list[Task]) -> str:
         words = []
-        running = [task for task in tasks if task.state == "running"]
+        # One that the triggerer runs, or waits for, is deferred.
+        running = [task for task in tasks if task.state in {"running", "deferred"}]
         for task in running[:LOGS]:
             try:
                 lines = container_lines(self.log_end(dag_id, run_id, task))

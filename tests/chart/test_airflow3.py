@@ -210,6 +210,16 @@ MIXED = {
         {"extraEnv": "- {name: A, value: b}"},
         "not as there: airflow.extraEnv",
     ),
+    "tasks for a triggerer, with an image that cannot": (
+        LOCAL,
+        {},
+        "pipelines.launch: triggerer needs the image of images/airflow3",
+    ),
+    "tasks for a triggerer that is not there": (
+        LOCAL,
+        {"defaultAirflowRepository": "registry.test/airflow3", "triggerer": {"enabled": False}},
+        "pipelines.launch: triggerer, but airflow.triggerer.enabled is false",
+    ),
     "logs in a bucket, without the provider": (
         LOCAL,
         {
@@ -224,8 +234,9 @@ MIXED = {
 @pytest.mark.parametrize("case", MIXED)
 def test_mixed_up_versions_are_refused(case):
     environment, values, message = MIXED[case]
+    pipelines = {"launch": "triggerer" if "triggerer" in case else "worker"}
     with pytest.raises(HelmError) as error:
-        render({"airflow": values}, environment=environment)
+        render({"airflow": values, "pipelines": pipelines}, environment=environment)
     assert message in str(error.value)
     assert str(error.value).count("\n- ") == 1, "one fault, one message"
 

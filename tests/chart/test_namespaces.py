@@ -146,6 +146,21 @@ def test_what_an_account_may_not_do(manifests, account, namespace):
     assert [wish for wish in [*NOBODY, *MAY_NOT[account]] if wish in granted] == []
 
 
+def test_a_triggerer_that_runs_tasks_may_do_what_it_does():
+    launch = {"pipelines": {"launch": "triggerer", "maxPods": 7}}
+    image = {"airflow": {"defaultAirflowRepository": "registry.test/airflow3"}}
+    manifests = render(NAMESPACES, launch, image, environment="local airflow3")
+    settings = manifests.settings()
+    assert (settings["launch"], settings["maxPods"]) == ("triggerer", 7)
+    for namespace in ("ml-pipelines", "default", "team-b"):
+        found = rights(manifests, namespace)[TRIGGERER]
+        assert found == {
+            "pods": {"create", "delete", "get", "list", "patch", "watch"},
+            "pods/log": {"get"},
+            "events": {"list"},
+        }
+
+
 def test_the_official_cleanup_may_list_and_delete():
     manifests = render(NAMESPACES, {"airflow": {"cleanup": {"enabled": True}}})
     cleanup = rights(manifests, "ml-pipelines")["ml-pipelines-airflow-cleanup"]

@@ -211,6 +211,10 @@ REFUSED = {
         {"airflow": {"dagProcessor": {"extraVolumeMounts": []}}},
         "airflow.dagProcessor.extraVolumes",
     ),
+    "a triggerer of Airflow 2 that runs tasks": (
+        {"pipelines": {"launch": "triggerer"}},
+        "pipelines.launch: triggerer needs Airflow 3.3 and airflow.airflowVersion is 2.9.3; set",
+    ),
     "no registry": ({"mlflow": {"enabled": False}}, "no model registry"),
 }
 

@@ -44,14 +44,21 @@ print(version("apache-airflow"), version("apache-airflow-providers-cncf-kubernet
     assert last == f"{' '.join(VERSIONS[name])} /usr/local/airflow", ended.stdout
 
 
+def test_airflow_3_has_what_runs_tasks_from_the_triggerer(images: dict[str, Image]):
+    script = "import one_pod.trigger; print(one_pod.trigger.PodTrigger.__name__)"
+    ended = run(images["airflow3"], Command(arguments=["python", "-c", script]))
+    assert ended.stdout.strip().splitlines()[-1] == "PodTrigger", ended.stderr
+
+
 def test_every_module_is_compiled_and_its_source_is_not_looked_at(airflow: Image):
-    packages = airflow.file("/usr/local/airflow/lib/python3.11/site-packages")
-    compiled = list(packages.rglob("*.cpython-311.pyc"))
+    packages = "usr/local/airflow/lib/python3.11/site-packages"
+    files = [path for layer in airflow.layers for path in (layer / packages).rglob("*.py*")]
+    compiled = [path for path in files if path.name.endswith(".cpython-311.pyc")]
+    # Templates are no Python.
     sources = {
         path
-        for path in packages.rglob("*.py")
-        # Templates that are no Python.
-        if "{{" not in path.read_text(errors="replace")
+        for path in files
+        if path.suffix == ".py" and "{{" not in path.read_text(errors="replace")
     }
     lacking = sources - {path.parent.parent / f"{path.name.split('.')[0]}.py" for path in compiled}
     assert len(compiled) > 5000

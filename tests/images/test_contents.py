@@ -22,6 +22,7 @@ from tools.in_image.container import Image
 USERS = {
     "airflow": "50000:0",
     "airflow3": "50000:0",
+    "airflow3-environment": "50000:0",
     "classic-example": "10001:10001",
     "classic-example-environment": "10001:10001",
     "git-sync": "65533:0",
@@ -226,7 +227,8 @@ def test_images_share_the_layers_that_are_the_same(entries, images: dict[str, Im
     # The base, what each stage of the Containerfile adds, nothing else.
     assert {name: len(images[name].layout.layers()) for name in FROM_DEBIAN} == {
         "airflow": 2,
-        "airflow3": 2,
+        "airflow3": 3,
+        "airflow3-environment": 2,
         "classic-example": 3,
         "classic-example-environment": 2,
         "git-sync": 2,

@@ -10,11 +10,18 @@ import pytest
 
 from mlctl.base.paths import ROOT
 
-PACKAGES = ["dags/ml_pipelines", "mlctl", "tools", "workload/classic_example"]
+PACKAGES = [
+    "dags/ml_pipelines",
+    "images/airflow3/one_pod",
+    "mlctl",
+    "tools",
+    "workload/classic_example",
+]
 
 
 def lint(tree: Path) -> tuple[int, str]:
-    path = os.pathsep.join(str(tree / place) for place in (".", "dags", "workload"))
+    places = (".", "dags", "images/airflow3", "workload")
+    path = os.pathsep.join(str(tree / place) for place in places)
     result = subprocess.run(
         [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
         cwd=tree,
@@ -39,6 +46,7 @@ def test_imports_keep_to_the_floors() -> None:
         ("mlctl/base/cache.py", "import rich", "mlctl.base.cache -> rich"),
         ("mlctl/stack.py", "import tools.lock", "mlctl.stack -> tools.lock"),
         ("workload/classic_example/files.py", "import ml_pipelines", "ml_pipelines"),
+        ("images/airflow3/one_pod/log.py", "import ml_pipelines", "one_pod.log -> ml_pipelines"),
     ],
 )
 def test_an_import_that_runs_upwards_is_refused(

@@ -165,6 +165,15 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- if eq $v.pipelines.launch "triggerer" -}}
+{{- if semverCompare "<3.3.0-0" (toString $a.airflowVersion) -}}
+{{- $problems = append $problems (printf "pipelines.launch: triggerer needs Airflow 3.3 and airflow.airflowVersion is %s; set worker, or take values/airflow3.yaml" $a.airflowVersion) -}}
+{{- else if eq $a.defaultAirflowRepository "apache/airflow" -}}
+{{- $problems = append $problems "pipelines.launch: triggerer needs the image of images/airflow3, or one with its package one_pod, and airflow.defaultAirflowRepository is apache/airflow; name that image, or set worker" -}}
+{{- else if not $a.triggerer.enabled -}}
+{{- $problems = append $problems "pipelines.launch: triggerer, but airflow.triggerer.enabled is false and no task would start; set one of them otherwise" -}}
+{{- end -}}
+{{- end -}}
 {{- if has .Release.Namespace $v.pipelines.namespaces -}}
 {{- $problems = append $problems (printf "pipelines.namespaces: tasks may always run in %s, the release's own; name other ones only" .Release.Namespace) -}}
 {{- end -}}

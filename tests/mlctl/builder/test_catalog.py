@@ -27,6 +27,7 @@ def test_there_are_the_images_that_the_chart_names():
     assert set(recipes()) == {
         "airflow",
         "airflow3",
+        "airflow3-environment",
         "classic-example",
         "classic-example-environment",
         "git-sync",
@@ -45,7 +46,7 @@ def test_every_containerfile_stands_on_its_own_and_copies_files_that_exist():
 def test_airflows_label_is_the_version_in_the_lock(name: str):
     lock = (ROOT / "requirements" / f"{name}.txt").read_text()
     (locked,) = re.findall(r"^apache-airflow(?:\[[^]]*\])?==(\S+)", lock, re.MULTILINE)
-    assert recipes()[name].containerfile.version() == locked
+    assert recipes()[name].version() == locked
 
 
 def test_files_are_what_is_copied_without_caches(recipe: Recipe):

@@ -111,6 +111,12 @@ def _ml_pipelines():
         f"{provider}.utils.xcom_sidecar": mend_sidecar,
     }
 
+    # What of Airflow 3 is changed for tasks that its triggerer runs, by a package of its image.
+    with suppress(ImportError):
+        from one_pod.changes import MENDS
+
+        mends.update(MENDS)
+
     class Mending:
         @staticmethod
         def find_spec(name, path=None, target=None):

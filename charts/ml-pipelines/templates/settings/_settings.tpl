@@ -40,6 +40,8 @@ in it: for every task, and for presets and single tasks, arguments of the operat
       "data" .Values.pipelines.data
       "inference" .Values.pipelines.inference
       "inferenceOnNewModel" .Values.pipelines.inferenceOnNewModel
+      "launch" .Values.pipelines.launch
+      "maxPods" .Values.pipelines.maxPods
       "model" .Values.pipelines.model
       "triggerer" .Values.airflow.triggerer.enabled
     | toPrettyJson -}}

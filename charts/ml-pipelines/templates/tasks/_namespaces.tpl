@@ -37,9 +37,22 @@ namespace, tasks in each. Call with (list . namespace).
 - name: {{ $name }}-pod-watcher
   account: {{ include "triggerer.serviceAccountName" $airflow }}
   rules:
+    {{- if eq $root.Values.pipelines.launch "triggerer" }}
+    # It starts and follows the pods of tasks itself.
+    - apiGroups: [""]
+      resources: [pods]
+      verbs: [create, delete, get, list, patch, watch]
+    - apiGroups: [""]
+      resources: [pods/log]
+      verbs: [get]
+    - apiGroups: [""]
+      resources: [events]
+      verbs: [list]
+    {{- else }}
     - apiGroups: [""]
       resources: [pods]
       verbs: [get]
+    {{- end }}
 {{- end }}
 {{- if or $processor (not $here) }}
 # The DAG processor deletes the pod of a worker that has died in its last try. It runs beside the
