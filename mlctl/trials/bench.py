@@ -3,8 +3,9 @@
 It needs a release on the embedded cluster (`make up`), and nobody else on the machine.
 
 The unit is a bare pod of a chain of five (see bare_chains.py); the tasks are a chain of five that
-do nothing, in a DAG of its own. Both take turns, so that a machine which gets slower slows both.
-The figures go to build/bench.json.
+do nothing, in a DAG of its own. All take turns, so that a machine which gets slower slows all.
+Where Airflow 3's triggerer runs tasks (`pipelines.launch: triggerer`), so do the same chains with
+workers. The figures go to build/bench.json.
 """
 
 import json
@@ -12,6 +13,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from mlctl.clients.airflow import Airflow
 from mlctl.cluster.provider import breakable
 from mlctl.stack import Stack
 from mlctl.trials import bare_chains
-from mlctl.trials.own_dag import OwnDag, published
+from mlctl.trials.own_dag import OwnDag, published, remove
 
 REPORT = BUILD / "bench.json"
 TURNS = {1: 3, 5: 2, 20: 1}
@@ -32,6 +34,10 @@ TURNS = {1: 3, 5: 2, 20: 1}
 RUN_SECONDS = 1800
 COMMITS = 5
 DAG_ID = "bench_dag"
+WITH_WORKERS = "bench_workers_dag"
+"""The same with a limit of its own, which only tasks with workers keep to."""
+MOMENTS = ("queued_when", "start_date", "end_date")
+"""Of a task; one that the triggerer runs is not queued."""
 TASKS = [f"step_{number}" for number in range(1, 6)]
 FIRST = "commit 0"
 DAG = f'''"""Five tasks that do nothing, one after the other."""
@@ -39,19 +45,24 @@ DAG = f'''"""Five tasks that do nothing, one after the other."""
 from datetime import UTC, datetime
 
 from airflow import DAG
-from airflow.models.baseoperator import chain
 from ml_pipelines import PodOperator
 
-with DAG(
-    dag_id="{DAG_ID}",
-    description="{FIRST}",
-    schedule=None,
-    start_date=datetime(2021, 1, 1, tzinfo=UTC),
-    catchup=False,
-    max_active_runs={max(TURNS)},
-    max_active_tasks={max(TURNS)},
-) as dag:
-    chain(*(PodOperator(task_id=name, cmds=["true"]) for name in {TASKS}))
+try:
+    from airflow.sdk import chain
+except ImportError:  # Airflow 2
+    from airflow.models.baseoperator import chain
+
+for dag_id, limits in (("{DAG_ID}", {{}}), ("{WITH_WORKERS}", {{"max_active_tasks": 8}})):
+    with DAG(
+        dag_id=dag_id,
+        description="{FIRST}",
+        schedule=None,
+        start_date=datetime(2021, 1, 1, tzinfo=UTC),
+        catchup=False,
+        max_active_runs={max(TURNS)},
+        **limits,
+    ):
+        chain(*(PodOperator(task_id=name, cmds=["true"]) for name in {TASKS}))
 '''
 
 
@@ -92,27 +103,26 @@ def bare(stack: Stack, chains: int) -> dict[str, Any]:
     )
 
 
-def tasks(airflow: Airflow, chains: int, phase: Phase) -> dict[str, Any]:
-    """Run chains of tasks at once.
+def tasks(airflow: Airflow, dag_id: str, chains: int, phase: Phase) -> dict[str, Any]:
+    """Run chains of tasks of a DAG at once.
 
     Returns the `makespan`, from the trigger to the last end, and of each task the seconds it waited
-    for its worker (`queued`) and those from there to its end (`work`). Raises UserError when a run
+    to be started (`queued`) and those from there to its end (`work`). Raises UserError when a run
     fails.
     """
     began = datetime.now(UTC)
-    run_ids = [airflow.trigger(DAG_ID) for _ in range(chains)]
+    run_ids = [airflow.trigger(dag_id) for _ in range(chains)]
     for run_id in run_ids:
-        run = airflow.wait_for_run(DAG_ID, run_id, timeout=RUN_SECONDS, note=phase.note)
+        run = airflow.wait_for_run(dag_id, run_id, timeout=RUN_SECONDS, note=phase.note)
         if run["state"] != "success":
-            raise UserError(f"{DAG_ID} {run_id} ended as {run['state']}; see its logs in the page")
+            raise UserError(f"{dag_id} {run_id} ended as {run['state']}; see its logs in the page")
     done = [
         task
         for run_id in run_ids
-        for task in airflow.get(f"dags/{DAG_ID}/dagRuns/{run_id}/taskInstances")["task_instances"]
+        for task in airflow.get(f"dags/{dag_id}/dagRuns/{run_id}/taskInstances")["task_instances"]
     ]
     times = [
-        [datetime.fromisoformat(one[key]) for key in ("queued_when", "start_date", "end_date")]
-        for one in done
+        [datetime.fromisoformat(one[key] or one["start_date"]) for key in MOMENTS] for one in done
     ]
     return {
         "makespan": (max(end for _, _, end in times) - began).total_seconds(),
@@ -167,21 +177,28 @@ def main(stack: Stack) -> None:
     breakable(stack.cluster)  # Before anything is measured.
     phases = Phases()
     measured: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    with_workers: list[float] = []
     at_rest = idle(stack)
-    with (
-        stack.airflow() as airflow,
-        published(stack, airflow, DAG_ID, DAG, FIRST, phases) as dag,
-    ):
+    with ExitStack() as at_end:
+        airflow = at_end.enter_context(stack.airflow())
+        at_end.callback(remove, stack, airflow, WITH_WORKERS)
+        dag = at_end.enter_context(published(stack, airflow, DAG_ID, DAG, FIRST, phases))
         installed = f"airflow{airflow.version.partition('.')[0]}"
-        airflow.unpause(DAG_ID)
+        one_pod = stack.settings["launch"] == "triggerer"
+        for dag_id in [DAG_ID, WITH_WORKERS]:
+            airflow.unpause(dag_id)
         for chains, turns in TURNS.items():
             with phases.phase(f"{chains} at once: chains of {len(TASKS)}") as phase:
                 for turn in range(1, turns + 1):
                     phase.note(f"turn {turn} of {turns}: bare pods")
-                    pair = bare(stack, chains), tasks(airflow, chains, phase)
+                    pair = bare(stack, chains), tasks(airflow, DAG_ID, chains, phase)
                     measured.setdefault(chains, []).append(pair)
                     pods, work = (one["makespan"] for one in pair)
                     phase.say(f"turn {turn} of {turns}: pods {pods:.1f} s, tasks {work:.1f} s")
+                    if one_pod and chains == 1:
+                        took = tasks(airflow, WITH_WORKERS, chains, phase)["makespan"]
+                        with_workers.append(took / len(TASKS))
+                        phase.say(f"turn {turn} of {turns}: with workers {took:.1f} s")
         with phases.phase(f"{COMMITS} commits") as phase:
             shown = commits(airflow, dag, phase)
     alone = measured[1]
@@ -190,7 +207,9 @@ def main(stack: Stack) -> None:
     at_once = {count: turns for count, turns in measured.items() if count > 1}
     report: dict[str, Any] = {
         "bare_pod_s": pod,
-        "task_s": {installed: task},
+        "task_s": {"one_pod": task, installed: middle(with_workers)}
+        if one_pod
+        else {installed: task},
         "queued_s": middle([one for _, run in alone for one in run["queued"]]),
         "work_s": middle([one for _, run in alone for one in run["work"]]),
         "trigger_to_task_s": middle([run["first"] for _, run in alone]),

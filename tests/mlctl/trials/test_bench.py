@@ -50,12 +50,12 @@ def test_a_chain_of_tasks_lasts_from_its_trigger_to_its_last_end() -> None:
         get=lambda path: {"task_instances": entries},
     )
     phase: Any = SimpleNamespace(note=print)
-    found = bench.tasks(airflow, 1, phase)
+    found = bench.tasks(airflow, bench.DAG_ID, 1, phase)
     assert (found["queued"], found["work"]) == ([2.0, 1.0], [3.0, 4.0])
     assert found["makespan"] - found["first"] == pytest.approx(9)
     airflow.wait_for_run = lambda dag_id, run_id, **more: {"state": "failed"}
     with pytest.raises(UserError, match="bench_dag run ended as failed"):
-        bench.tasks(airflow, 1, phase)
+        bench.tasks(airflow, bench.DAG_ID, 1, phase)
 
 
 def test_what_is_used_at_rest_is_told_by_component() -> None:
