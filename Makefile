@@ -103,6 +103,7 @@ test-long: ## A soak and every fault on the cluster of `make up`; what is lost; 
 	@$(MLCTL) test-trainings
 	@$(MLCTL) test-loss
 	@$(MLCTL) test e2e --airflow 3 --k 'test_ui or test_inference'
+	@$(MLCTL) test e2e --airflow 3 --values tests/e2e/one_pod.yaml --k 'test_one_pod or test_inference'
 	@$(MLCTL) mutation
 test-wandb: ## Upload and load a small model at the real W&B service (needs WANDB_API_KEY)
 	@$(MLCTL) test-wandb
