@@ -240,7 +240,7 @@ def test_a_pod_runs_and_its_result_is_the_tasks(make, play, lines) -> None:
         await server.until(lambda: server.deleted == [name])
 
     play(scene)
-    (line,) = [one for one in lines if one["event"] == "epoch 1"]
+    (line,) = [one for one in lines if one["event"] == "[base] epoch 1"]
     assert line["timestamp"] == "2026-11-27T10:00:00.5Z"
     assert text(lines).count("epoch") == 2
     assert text(lines).count("done") == 1

@@ -18,11 +18,11 @@ def shell(task_id: str, script: str, **more) -> PodOperator:
 
 with DAG("one_pod_dag", description="one_pod_dag", **ONCE):
     soon = {"retries": 1, "retry_delay": timedelta(seconds=1)}
+    shell("skipped", "exit 99", skip_on_exit_code=99)
     work = [
         shell("talks", TALK),
         shell("again", SECOND, **soon),
         shell("late", "sleep 600", execution_timeout=timedelta(seconds=10)),
-        shell("skipped", "exit 99", skip_on_exit_code=99),
         parts := shell("parts", """echo '[["a"], ["b"]]' > /dev/termination-log"""),
     ]
     each = PodOperator.partial(task_id="each", cmds=["echo"]).expand(arguments=parts.output)

@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 
 
 class Log:
-    """Follows the log from now on, each line with the time at which the container wrote it.
+    """Follows the log from now on, each line as a worker writes it, with the container's time.
 
     A restarted triggerer reads it from the start: Airflow's page shows lines of equal time and text
     once.
@@ -58,5 +58,5 @@ class Log:
             async for line in lines(response):
                 stamp, _, text = line.decode(errors="replace").partition(" ")
                 if (when := stamp.removesuffix("Z")) > since:
-                    log.info(text, timestamp=stamp)
+                    log.info(f"[{self.container}] {text}", timestamp=stamp)
                     self.last = when
