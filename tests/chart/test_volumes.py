@@ -60,7 +60,7 @@ def test_tasks_write_in_a_directory_that_the_kubelet_makes():
     pod = checks(rendered("production"))["ml-pipelines", "training-storage"]
     (container,) = pod["containers"]
     paths = {mount["mountPath"]: mount.get("subPath") for mount in container["volumeMounts"]}
-    assert paths == {"/volume": None, "/directory": "_check/run"}
+    assert paths == {"/volume": None, "/directory": "_check"}
     assert container["args"][1:] == ["/directory", "/volume"]
 
 
@@ -75,8 +75,8 @@ def test_logs_elsewhere_need_no_volume():
 
 
 def test_nothing_is_left_behind(tmp_path, capsys):
-    directory = tmp_path / "_check" / "run"
-    directory.mkdir(parents=True)
+    directory = tmp_path / "_check"
+    directory.mkdir()
     check_volume.main(directory, tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert "can write on the volume, whose root belongs to" in capsys.readouterr().out
@@ -87,8 +87,8 @@ def test_a_volume_that_takes_nothing_is_described(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", dir)
 
     monkeypatch.setattr(check_volume.tempfile, "NamedTemporaryFile", refuse)
-    directory = tmp_path / "_check" / "run"
-    directory.mkdir(mode=0o755, parents=True)
+    directory = tmp_path / "_check"
+    directory.mkdir(mode=0o755)
     tmp_path.chmod(0o755)
     with pytest.raises(SystemExit) as error:
         check_volume.main(directory, tmp_path)
@@ -96,3 +96,5 @@ def test_a_volume_that_takes_nothing_is_described(tmp_path, monkeypatch):
     assert text.startswith("ERROR: Permission denied: the volume's root belongs to ")
     assert text.count("with mode 0755") == 2
     assert "must be able to write" in text
+    # It has the mode of a root that is not mended yet: the next try must not find it.
+    assert not directory.exists()

@@ -59,8 +59,9 @@ spec:
         {{- if .subPath }}
         - name: volume
           mountPath: /directory
-          # Two, as the directory of a run has: what the first one hands on shows in the second.
-          subPath: _check/run
+          # One, not two: what the kubelet made below a root that nobody else could write to can
+          # then be removed by the try after that was mended, and the next one gets another.
+          subPath: _check
         {{- end }}
   volumes:
     - name: volume
