@@ -7,7 +7,7 @@ MLCTL := tools/python -m mlctl
         upgrade-airflow new-dag sync kubeconfig doctor lint chart images images-list images-save \
         images-load lock bench soak drill mutation package backup restore clean clean-cache \
         test-mlctl test-chart test-dags test-images test-workload test-cluster test-e2e test-long \
-        test-wandb
+        test-production test-wandb
 
 help: ## Show the targets and variables (this text)
 	@awk -f tools/help.awk $(MAKEFILE_LIST)
@@ -96,7 +96,7 @@ test-cluster: ## Tests of the cluster providers
 	@$(MLCTL) test cluster
 test-e2e: ## Install and run everything on a cluster of its own
 	@$(MLCTL) test e2e
-test-long: ## A soak and every fault on the cluster of `make up`; what is lost; Airflow 3; mutants
+test-long: ## A soak, faults, killed trainings, a lost cluster, upgrade, Airflow 3, production, mutants
 	@$(MLCTL) up
 	@$(MLCTL) soak --n 3
 	@$(MLCTL) drill
@@ -104,7 +104,10 @@ test-long: ## A soak and every fault on the cluster of `make up`; what is lost; 
 	@$(MLCTL) test-loss
 	@$(MLCTL) test e2e --airflow 3 --k 'test_ui or test_inference'
 	@$(MLCTL) test e2e --airflow 3 --values tests/e2e/one_pod.yaml --k 'test_one_pod or test_inference'
+	@$(MLCTL) test-production
 	@$(MLCTL) mutation
+test-production: ## values/production.yaml as its page fills it, from an empty cluster to the end
+	@$(MLCTL) test-production
 test-wandb: ## Upload and load a small model at the real W&B service (needs WANDB_API_KEY)
 	@$(MLCTL) test-wandb
 

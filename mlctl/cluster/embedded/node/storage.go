@@ -18,8 +18,12 @@ import (
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 )
 
-// provisionerName is what the cluster's StorageClass names as its provisioner.
+// provisionerName is what the cluster's StorageClasses name as their provisioner.
 const provisionerName = "ml-pipelines/directory"
+
+// likeNFS is the parameter, with any value, of a class whose volumes are as plain NFS gives them: the
+// root belongs to root with mode 0755, and the kubelet hands nothing to a pod's fsGroup.
+const likeNFS = "likeNFS"
 
 // directoryProvisioner answers a claim with a directory of the node, as kind's and k3s's
 // default storage class do. On a single node a directory serves every access mode.
@@ -35,11 +39,18 @@ func (p directoryProvisioner) Provision(_ context.Context, options controller.Pr
 		return nil, controller.ProvisioningFinished, errors.New("claim selectors are not supported")
 	}
 	path := filepath.Join(p.root, fmt.Sprintf("%s_%s_%s", options.PVName, claim.Namespace, claim.Name))
-	// A sticky world-writable directory, as kind's class makes it: images run as many users.
-	if err := os.MkdirAll(path, 0o777); err != nil {
+	// World-writable, as kind's class makes it: images run as many users. And `local`, not
+	// `hostPath`: the kubelet applies fsGroup to it.
+	mode := os.FileMode(0o777)
+	source := core.PersistentVolumeSource{Local: &core.LocalVolumeSource{Path: path}}
+	if _, plain := options.StorageClass.Parameters[likeNFS]; plain {
+		mode = 0o755
+		source = core.PersistentVolumeSource{HostPath: &core.HostPathVolumeSource{Path: path}}
+	}
+	if err := os.MkdirAll(path, mode); err != nil {
 		return nil, controller.ProvisioningFinished, err
 	}
-	if err := os.Chmod(path, 0o777); err != nil {
+	if err := os.Chmod(path, mode); err != nil {
 		return nil, controller.ProvisioningFinished, err
 	}
 	return &core.PersistentVolume{
@@ -49,8 +60,7 @@ func (p directoryProvisioner) Provision(_ context.Context, options controller.Pr
 			AccessModes:                   claim.Spec.AccessModes,
 			MountOptions:                  options.StorageClass.MountOptions,
 			Capacity:                      core.ResourceList{core.ResourceStorage: claim.Spec.Resources.Requests[core.ResourceStorage]},
-			// `local` and not `hostPath`: the kubelet applies fsGroup to it.
-			PersistentVolumeSource: core.PersistentVolumeSource{Local: &core.LocalVolumeSource{Path: path}},
+			PersistentVolumeSource:        source,
 			NodeAffinity: &core.VolumeNodeAffinity{Required: &core.NodeSelector{
 				NodeSelectorTerms: []core.NodeSelectorTerm{{
 					MatchExpressions: []core.NodeSelectorRequirement{{
@@ -64,10 +74,15 @@ func (p directoryProvisioner) Provision(_ context.Context, options controller.Pr
 
 // Delete removes the directory of a released volume, and only one that this program made.
 func (p directoryProvisioner) Delete(_ context.Context, volume *core.PersistentVolume) error {
-	if volume.Spec.Local == nil {
+	var path string
+	switch {
+	case volume.Spec.Local != nil:
+		path = filepath.Clean(volume.Spec.Local.Path)
+	case volume.Spec.HostPath != nil:
+		path = filepath.Clean(volume.Spec.HostPath.Path)
+	default:
 		return fmt.Errorf("volume %s is no directory of this node", volume.Name)
 	}
-	path := filepath.Clean(volume.Spec.Local.Path)
 	if filepath.Dir(path) != filepath.Clean(p.root) {
 		return fmt.Errorf("volume %s: %s is not below %s", volume.Name, path, p.root)
 	}
