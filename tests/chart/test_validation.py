@@ -215,6 +215,11 @@ REFUSED = {
         {"pipelines": {"launch": "triggerer"}},
         "pipelines.launch: triggerer needs Airflow 3.3 and airflow.airflowVersion is 2.9.3; set",
     ),
+    "no directory for files of a moment": (
+        {"airflow": {"volumes": [{"name": "ca", "configMap": {"name": "ca"}}]}},
+        "airflow.volumes: lists replace the defaults; repeat `tmp`",
+    ),
+    "no mount of it": ({"airflow": {"volumeMounts": []}}, "airflow.volumeMounts: lists replace"),
     "no registry": ({"mlflow": {"enabled": False}}, "no model registry"),
 }
 

@@ -80,6 +80,16 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- end -}}
 {{- end -}}
 
+{{- range list "volumes" "volumeMounts" -}}
+{{- $names := list -}}
+{{- range index $a . -}}
+{{- $names = append $names .name -}}
+{{- end -}}
+{{- if not (has "tmp" $names) -}}
+{{- $problems = append $problems (printf "airflow.%s: lists replace the defaults; repeat `tmp` (see the chart's values.yaml), Airflow writes below /tmp and its root file systems are read-only" .) -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* Metadata database */ -}}
 {{- if $a.postgresql.enabled -}}
 {{- $problems = append $problems "airflow.postgresql.enabled: the images of that subchart were withdrawn in 2025; use postgres.enabled or an external database" -}}

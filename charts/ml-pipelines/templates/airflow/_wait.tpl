@@ -8,6 +8,9 @@ life with a restart.
   - bash
   - -c
   - |
+    # Every Airflow makes directories for logs when it starts; theirs is not mounted here.
+    export AIRFLOW__LOGGING__BASE_LOG_FOLDER=/tmp AIRFLOW__SCHEDULER__CHILD_PROCESS_LOG_DIRECTORY=/tmp
+    export AIRFLOW__LOGGING__DAG_PROCESSOR_CHILD_PROCESS_LOG_DIRECTORY=/tmp
     deadline=$((SECONDS + {{ .Values.images.migrationsWaitTimeout }}))
     until airflow db check-migrations --migration-wait-timeout={{ .Values.images.migrationsWaitTimeout }}; do
       if ((SECONDS >= deadline)); then

@@ -27,7 +27,7 @@ template:
   image: {{ include "airflow_image" $airflow }}
   imagePullPolicy: {{ $root.Values.airflow.images.airflow.pullPolicy }}
   securityContext:
-    {{- include "ml-pipelines.setup.containerSecurity" $root | nindent 4 }}
+    {{- include "ml-pipelines.containerSecurity" $root | nindent 4 }}
   args:
     - bash
     - -ceu
@@ -96,6 +96,10 @@ one, and what goes are older dumps of this release only.
 {{- include "airflow_config_mount" .Subcharts.airflow }}
 - name: tmp
   mountPath: /tmp
+# Every Airflow makes directories for logs when it starts.
+- name: tmp
+  mountPath: {{ include "airflow_logs" .Subcharts.airflow }}
+  subPath: logs
 {{- end }}
 
 {{/* What those mounts are of. */}}
@@ -105,13 +109,6 @@ one, and what goes are older dumps of this release only.
     name: {{ include "airflow_config" .Subcharts.airflow }}
 - name: tmp
   emptyDir: {}
-{{- end }}
-
-{{/* As ml-pipelines.containerSecurity, but Airflow writes below its home. */}}
-{{- define "ml-pipelines.setup.containerSecurity" -}}
-allowPrivilegeEscalation: false
-capabilities:
-  drop: [ALL]
 {{- end }}
 
 {{- define "ml-pipelines.setup.pod" -}}
@@ -149,7 +146,7 @@ spec:
       image: {{ include "airflow_image" $airflow }}
       imagePullPolicy: {{ .Values.airflow.images.airflow.pullPolicy }}
       securityContext:
-        {{- include "ml-pipelines.setup.containerSecurity" . | nindent 8 }}
+        {{- include "ml-pipelines.containerSecurity" . | nindent 8 }}
       # The password goes through standard input: arguments show up in process lists.
       args:
         - bash
