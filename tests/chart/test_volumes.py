@@ -1,8 +1,11 @@
 """The Jobs that bind the claims at the install, and try whether the pods can write there."""
 
+import re
+
 import check_volume
 import pytest
 
+from mlctl.base.paths import CHART
 from tests.helpers.helm import render, rendered
 
 
@@ -72,6 +75,15 @@ def test_logs_elsewhere_need_no_volume():
     assert set(checks(render(off, environment="production"))) == {
         ("ml-pipelines", "training-storage")
     }
+
+
+def test_pods_that_outlive_the_release_can_be_found():
+    """Those of tasks and of `helm test`: a claim stays as long as a pod that mounts it."""
+    selector = r"delete pod --selector (\S+)=(\S+)"
+    key, value = re.findall(selector, (CHART / "README.md").read_text())[0]
+    manifests = rendered("production")
+    for pod in (manifests.settings()["pod"], manifests.one("Pod", "ml-pipelines-test")):
+        assert pod["metadata"]["labels"][key] == value
 
 
 def test_nothing_is_left_behind(tmp_path, capsys):
