@@ -7,7 +7,7 @@ import yaml
 
 from mlctl.base.paths import CHART, ROOT, VALUES
 from tests.chart.test_schema import leaves
-from tests.helpers.helm import HelmError, page, production, render, run
+from tests.helpers.helm import OPTIONAL_PARTS, HelmError, page, production, render, run
 
 SHARED = ("staging", "production")
 CLAIM = "PersistentVolumeClaim"
@@ -296,6 +296,24 @@ def test_on_one_node_all_pods_stay_together():
         # Else the first of them would find no node.
         selector = term["labelSelector"]["matchLabels"].items()
         assert selector <= pod["metadata"]["labels"].items(), where
+
+
+def test_on_openshift_all_pods_run_as_a_user_of_the_range():
+    openshift = yaml.safe_load((VALUES / "parts" / "openshift.yaml").read_text())
+    parts = {"airflow": OPTIONAL_PARTS}
+    manifests = render(parts, openshift, environment="production")
+    pods = {**dict(manifests.pods()), "task": manifests.settings()["pod"]}
+    assert {"task", "Pod/worker", "Deployment/ml-pipelines-scheduler"} < set(pods)
+    users: dict[str, set[int]] = {}
+    for where, pod in pods.items():
+        spec = pod["spec"]
+        for one in (spec, *spec["containers"], *spec.get("initContainers", [])):
+            context = one.get("securityContext") or {}
+            found = {context[key] for key in ("runAsUser", "fsGroup") if key in context}
+            users.setdefault(where, set()).update(found)
+    assert {where: found for where, found in users.items() if found != {1000680000}} == {}
+    # It has no entry in /etc/passwd, and Airflow asks for a name.
+    assert manifests.one("ConfigMap", "ml-pipelines-environment")["data"]["USER"] == "airflow"
 
 
 @pytest.mark.parametrize("environment", ["local", *SHARED])

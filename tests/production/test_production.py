@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from mlctl.base.names import INFERENCE, NAMESPACE, RELEASE, TRAINING
+from mlctl.base.paths import VALUES
+from mlctl.base.waiting import until
 from mlctl.clients.airflow import Airflow, Task
 from mlctl.clients.kube import Kube
 from mlctl.clients.pods import is_ready
@@ -16,7 +18,7 @@ from mlctl.publishing import publish
 from mlctl.release.release import Release
 from mlctl.stack import Stack
 from tests.helpers.releases import helm
-from tests.production.conftest import SERVICES, Aloud
+from tests.production.conftest import SERVICES, Aloud, install
 
 RUN_SECONDS = 1800
 
@@ -148,6 +150,17 @@ def test_the_predictions_of_the_new_model(airflow: Airflow) -> None:
     assert ended["state"] == "success", airflow.tasks(INFERENCE, run_id)
 
 
+def test_janitors_end_well(release: Release) -> None:
+    kube = release.kube
+    names = [one["metadata"]["name"] for one in kube.items("cronjobs")]
+    assert names == [f"{RELEASE}-{name}" for name in ("database-janitor", "janitor", "pod-janitor")]
+    for name in names:
+        kube.run("create", "job", "--from", f"cronjob/{name}", f"{name}-now")
+    for name in names:
+        done = ("wait", f"job/{name}-now", "--for=condition=Complete", "--timeout=300s")
+        kube.run(*done, timeout=310)
+
+
 def test_uninstall_leaves_what_is_kept_and_nothing_else(release: Release) -> None:
     release.uninstall()
     kube = release.kube
@@ -166,3 +179,109 @@ def test_uninstall_leaves_what_is_kept_and_nothing_else(release: Release) -> Non
         *(f"ml-pipelines-{name}" for name in ("admin", "wandb", "git")),
         "registry",
     }
+
+
+RANGE = {
+    "apiVersion": "admissionregistration.k8s.io/v1",
+    "kind": "ValidatingAdmissionPolicy",
+    "metadata": {"name": "restricted-v2"},
+    "spec": {
+        "matchConstraints": {
+            "resourceRules": [
+                {
+                    "apiGroups": [""],
+                    "apiVersions": ["v1"],
+                    "operations": ["CREATE"],
+                    "resources": ["pods"],
+                }
+            ]
+        },
+        "variables": [
+            {
+                "name": "containers",
+                "expression": "object.spec.containers + object.spec.?initContainers.orValue([])",
+            }
+        ],
+        # What the namespace of a project is annotated with.
+        "validations": [
+            {
+                "expression": f"{of} >= 1000680000 && {of} <= 1000689999",
+                "message": f"{of} must be in the ranges: [1000680000, 1000689999]",
+            }
+            for of in (
+                "object.spec.securityContext.runAsUser",
+                "object.spec.securityContext.fsGroup",
+            )
+        ]
+        + [
+            {
+                "expression": "variables.containers.all(one, "
+                "one.?securityContext.runAsUser.orValue(1000680000) >= 1000680000)",
+                "message": "a container's user must be in the ranges: [1000680000, 1000689999]",
+            }
+        ],
+    },
+}
+"""What OpenShift's restricted-v2 says of users."""
+
+BINDING = {
+    "apiVersion": "admissionregistration.k8s.io/v1",
+    "kind": "ValidatingAdmissionPolicyBinding",
+    "metadata": {"name": "restricted-v2"},
+    "spec": {
+        "policyName": "restricted-v2",
+        "validationActions": ["Deny"],
+        "matchResources": {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": NAMESPACE}}
+        },
+    },
+}
+
+OTHER = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {"name": "other"},
+    "spec": {
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 10001,
+            "fsGroup": 10001,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            {
+                "name": "other",
+                "image": "none",
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+            }
+        ],
+    },
+}
+
+
+def test_users_of_a_range_as_on_openshift(stack: Stack, release: Release, aloud: Aloud) -> None:
+    """The same release again with empty volumes, as users that no image knows."""
+    kube = release.kube
+    # As the chart's README has it.
+    kube.run("delete", "pod", "--selector", "app.kubernetes.io/name=ml-pipelines")
+    kube.run("delete", "pvc,secret", "--selector", f"app.kubernetes.io/instance={RELEASE}")
+    kube.apply(RANGE)
+    kube.apply(BINDING)
+
+    def refuses() -> bool:
+        """In force a moment later."""
+        create = ("create", "--filename", "-", "--dry-run=server")
+        tried = kube.run(*create, stdin=json.dumps(OTHER), check=False)
+        return "runAsUser must be in the ranges" in tried.stderr
+
+    until(60, refuses, "the policy refuses nothing")
+    install(stack, release, aloud, "--values", str(VALUES / "parts" / "openshift.yaml"))
+    with stack.airflow() as airflow:
+        for dag in (TRAINING, INFERENCE):
+            run_id = airflow.trigger(dag)
+            ended = airflow.wait_for_run(dag, run_id, timeout=RUN_SECONDS)
+            assert ended["state"] == "success", airflow.tasks(dag, run_id)
+    release.uninstall()
