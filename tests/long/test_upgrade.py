@@ -126,7 +126,7 @@ def facts(stack: Stack) -> dict[str, Any]:
         "pool": pool,
         "variable": in_airflow(stack, "variables", "get", "answer").strip().splitlines()[-1],
         "password": told(stack, "connections", "get", "store")[0]["password"],
-        "users": {(one["username"], one["roles"]) for one in told(stack, "users", "list")},
+        "users": {(one["username"], str(one["roles"])) for one in told(stack, "users", "list")},
         "login": stack.credentials(),
     }
 
