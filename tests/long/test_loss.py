@@ -59,6 +59,8 @@ def facts(stack: Stack) -> dict[str, Any]:
     }
 
 
+# Two clusters are made, one after the other.
+@pytest.mark.timeout(5400)
 def test_runs_secrets_and_models_come_back(stack: Stack, tmp_path: Path) -> None:
     bring_up(stack, Phases())
     assert train(stack, 1, {"max_steps": STEPS}) == 0
