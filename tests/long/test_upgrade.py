@@ -131,6 +131,8 @@ def facts(stack: Stack) -> dict[str, Any]:
     }
 
 
+# It waits for two upgrades, and for one that is undone.
+@pytest.mark.timeout(5400)
 def test_airflow_2_becomes_3_with_all_that_it_has(stack: Stack, clone: Path) -> None:
     made(clone, "up")
     made(clone, "trigger", "DAG=hourly", f"N={RUNS}")
