@@ -76,6 +76,7 @@ def kube(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> PlayedKube:
     kube = PlayedKube(runs=10)
     counts = {f"SELECT count(*) FROM {table}": "7" for table in upgrading.KEPT.values()}
     kube.answers |= counts | dict.fromkeys(upgrading.NOT_CARRIED.values(), "2")
+    kube.answers["DELETE FROM session"] = "DELETE 18"
     kube.answers[PARSE] = f"a warning\n{json.dumps(READ)}"
     return kube
 
