@@ -265,6 +265,7 @@ def test_every_value_that_a_template_reads_exists():
             "_environment.tpl",
             "_images.tpl",
             "_airflow3.tpl",
+            "_webserver_config.tpl",
         )
         for match in re.findall(r"(?:\$v|\$?\.Values)\.([A-Za-z][\w.]*\w)", file.read_text())
     }

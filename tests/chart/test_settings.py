@@ -414,7 +414,8 @@ def examples():
 def test_the_examples_in_the_values_are_some(of_task):
     """Whoever takes the comment marks away gets what they say."""
     found = dict(examples())
-    assert set(found) == {"dags", "ingress", "pod", "presets", "tasks", "airflowLocalSettings"}
+    of_network = {name: yaml.safe_load(found[name]) for name in ("ingress", "scrapers")}
+    assert set(found) == {"dags", "pod", "presets", "tasks", "airflowLocalSettings", *of_network}
     example = {key: yaml.safe_load(found[key]) for key in ("dags", "pod", "presets", "tasks")}
     pipelines = {
         "dags": example["dags"],
@@ -422,7 +423,7 @@ def test_the_examples_in_the_values_are_some(of_task):
         "presets": example["presets"],
         "tasks": example["tasks"],
     }
-    on = {"enabled": True, "ingress": yaml.safe_load(found["ingress"])}
+    on = {"enabled": True, **of_network}
     network = {"networkPolicies": on, "airflow": {"networkPolicies": {"enabled": True}}}
     manifests = render({"pipelines": pipelines}, network)
     assert manifests.one("NetworkPolicy", "ml-pipelines-webserver")["spec"]["ingress"]
