@@ -160,18 +160,10 @@ def with_predictions(
     said |= {PROBABILITY + label: probabilities[:, n] for n, label in enumerate(model.labels)}
     added = added_columns(model.labels)
     kept = [chunk.column(n) for n, name in enumerate(chunk.schema.names) if name not in added]
-    columns = [*kept, *(column(said[name], schema.field(name).type) for name in added)]
+    columns = [*kept, *(pyarrow.array(said[name], schema.field(name).type) for name in added)]
     counts = statistics.count(texts, best, score)
     counts.update(truncated=cut, positive=int((score >= 0.5).sum()))
     return pyarrow.record_batch(columns, schema), counts
-
-
-def column(values: Any, kind: pyarrow.DataType) -> pyarrow.Array:
-    """Return a column; of numbers as they lie in memory, as pyarrow.array imports pandas."""
-    if isinstance(values, list):
-        return pyarrow.array(values, kind)
-    buffer = pyarrow.py_buffer(numpy.ascontiguousarray(values))
-    return pyarrow.Array.from_buffers(kind, len(values), [None, buffer])
 
 
 def output_schema(chunk: pyarrow.RecordBatch, labels: Sequence[str]) -> pyarrow.Schema:
