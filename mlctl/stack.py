@@ -96,10 +96,7 @@ class Stack:
         with processes.thread_pool(2, self.after_interrupt) as pool:
             tasks = [pool.submit(self.cluster.up, phases)]
             if self.cluster.made_here:
-                # The other Airflow is for who asks for it.
-                wanted = recipes().keys() - {*AIRFLOW_IMAGES.values()} | {airflow_image()}
-                wanted |= {images_build.EXPORTER} if wants_metrics() else set()
-                tasks.append(pool.submit(images_build.build_all, phases, wanted, load))
+                tasks.append(pool.submit(images_build.build_all, phases, wanted_images(), load))
             _first_error(tasks)
         # Else a registry has the images, and a values file names them.
         images = tasks[1].result() if self.cluster.made_here else {}
@@ -281,6 +278,17 @@ class Stack:
         """Let each of these Deployments have so many pods."""
         for name, count in replicas.items():
             self.kube.run("scale", "deployment", name, f"--replicas={count}")
+
+
+def wanted_images() -> set[str]:
+    """Return the names of the images that pods of the release run.
+
+    The other Airflow is for who asks for it, and no pod runs a stage below one.
+    """
+    made = recipes()
+    airflows = {one.name for name in AIRFLOW_IMAGES.values() for one in made[name].chain()}
+    exporter = {images_build.EXPORTER} if wants_metrics() else set()
+    return made.keys() - airflows | {airflow_image()} | exporter
 
 
 def _tell_waiting(text: str) -> None:

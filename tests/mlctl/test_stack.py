@@ -14,7 +14,7 @@ from mlctl.base.progress import Phase
 from mlctl.builder import build
 from mlctl.clients.kube import Kube
 from mlctl.release.release import Release
-from mlctl.stack import LOG_BYTES, Stack
+from mlctl.stack import LOG_BYTES, Stack, wanted_images
 
 HELM = """#!{python}
 import json, sys
@@ -77,6 +77,13 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return made
 
     return make
+
+
+@pytest.mark.parametrize(("major", "airflow"), [("2", "airflow"), ("3", "airflow3")])
+def test_the_images_are_those_that_pods_run(monkeypatch, major: str, airflow: str) -> None:
+    monkeypatch.setenv("AIRFLOW", major)
+    beside = {"classic-example", "classic-example-environment", "git-sync", "postgres"}
+    assert wanted_images() == {airflow} | beside
 
 
 def test_newest_two_good_revisions_count(release) -> None:
