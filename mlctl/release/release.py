@@ -127,8 +127,7 @@ def image_values(images: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
             "defaultAirflowTag": airflow["tag"],
             "images": {
                 "gitSync": one("git-sync"),
-                # Built where it is wanted.
-                **({"statsd": one("statsd-exporter")} if "statsd-exporter" in images else {}),
+                **({"statsd": one("statsd-exporter")} if wants_metrics() else {}),
             },
         },
     }
