@@ -12,14 +12,22 @@ from mlctl.clients.kube import Kube
 USER = 999
 # The programs of PostgreSQL take no name of SQLAlchemy's driver: postgresql+psycopg2://.
 _URL = '"postgresql://${DATABASE_URL#*://}"'
+# It may be starting again, or its name not be known yet.
+_WAIT = f"""
+tries=0
+until pg_isready --quiet --dbname {_URL}; do
+  tries=$((tries + 1))
+  if [ "$tries" -ge 60 ]; then echo 'The database does not answer.' >&2; exit 1; fi
+  sleep 2
+done"""
 # The dump is a file before it is sent, inside a tar: one that breaks off is noticed.
-_DUMP = f"""
+_DUMP = f"""{_WAIT}
 cd /tmp
 pg_dump --format=custom --no-owner --file database.dump --dbname {_URL}
 exec tar --create database.dump"""
 # In one transaction, and not before all of the dump is there and is one. Dropped by schema: tables
 # that came after the dump are not in it.
-_RESTORE = f"""
+_RESTORE = f"""{_WAIT}
 cd /tmp
 tar --extract
 pg_restore --no-owner --file database.sql database.dump

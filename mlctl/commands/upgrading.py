@@ -175,14 +175,32 @@ def _deploy(
         ) from None
     except UserError as error:
         say(f"error: {error}")
-        with phases.phase("back to Airflow 2") as phase:
-            stack.stop(WRITERS, phase)
-            # Its pod would migrate again what is restored.
-            setup = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=setup"
-            stack.kube.run("delete", "jobs", "--selector", setup, "--cascade=foreground")
-            database.restore(backup / DATABASE)
-            release.back_to(status.revision, phase)
+        try:
+            _go_back(stack, release, database, backup, status.revision, phases)
+        except UserError as failure:
+            back = f"`helm rollback {RELEASE} {status.revision}`"
+            raise UserError(
+                f"the way back failed too: {failure}\nthe database from before is in {backup}: "
+                f"{back}, then `make restore DIR={backup} YES=1`"
+            ) from failure
         raise UserError(
             f"the upgrade failed, for the reason above; the release and its database are those "
             f"from before it (also in {backup})"
         ) from error
+
+
+def _go_back(
+    stack: Stack,
+    release: Release,
+    database: Database,
+    backup: Path,
+    revision: int,
+    phases: Phases,
+) -> None:
+    with phases.phase("back to Airflow 2") as phase:
+        stack.stop(WRITERS, phase)
+        # Its pod would migrate again what is restored.
+        setup = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=setup"
+        stack.kube.run("delete", "jobs", "--selector", setup, "--cascade=foreground")
+        database.restore(backup / DATABASE)
+        release.back_to(revision, phase)

@@ -153,6 +153,20 @@ def test_a_failed_migration_is_undone(kube: PlayedKube, capsys) -> None:
     assert kube.sent["pg_restore"] == kube.sent["pg_dump"]
 
 
+def test_a_way_back_that_fails_says_how_to_go_it(kube: PlayedKube) -> None:
+    transfer = kube.transfer
+
+    def fails(*words: str, **files: Any) -> None:
+        if "pg_restore" in words[-1]:
+            raise UserError("no room")
+        transfer(*words, **files)
+
+    kube.transfer = fails  # type: ignore[method-assign]
+    told = r"no room\n.*`helm rollback ml-pipelines 4`, then `make restore DIR=.* YES=1`"
+    with pytest.raises(UserError, match=told):
+        upgrading.upgrade_airflow(Upgraded(kube, [], failure="setup: relation exists"))
+
+
 def test_what_is_lost_is_named(kube: PlayedKube) -> None:
     class Loses(Upgraded):
         def deploy(self, phase: Any, *, other_airflow: bool) -> None:
