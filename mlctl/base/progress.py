@@ -5,7 +5,9 @@ its age and the last line its command wrote, on a terminal and in a log file ali
 """
 
 import contextlib
+import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +23,14 @@ from mlctl.base.errors import UserError
 HEARTBEAT_SECONDS = 5.0
 TABLE_WIDTH = 1000
 console = Console(highlight=False, soft_wrap=True)
+
+
+def confirmed(question: str) -> bool:
+    """Ask on a terminal, where no answer is a no. YES=1, or no terminal, counts as yes."""
+    if os.environ.get("YES") == "1" or not sys.stdin.isatty():
+        return True
+    console.print(f"{question} [y/N] ", end="", markup=False)
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
 @dataclass

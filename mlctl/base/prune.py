@@ -5,11 +5,9 @@ and everything that was used within a day: other checkouts share the cache. What
 from, or somebody is building, is never touched.
 """
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -21,7 +19,7 @@ import psutil
 from mlctl.base import paths, processes
 from mlctl.base.cache import if_free, lock_file
 from mlctl.base.errors import UserError
-from mlctl.base.progress import console
+from mlctl.base.progress import confirmed, console
 
 DAY_SECONDS = 24 * 3600
 
@@ -172,10 +170,8 @@ def clean() -> None:
     for part, size in zip(parts, each, strict=True):
         console.print(f"{size / 1e6:9.0f} MB  {part}", markup=False)
     console.print(f"{total / 1e6:9.0f} MB  together: the next `make run` makes it all again")
-    if os.environ.get("YES") != "1" and sys.stdin.isatty():
-        console.print("delete it? \\[y/N] ", end="")
-        if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-            raise UserError("nothing was deleted")
+    if not confirmed("delete it?"):
+        raise UserError("nothing was deleted")
     for part in parts:
         # Go makes its modules read-only.
         subprocess.run(["chmod", "-R", "u+w", part], check=False)

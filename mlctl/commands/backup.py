@@ -32,12 +32,12 @@ from mlctl.release.release import airflow_version
 from mlctl.stack import Stack
 
 FORMAT = 1
-MANIFEST, DATABASE, MLFLOW, SECRETS = (
-    *("manifest.json", "database.tar"),
-    *("mlflow.tar", "secrets.json"),
-)
-WRITERS = ("scheduler", "webserver", "triggerer", "dag-processor", "mlflow")
-"""Deployments that hold the database or MLflow's files."""
+MANIFEST, SECRETS = "manifest.json", "secrets.json"
+DATABASE, MLFLOW = "database.tar", "mlflow.tar"
+AIRFLOW = ("scheduler", "webserver", "triggerer", "dag-processor")
+"""Deployments that write to the database; without a run that goes on there are no workers."""
+WRITERS = (*AIRFLOW, "mlflow")
+"""And the one that holds MLflow's files."""
 
 # SQLite's own copy: nobody has to stop.
 COPY_MLFLOW = r"""

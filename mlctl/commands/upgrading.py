@@ -2,24 +2,20 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from mlctl.base.errors import UserError
 from mlctl.base.names import RELEASE
-from mlctl.base.progress import Phases, console
+from mlctl.base.progress import Phases, confirmed
 from mlctl.clients.airflow import Airflow
 from mlctl.clients.database import Database
 from mlctl.clients.helper_pod import HelperPod
-from mlctl.commands.backup import DATABASE, back_up
+from mlctl.commands.backup import AIRFLOW, DATABASE, back_up
 from mlctl.commands.telling import say
 from mlctl.publishing import PARSE, PARSE_SECONDS, broken, publish
 from mlctl.release.release import Release, airflow_version
 from mlctl.stack import Stack
-
-WRITERS = ("scheduler", "webserver", "triggerer", "dag-processor")
-"""What writes to the database; without a run that goes on there are no workers."""
 
 KEPT = {
     "runs": "dag_run",
@@ -63,9 +59,10 @@ def upgrade_airflow(stack: Stack) -> int:
         phase.say(f"{len(_readable(stack, release))} DAGs")
     with stack.database() as database:
         _tell_not_carried(database)
-        _ask()
+        if not confirmed("stop Airflow 2 and go on?"):
+            raise UserError("nothing was changed")
         with phases.phase("stop Airflow 2") as phase:
-            replicas = stack.stop(WRITERS, phase)
+            replicas = stack.stop(AIRFLOW, phase)
         try:
             counts = _counts(database)
             backup = back_up(stack)
@@ -154,13 +151,6 @@ def _tell_not_carried(database: Database) -> None:
     say("  the parameters (conf) of runs that are no JSON, and logins: everybody logs in again")
 
 
-def _ask() -> None:
-    if os.environ.get("YES") != "1" and sys.stdin.isatty():
-        console.print("stop Airflow 2 and go on? \\[y/N] ", end="")
-        if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-            raise UserError("nothing was changed")
-
-
 def _deploy(
     stack: Stack, release: Release, database: Database, backup: Path, phases: Phases
 ) -> None:
@@ -198,7 +188,7 @@ def _go_back(
     phases: Phases,
 ) -> None:
     with phases.phase("back to Airflow 2") as phase:
-        stack.stop(WRITERS, phase)
+        stack.stop(AIRFLOW, phase)
         # Its pod would migrate again what is restored.
         setup = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=setup"
         stack.kube.run("delete", "jobs", "--selector", setup, "--cascade=foreground")
