@@ -4,8 +4,6 @@
 """
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import pytest
 from mlctl.base.errors import UserError
 from mlctl.base.names import INFERENCE, MLFLOW_PORT, MLFLOW_SERVICE, TRAINING
 from mlctl.base.progress import Phases
-from mlctl.clients.forward import Forward, free_port
+from mlctl.clients.forward import Forward
 from mlctl.clients.mlflow import Mlflow
 from mlctl.commands.backup import backup, restore
 from mlctl.commands.bring_up import bring_up
@@ -25,17 +23,6 @@ from mlctl.stack import Stack
 STEPS = 20
 CONNECTION = "postgresql://somebody:s3cret@store.example:5432/sales"
 SECONDS = 120
-
-
-@pytest.fixture
-def stack() -> Iterator[Stack]:
-    with pytest.MonkeyPatch.context() as environ:
-        environ.setenv("CLUSTER", "embedded")
-        environ.setenv("CLUSTER_NAME", os.environ.get("CLUSTER_NAME") or "ml-pipelines-lost")
-        environ.setenv("API_PORT", os.environ.get("API_PORT") or str(free_port(16443)))
-        made = Stack()
-        yield made
-        made.cluster.clean(Phases())
 
 
 def airflow(stack: Stack, *words: str) -> str:

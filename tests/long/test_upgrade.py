@@ -4,16 +4,12 @@
 """
 
 import json
-import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mlctl.base.progress import Phases
-from mlctl.clients.forward import free_port
 from mlctl.stack import Stack
 from tests.helpers.checkouts import clone_of_the_checkout
 
@@ -38,23 +34,12 @@ from airflow.operators.subdag import SubDagOperator
 
 
 @pytest.fixture
-def clone(tmp_path: Path) -> Path:
-    """A checkout with a DAG that has a schedule."""
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with a DAG that has a schedule, whose commands begin with Airflow 2."""
+    monkeypatch.delenv("AIRFLOW", raising=False)
     made = clone_of_the_checkout(tmp_path)
     commit(made, "hourly.py", HOURLY)
     return made
-
-
-@pytest.fixture
-def stack() -> Iterator[Stack]:
-    with pytest.MonkeyPatch.context() as environ:
-        environ.setenv("CLUSTER", "embedded")
-        environ.setenv("CLUSTER_NAME", os.environ.get("CLUSTER_NAME") or "ml-pipelines-upgrade")
-        environ.setenv("API_PORT", os.environ.get("API_PORT") or str(free_port(16443)))
-        environ.delenv("AIRFLOW", raising=False)
-        made = Stack()
-        yield made
-        made.cluster.clean(Phases())
 
 
 def commit(clone: Path, name: str, text: str) -> None:

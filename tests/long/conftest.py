@@ -1,0 +1,21 @@
+"""A cluster for each test alone, which is deleted at the end."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from mlctl.base.progress import Phases
+from mlctl.clients.forward import free_port
+from mlctl.stack import Stack
+
+
+@pytest.fixture
+def stack() -> Iterator[Stack]:
+    with pytest.MonkeyPatch.context() as environ:
+        environ.setenv("CLUSTER", "embedded")
+        environ.setenv("CLUSTER_NAME", os.environ.get("CLUSTER_NAME") or "ml-pipelines-long")
+        environ.setenv("API_PORT", os.environ.get("API_PORT") or str(free_port(16443)))
+        made = Stack()
+        yield made
+        made.cluster.clean(Phases())
