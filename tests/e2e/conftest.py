@@ -278,10 +278,14 @@ class Run:
     results: dict[str, dict[str, Any]]
     """By task id, of tasks that are not mapped."""
     logs: dict[str, str]
+    lost_tries: dict[str, str]
+    """The logs of the tries before the last one, by name and number."""
 
     def told(self) -> str:
-        """Return how the tasks ended, and the last lines of those that failed."""
+        """Return how the tasks ended, the ends of lost tries, and the reasons of what failed."""
         lines = [f"{self.dag_id} {self.run_id}: {self.state}"]
+        for name, log in self.lost_tries.items():
+            lines += [f"{name} was lost:", *(f"    {line}" for line in log.splitlines()[-20:])]
         for name, task in self.tasks.items():
             lines.append(f"{name}: {task.state} in try {task.try_number}")
             if task.state == "failed":
@@ -294,6 +298,10 @@ FollowRun = Callable[..., Run]
 
 def look_at(airflow: Airflow, dag_id: str, run_id: str, state: str) -> Run:
     tasks = {task.name: task for task in airflow.tasks(dag_id, run_id)}
+
+    def log(task: Task, try_number: int) -> str:
+        return airflow.log(dag_id, run_id, task.task_id, try_number, task.map_index)
+
     return Run(
         dag_id=dag_id,
         run_id=run_id,
@@ -301,9 +309,12 @@ def look_at(airflow: Airflow, dag_id: str, run_id: str, state: str) -> Run:
         tasks=tasks,
         results=airflow.results(dag_id, run_id),
         logs={
-            name: airflow.log(dag_id, run_id, task.task_id, task.try_number, task.map_index)
+            name: log(task, task.try_number) for name, task in tasks.items() if task.try_number > 0
+        },
+        lost_tries={
+            f"try {number} of {name}": log(task, number)
             for name, task in tasks.items()
-            if task.try_number > 0
+            for number in range(1, task.try_number)
         },
     )
 

@@ -29,7 +29,7 @@ def test_every_task_succeeds_at_the_first_try(inference_run) -> None:
     assert inference_run.state == "success", inference_run.told()
     assert {
         name: (task.state, task.try_number) for name, task in inference_run.tasks.items()
-    } == dict.fromkeys(TASKS, ("success", 1))
+    } == dict.fromkeys(TASKS, ("success", 1)), inference_run.told()
 
 
 def test_it_takes_the_champion(training_run, inference_run) -> None:

@@ -28,7 +28,7 @@ def test_every_task_succeeds_at_the_first_try(training_run) -> None:
     assert training_run.state == "success", training_run.told()
     assert {
         name: (task.state, task.try_number) for name, task in training_run.tasks.items()
-    } == dict.fromkeys(ORDER, ("success", 1))
+    } == dict.fromkeys(ORDER, ("success", 1)), training_run.told()
     assert list(training_run.tasks) == ORDER
 
 

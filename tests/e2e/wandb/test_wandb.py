@@ -57,7 +57,7 @@ def test_the_right_key_in_the_secret_is_enough_for_the_next_try(training) -> Non
         "upload_model": ("success", 2),
         "gate_model": ("success", 1),
         "clean_up": ("success", 1),
-    }
+    }, training.told()
 
 
 def test_model_metrics_and_plots_arrive(training, inference, server: StandIn) -> None:
@@ -84,7 +84,7 @@ def test_a_new_key_between_two_runs_needs_no_upgrade(
     training, inference, server: StandIn, airflow: Airflow, stack: Stack, volume: Volume
 ) -> None:
     assert inference.state == "success", inference.told()
-    assert {task.try_number for task in inference.tasks.values()} == {1}
+    assert {task.try_number for task in inference.tasks.values()} == {1}, inference.told()
     run = f"dags/inference_dag/dagRuns/{quote(inference.run_id, safe='')}"
     asked = airflow.get(f"{run}/taskInstances/load_model")["start_date"]
     assert server.changed < datetime.fromisoformat(asked)
