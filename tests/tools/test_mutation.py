@@ -98,6 +98,10 @@ def test_a_module_becomes_its_mutant_with_all_that_holds_it() -> None:
     assert instance.seen == 3
     with pytest.raises(NameError):
         become(module, CODE.replace("LIMIT = 5", "LIMIT = no"))
+    named = "class N:\n    @classmethod\n    def of(cls): ...\nMAKE = N.of\n"
+    module = made(named)
+    become(module, named.replace("MAKE = N.of", "MAKE = None"))
+    assert module.MAKE is None
 
 
 RESULTS = {"a.f: 1  ->  2": "test_f", "a.f: 1  ->  0": None, "a: x  ->  y": None, "b: 1  ->  2": ""}

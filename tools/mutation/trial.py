@@ -213,11 +213,12 @@ def become(module: ModuleType, text: str) -> None:
     pairs: list[tuple[Any, Any]] = [(module, other)]
     for old, new in pairs:
         for name, value in list(vars(new).items()):
-            was, becomes = function(vars(old).get(name)), function(value)
+            there = vars(old).get(name)
+            was, becomes = function(there), function(value)
             if isinstance(becomes, PLAIN) and was != becomes and not name.startswith("__"):
                 ours = [one for key, one in list(sys.modules.items()) if is_ours(key)]
                 for holder in ours if old is module else [old]:
-                    if vars(holder).get(name) is was:  # it may have been imported from here
+                    if vars(holder).get(name) is there:  # it may have been imported from here
                         setattr(holder, name, becomes)
             elif getattr(becomes, "__module__", None) != module.__name__:
                 continue
