@@ -285,7 +285,7 @@ class Run:
         """Return how the tasks ended, the ends of lost tries, and the reasons of what failed."""
         lines = [f"{self.dag_id} {self.run_id}: {self.state}"]
         for name, log in self.lost_tries.items():
-            lines += [f"{name} was lost:", *(f"    {line}" for line in log.splitlines()[-20:])]
+            lines += [f"{name} was lost:", *(f"    {line}" for line in log.splitlines()[-8:])]
         for name, task in self.tasks.items():
             lines.append(f"{name}: {task.state} in try {task.try_number}")
             if task.state == "failed":
