@@ -76,6 +76,34 @@ print(json.dumps(["users" in known, "tasks" in known, "flask" in sys.modules]))"
         is_worker = words == ["tasks", "run"]
         assert run(local_settings, tmp_path, code) == [not is_worker, True, not is_worker]
 
+    @pytest.mark.parametrize("seconds", [290, 310])
+    @pytest.mark.parametrize("words", [["tasks", "run"], ["scheduler"]])
+    def test_a_worker_alone_waits_for_the_database(
+        local_settings: str, tmp_path: Path, words: list[str], seconds: int
+    ) -> None:
+        """The database is a file in a directory that is made `seconds` later."""
+        code = f"""import json, pathlib, sys, time
+sys.argv = ["airflow", *{words}]
+from airflow import settings
+import sqlalchemy
+place = pathlib.Path({str(tmp_path / "late")!r})
+clock = 0.0
+def sleep(seconds):
+    global clock
+    clock += seconds
+    if clock >= {seconds}:
+        place.mkdir(exist_ok=True)
+time.sleep, time.monotonic = sleep, lambda: clock
+try:
+    sqlalchemy.create_engine(f"sqlite:///{{place}}/one.db").connect()
+except sqlalchemy.exc.OperationalError as error:
+    print(json.dumps([clock, "unable to open" in str(error)]))
+else:
+    print(json.dumps([clock, False]))"""
+        waits = words == ["tasks", "run"]
+        expected = [290, False] if waits and seconds < 300 else [300 if waits else 0, True]
+        assert run(local_settings, tmp_path, code) == expected
+
 
 def test_they_import_nothing_that_takes_time(local_settings: str, tmp_path: Path) -> None:
     code = f"{START}\nprint(json.dumps(sorted(sys.modules)))"

@@ -14,14 +14,18 @@ class _NoAuthManager:
 
 def _ml_pipelines():
     import json
+    import logging
     import os
     import sys
+    import time
     from contextlib import suppress
     from datetime import datetime, timedelta
     from importlib.machinery import PathFinder
 
     from airflow import policies, settings
     from airflow.configuration import conf
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
 
     # Airflow 2.9 forks (its health server, the DAG processor, each task) while pooled database
     # connections are open. The child's first query tests an inherited one with SELECT 1, and only
@@ -34,10 +38,28 @@ def _ml_pipelines():
 
     os.register_at_fork(after_in_child=forget_inherited_connections)
 
+    is_worker = sys.argv[1:3] == ["tasks", "run"]
+
     # A worker of Airflow 2.9 asks the auth manager for the commands that it adds to the command line,
     # and for nothing else: that of FAB brings Flask along, a seventh of what a worker imports.
-    if sys.argv[1:3] == ["tasks", "run"]:
+    if is_worker:
         conf.read_dict({"core": {"auth_manager": f"{__name__}._NoAuthManager"}})
+
+    # A worker of Airflow 2.9 that finds no database ends, which costs a try: one that starts, or
+    # hands over a result, while the database fails over waits for it. Others are restarted.
+    def wait_for_database(dialect, _record, arguments, options):
+        give_up = time.monotonic() + 300
+        while True:
+            try:
+                return dialect.connect(*arguments, **options)
+            except dialect.dbapi.OperationalError as error:
+                if time.monotonic() >= give_up:
+                    raise
+                logging.getLogger("airflow.task").warning("Waiting for the database: %s", error)
+            time.sleep(2)
+
+    if is_worker:
+        event.listen(Engine, "do_connect", wait_for_database)
 
     # Of an id without a Latin letter or digit only a hash is left, behind a dash; Kubernetes
     # refuses a label or name that begins with one.
