@@ -92,7 +92,7 @@ class PodOperator(KubernetesPodOperator):
         do_xcom_push: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        below = _defaults(kwargs, kwargs.pop("default_args", None) or {}, presets)
+        below = _defaults(kwargs, kwargs.pop("default_args"), presets)
         # Airflow has given this class its own arguments before it knew the values.
         wanted = below.get("do_xcom_push") if do_xcom_push is None else do_xcom_push
         super().__init__(do_xcom_push=wanted is not False, default_args=below, **kwargs)
