@@ -232,7 +232,7 @@ tool("test", "tools.test", "Run the tests, or the named suites of them.", suites
 tool("test-wandb", "tools.in_image.pytest_in_image wandb", "Try the W&B service (WANDB_API_KEY).")
 text = "Kill 30 trainings at any moment; each must come to the same model."
 tool("test-trainings", "tools.in_image.pytest_in_image trainings", text)
-text = "Lose a cluster and bring it back; take one from Airflow 2 to 3: on clusters of its own."
+text = "Lose a cluster and bring it back; go from Airflow 2 to 3; install in every way."
 tool("test-loss", "pytest -v tests/long", text)
 text = "Install values/production.yaml as its page fills it, on a cluster of its own."
 tool("test-production", "pytest tests/production --verbose --capture=no", text)

@@ -1,69 +1,29 @@
 """Images go through one file: from a registry and from their builds into another registry."""
 
 import json
-import socket
 import subprocess
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mlctl.base.errors import UserError
-from mlctl.base.packages import ensure_packages
 from mlctl.base.progress import Phases
-from mlctl.base.waiting import until
 from mlctl.builder import archive
 from mlctl.commands.building import load_images
 from tests.helpers.layouts import layer, layout
-
-CONFIG = """version: 0.1
-storage: {{filesystem: {{rootdirectory: {root}}}}}
-http: {{addr: "{address}"}}
-"""
-ANY_MANIFEST = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
+from tests.helpers.registry import ask, registry
 
 
-def ask(address: str, path: str) -> tuple[dict[str, str], bytes]:
-    """Return headers and text of a registry's answer."""
-    url = f"http://{address}/v2/{path}"
-    with urllib.request.urlopen(urllib.request.Request(url, headers=ANY_MANIFEST)) as answer:
-        return dict(answer.headers), answer.read()
-
-
-@pytest.fixture
-def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of Debian's registry, on the loopback and without TLS."""
-    ensure_packages("a registry for tests", ["docker-registry"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    config = tmp_path / "registry.yaml"
-    config.write_text(CONFIG.format(root=tmp_path / "registry", address=address))
-    plain = tmp_path / ".config" / "containers" / "registries.conf"
-    plain.parent.mkdir(parents=True)
-    plain.write_text(f'[[registry]]\nlocation = "{address}"\ninsecure = true\n')
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with (tmp_path / "registry.log").open("w") as log:
-        process = subprocess.Popen(["docker-registry", "serve", config], stdout=log, stderr=log)
-    try:
-        until(
-            120,
-            lambda: process.poll() is None and _listens(address),
-            lambda: f"no registry: {(tmp_path / 'registry.log').read_text()}",
-            poll=0.1,
-        )
+@pytest.fixture(name="registry")
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a registry, which skopeo takes without TLS."""
+    with registry(tmp_path) as address:
+        plain = tmp_path / ".config" / "containers" / "registries.conf"
+        plain.parent.mkdir(parents=True)
+        plain.write_text(f'[[registry]]\nlocation = "{address}"\ninsecure = true\n')
+        monkeypatch.setenv("HOME", str(tmp_path))
         yield address
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _listens(address: str) -> bool:
-    try:
-        return ask(address, "")[1] == b"{}"
-    except OSError:
-        return False
 
 
 def test_images_move_through_one_file_and_keep_their_digests(registry: str, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -10,8 +11,9 @@ from mlctl.clients.forward import free_port
 from mlctl.stack import Stack
 
 
-@pytest.fixture
-def stack() -> Iterator[Stack]:
+@contextmanager
+def own_cluster() -> Iterator[Stack]:
+    """Yield a cluster that is to be made; it is deleted at the end."""
     with pytest.MonkeyPatch.context() as environ:
         environ.setenv("CLUSTER", "embedded")
         environ.setenv("CLUSTER_NAME", os.environ.get("CLUSTER_NAME") or "ml-pipelines-long")
@@ -19,3 +21,9 @@ def stack() -> Iterator[Stack]:
         made = Stack()
         yield made
         made.cluster.clean(Phases())
+
+
+@pytest.fixture
+def stack() -> Iterator[Stack]:
+    with own_cluster() as made:
+        yield made
