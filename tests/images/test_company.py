@@ -1,0 +1,216 @@
+"""The image of Airflow with requirements/airflow-company.txt: logs in S3, logins by OIDC.
+
+Its packages are laid over images/airflow, as the Containerfile of docs/production.md does, and its
+settings are those of the page.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from moto.server import ThreadedMotoServer
+from pytest_httpserver import HTTPServer
+
+from mlctl.base.cache import cached, digest
+from mlctl.base.paths import ROOT
+from tests.helpers.pages import blocks
+from tools.in_image.container import Command, Image, run
+
+LOCK = ROOT / "requirements" / "airflow-company.txt"
+ISSUER = "https://login.example.com/realms/company"
+REDIRECT = "http://localhost/oauth-authorized/keycloak"
+
+
+@pytest.fixture(scope="module")
+def packages() -> Path:
+    """The packages of the lock."""
+
+    def install(directory: Path) -> None:
+        uv = [Path(sys.executable).parent / "uv", "pip", "install", "--quiet", "--require-hashes"]
+        target = ["--python-version", "3.11", "--target", directory / "packages"]
+        subprocess.run([*uv, *target, "--requirements", LOCK], check=True)
+
+    return cached("airflow-company", digest(LOCK), install) / "packages"
+
+
+def documented(key: str) -> dict[str, Any]:
+    """Return what the page says to set below `airflow`, of the block that has the key there."""
+    found = [yaml.safe_load(one.text) for one in blocks("docs/production.md", "yaml")]
+    (values,) = [one["airflow"] for one in found if key in one.get("airflow", {})]
+    return values
+
+
+def script(airflow: Image, packages: Path, text: str, home: Path, env: dict[str, str]) -> str:
+    """Return what a Python program prints in the image with the packages."""
+    home.chmod(0o777)
+    ended = run(
+        airflow,
+        Command(
+            arguments=["python", "-c", text],
+            env={"PYTHONPATH": "/packages", "AIRFLOW_HOME": "/home/airflow/new"} | env,
+            mounts={packages: "/packages:ro", home: "/home/airflow/new"},
+        ),
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of an S3 server, which has the bucket of the page."""
+    import boto3
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    url = f"http://127.0.0.1:{port}"
+    client = boto3.client(
+        "s3", "eu-central-1", endpoint_url=url, aws_access_key_id="k", aws_secret_access_key="s"
+    )
+    place = {"LocationConstraint": "eu-central-1"}
+    client.create_bucket(Bucket="my-bucket", CreateBucketConfiguration=place)
+    yield url
+    server.stop()
+
+
+LOGS = """
+import shutil, subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+
+Path("/home/airflow/new/dags").mkdir()
+file = Path("/home/airflow/new/dags/greet.py")
+file.write_text('''
+from datetime import datetime, timezone
+from airflow.decorators import dag, task
+
+@dag(start_date=datetime(2024, 1, 1, tzinfo=timezone.utc), schedule=None)
+def greet():
+    @task
+    def hello():
+        print("hello from the task")
+    hello()
+
+greet()
+''')
+subprocess.run(["airflow", "db", "migrate"], check=True, capture_output=True)
+from airflow.models import DagBag
+from airflow.utils.log.log_reader import TaskLogReader
+from airflow.utils.state import DagRunState
+from airflow.utils.types import DagRunType
+
+dag = DagBag().get_dag("greet")
+dag.sync_to_db()
+run = dag.create_dagrun(
+    run_id="once", run_type=DagRunType.MANUAL, state=DagRunState.RUNNING,
+    execution_date=datetime(2024, 1, 1, tzinfo=timezone.utc),
+    data_interval=(datetime(2024, 1, 1, tzinfo=timezone.utc),) * 2,
+)
+# As a worker does it.
+command = ["airflow", "tasks", "run", "greet", "hello", "once", "--local", "--subdir", str(file)]
+subprocess.run(command, check=True)
+# As a page reads it that has no claim with logs.
+shutil.rmtree("/home/airflow/new/logs")
+ti = run.get_task_instance("hello")
+ti.refresh_from_db()
+print(ti.state, *TaskLogReader().read_log_stream(ti, 1, {}))
+"""
+
+
+def test_a_log_goes_into_the_bucket_and_is_read_from_there(
+    images: dict[str, Image], packages: Path, bucket: str, disk: Path
+):
+    values = documented("secret")
+    logging = values["config"]["logging"]
+    env = {f"AIRFLOW__LOGGING__{key.upper()}": value for key, value in logging.items()}
+    (connection,) = values["secret"]
+    address = bucket.replace(":", "%3A").replace("/", "%2F")
+    env[connection["envName"]] = f"aws://k:s@/?region_name=eu-central-1&endpoint_url={address}"
+    printed = script(images["airflow"], packages, LOGS, disk, env)
+    assert "success" in printed
+    assert "hello from the task" in printed
+    assert "s3://my-bucket/airflow/dag_id=greet/run_id=once/task_id=hello/attempt=1.log" in printed
+
+
+LOGIN = """
+import subprocess
+from urllib.parse import parse_qs, urlsplit
+
+subprocess.run(["airflow", "db", "migrate"], check=True, capture_output=True)
+from airflow.www.app import create_app
+
+app = create_app()
+client = app.test_client()
+leave = client.get("/login/keycloak")
+asked = parse_qs(urlsplit(leave.location).query)
+print("to", leave.location.partition("?")[0], asked["redirect_uri"], asked["scope"])
+answer = {"code": "c", "state": asked["state"][0]}
+back = client.get("/oauth-authorized/keycloak", query_string=answer)
+print("back", back.status_code)
+print("home", client.get("/home").status_code)
+from airflow.utils.session import create_session
+from airflow.providers.fab.auth_manager.models import User
+with create_session() as session:
+    for user in session.query(User):
+        print("user", user.username, user.email, [role.name for role in user.roles])
+"""
+
+
+def test_somebody_logs_in_by_oidc_and_gets_the_roles_of_the_groups(
+    images: dict[str, Image], packages: Path, httpserver: HTTPServer, disk: Path
+):
+    config = documented("webserver")["webserver"]["webserverConfig"]
+    issuer = httpserver.url_for("/realms/company")
+    (disk / "webserver_config.py").write_text(config.replace(ISSUER, issuer))
+    assert ISSUER in config
+    protocol = f"{issuer}/protocol/openid-connect"
+    httpserver.expect_request("/realms/company/.well-known/openid-configuration").respond_with_json(
+        {
+            "issuer": issuer,
+            "authorization_endpoint": f"{protocol}/auth",
+            "token_endpoint": f"{protocol}/token",
+            "userinfo_endpoint": f"{protocol}/userinfo",
+        }
+    )
+    token = {"access_token": "of-vera", "token_type": "Bearer", "expires_in": 60}
+    base = "/realms/company/protocol/openid-connect"
+    httpserver.expect_request(f"{base}/token", method="POST").respond_with_json(token)
+    person = {
+        "preferred_username": "vera",
+        "email": "vera@example.com",
+        "groups": ["ml-engineers", "others"],
+    }
+    login = {"Authorization": "Bearer of-vera"}
+    httpserver.expect_request(f"{base}/userinfo", headers=login).respond_with_json(person)
+    env = {"OIDC_CLIENT_SECRET": "s", "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR"}
+    printed = script(images["airflow"], packages, LOGIN, disk, env).splitlines()
+    assert [line for line in printed if line.startswith(("to", "back", "home", "user"))] == [
+        f"to {protocol}/auth ['{REDIRECT}'] ['openid email profile']",
+        "back 302",
+        "home 200",
+        "user vera vera@example.com ['User']",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("env", "lacking"),
+    [
+        (
+            {
+                "AIRFLOW__LOGGING__REMOTE_LOGGING": "True",
+                "AIRFLOW__LOGGING__REMOTE_BASE_LOG_FOLDER": "s3://my-bucket/airflow",
+            },
+            "airflow.providers.amazon",
+        ),
+    ],
+)
+def test_an_image_without_the_packages_does_not_start_and_names_what_it_lacks(
+    images: dict[str, Image], env: dict[str, str], lacking: str
+):
+    ended = run(images["airflow"], Command(arguments=["airflow", "db", "check"], env=env))
+    assert ended.returncode != 0
+    assert lacking in ended.stderr
