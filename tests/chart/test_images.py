@@ -6,7 +6,7 @@ import re
 import pytest
 
 from mlctl.release.images import behind, in_render
-from tests.helpers.helm import ENVIRONMENTS, OPTIONAL_PARTS, render, rendered
+from tests.helpers.helm import ENVIRONMENTS, OPTIONAL_PARTS, OWN_DATABASE_SECRET, render, rendered
 
 DIGEST = "sha256:" + "a" * 64
 OTHERS = {
@@ -103,9 +103,14 @@ EVERY_PART = {
 }
 
 
+def every_part(environment, *values):
+    own = OWN_DATABASE_SECRET if environment == "local" else {}
+    return render(EVERY_PART, own, *values, environment=environment)
+
+
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_the_list_of_images_is_what_a_render_holds(environment):
-    for manifests in (rendered(environment), render(EVERY_PART, environment=environment)):
+    for manifests in (rendered(environment), every_part(environment)):
         (of_a_task,) = manifests.settings()["tasks"]["train_model"]["pod"]["spec"]["containers"]
         found = {image for image in (of_a_task.get("image"),) if image}
         found |= images(manifests) | {task_image(manifests), sidecar_image(manifests)}
@@ -114,9 +119,9 @@ def test_the_list_of_images_is_what_a_render_holds(environment):
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_one_registry_stands_for_all(environment):
-    own = in_render(render(EVERY_PART, environment=environment).text)
+    own = in_render(every_part(environment).text)
     values = {"global": {"imageRegistry": "mirror.test:5000/ml"}}
-    mirrored = in_render(render(EVERY_PART, values, environment=environment).text)
+    mirrored = in_render(every_part(environment, values).text)
     assert mirrored == {behind("mirror.test:5000/ml/", image) for image in own}
     assert {"mirror.test:5000/ml/alpine:3", "mirror.test:5000/ml/team/train:1"} <= mirrored
     assert "mirror.test:5000/ml/git-sync/git-sync:v4.1.0" in mirrored

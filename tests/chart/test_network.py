@@ -7,7 +7,15 @@ real.
 import pytest
 import yaml
 
-from tests.helpers.helm import AIRFLOW_3, OPTIONAL_PARTS, HelmError, page, render, rendered
+from tests.helpers.helm import (
+    AIRFLOW_3,
+    OPTIONAL_PARTS,
+    OWN_DATABASE_SECRET,
+    HelmError,
+    page,
+    render,
+    rendered,
+)
 from tests.helpers.manifests import Manifests
 from tests.helpers.policies import Peer, Policies
 
@@ -24,7 +32,7 @@ ON = {
     "janitor": {"database": {"keepDays": 30}},
     # All that the official chart can have, as it has policies for some of it.
     "airflow": {"networkPolicies": {"enabled": True}} | OPTIONAL_PARTS,
-}
+} | OWN_DATABASE_SECRET
 POSTGRES, MLFLOW, WEB, TRIGGERER, STATSD, PGBOUNCER = 5432, 5000, 8080, 8794, 9125, 6543
 SCRAPED = 9102
 

@@ -11,6 +11,7 @@ from tests.helpers.helm import OPTIONAL_PARTS, HelmError, page, production, rend
 
 SHARED = ("staging", "production")
 CLAIM = "PersistentVolumeClaim"
+AIRFLOW = {"base", "scheduler", "triggerer", "webserver"}
 
 
 def faults(error):
@@ -105,6 +106,27 @@ def test_the_page_makes_the_secrets_of_pgbouncer():
     # Mounted as files, and read by its name.
     assert both["ml-pipelines-pgbouncer"] == {"pgbouncer.ini", "users.txt"}
     assert both["ml-pipelines-pgbouncer-stats"] == {"connection"}
+
+
+def test_the_page_lets_logins_and_logs_be_elsewhere():
+    """What Airflow makes of both is in tests/images/test_company.py."""
+    *_, oidc, bucket = map(yaml.safe_load, page("yaml"))
+    manifests = render(oidc, bucket, environment="production")
+    assert [c["metadata"]["name"] for c in manifests.of(CLAIM)] == ["training-storage"]
+    before = mentioned(render(environment="production"))
+    added = {name: keys for name, keys in mentioned(manifests).items() if name not in before}
+    assert added == {
+        "ml-pipelines-oidc": {"client-secret"},
+        "ml-pipelines-log-bucket": {"connection"},
+    }
+    airflow = [c for c in manifests.containers() if c.spec["name"] in AIRFLOW]
+    assert {c.spec["name"] for c in airflow} == AIRFLOW
+    for container in airflow:
+        names = {variable["name"] for variable in container.spec["env"]}
+        assert "AIRFLOW_CONN_LOGS" in names, container.where
+        # Their root file system is read-only.
+        paths = {mount["mountPath"] for mount in container.spec["volumeMounts"]}
+        assert "/opt/airflow/logs" in paths, container.where
 
 
 def test_the_page_unsets_what_is_not_needed():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers.helm import HelmError, render
+from tests.helpers.helm import OPTIONAL_PARTS, HelmError, render
 
 REFUSED = {
     "another executor": ({"airflow": {"executor": "LocalExecutor"}}, "airflow.executor"),
@@ -145,6 +145,10 @@ REFUSED = {
     "PgBouncer's figures with a password that it made up": (
         {"airflow": {"pgbouncer": {"enabled": True, "configSecretName": "config"}}},
         "airflow.pgbouncer.metricsExporterSidecar.statsSecretName: must name",
+    ),
+    "PgBouncer that nobody goes through": (
+        {"airflow": {"pgbouncer": OPTIONAL_PARTS["pgbouncer"]}},
+        "airflow.pgbouncer.enabled: nobody would use it",
     ),
     "logs in a bucket, without the provider": (
         {

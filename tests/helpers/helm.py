@@ -36,6 +36,12 @@ OPTIONAL_PARTS: dict[str, Any] = {
     },
 }
 
+# What PgBouncer wants of the local database: somebody else's Secrets.
+OWN_DATABASE_SECRET: dict[str, Any] = {
+    "postgres": {"existingSecret": "database"},
+    "secrets": {"metadata": {"create": False}},
+}
+
 # What an install on one's own machine needs; the command adds it to values/local.yaml, and the
 # directory of the training storage.
 MACHINE: dict[str, Any] = {

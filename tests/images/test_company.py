@@ -7,21 +7,26 @@ settings are those of the page.
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import yaml
-from moto.server import ThreadedMotoServer
+from botocore.exceptions import BotoCoreError
 from pytest_httpserver import HTTPServer
 
 from mlctl.base.cache import cached, digest
 from mlctl.base.paths import ROOT
 from tests.helpers.pages import blocks
-from tools.in_image.container import Command, Image, run
+from tools.in_image.container import Command, Container, Image, run
+from tools.in_image.pytest_in_image import install_pytest
 
 LOCK = ROOT / "requirements" / "airflow-company.txt"
 ISSUER = "https://login.example.com/realms/company"
+SECONDS = 600
+REGION = "eu-central-1"
 REDIRECT = "http://localhost/oauth-authorized/keycloak"
 
 
@@ -54,27 +59,41 @@ def script(airflow: Image, packages: Path, text: str, home: Path, env: dict[str,
             env={"PYTHONPATH": "/packages", "AIRFLOW_HOME": "/home/airflow/new"} | env,
             mounts={packages: "/packages:ro", home: "/home/airflow/new"},
         ),
+        SECONDS,
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.returncode == 0, ended.stdout
     return ended.stdout
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of an S3 server, which has the bucket of the page."""
-    import boto3
+SERVER = """
+import sys
+sys.path.append("/pytest")
+from moto.server import main
+main(["--host", "127.0.0.1", "--port", sys.argv[1]])
+"""
 
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
+
+@pytest.fixture
+def bucket(images: dict[str, Image], port: int) -> Iterator[str]:
+    """The address of an S3 server, which has the bucket of the page."""
     url = f"http://127.0.0.1:{port}"
-    client = boto3.client(
-        "s3", "eu-central-1", endpoint_url=url, aws_access_key_id="k", aws_secret_access_key="s"
+    # Where Flask is, which it takes.
+    command = Command(
+        arguments=["python", "-c", SERVER, str(port)], mounts={install_pytest(): "/pytest:ro"}
     )
-    place = {"LocationConstraint": "eu-central-1"}
-    client.create_bucket(Bucket="my-bucket", CreateBucketConfiguration=place)
-    yield url
-    server.stop()
+    keys = {"aws_access_key_id": "k", "aws_secret_access_key": "s"}
+    client = boto3.client("s3", REGION, endpoint_url=url, **keys)
+
+    def made() -> bool:
+        with suppress(BotoCoreError):
+            where = {"LocationConstraint": REGION}
+            client.create_bucket(Bucket="my-bucket", CreateBucketConfiguration=where)
+            return True
+        return False
+
+    with Container(images["classic-example"], command) as server:
+        server.until(120, made)
+        yield url
 
 
 LOGS = """
@@ -129,7 +148,7 @@ def test_a_log_goes_into_the_bucket_and_is_read_from_there(
     env = {f"AIRFLOW__LOGGING__{key.upper()}": value for key, value in logging.items()}
     (connection,) = values["secret"]
     address = bucket.replace(":", "%3A").replace("/", "%2F")
-    env[connection["envName"]] = f"aws://k:s@/?region_name=eu-central-1&endpoint_url={address}"
+    env[connection["envName"]] = f"aws://k:s@/?region_name={REGION}&endpoint_url={address}"
     printed = script(images["airflow"], packages, LOGS, disk, env)
     assert "success" in printed
     assert "hello from the task" in printed
@@ -211,6 +230,6 @@ def test_somebody_logs_in_by_oidc_and_gets_the_roles_of_the_groups(
 def test_an_image_without_the_packages_does_not_start_and_names_what_it_lacks(
     images: dict[str, Image], env: dict[str, str], lacking: str
 ):
-    ended = run(images["airflow"], Command(arguments=["airflow", "db", "check"], env=env))
+    ended = run(images["airflow"], Command(arguments=["airflow", "db", "check"], env=env), SECONDS)
     assert ended.returncode != 0
-    assert lacking in ended.stderr
+    assert lacking in ended.stdout

@@ -1,18 +1,23 @@
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
 
 from images.git_sync.git_sync import Checkout, ConfigError, seconds, settings
 from mlctl.base.errors import output
 from tools.in_image.container import Command, Container, Image, run
 
 UID = 65533
+SECONDS = 120
 
 
 @pytest.fixture(scope="module")
@@ -317,3 +322,73 @@ def test_older_name_of_the_period_counts_as_the_chart_passes_it():
     env = {"GITSYNC_REPO": "git://x/y.git", "GIT_SYNC_WAIT": "3", "GITSYNC_PERIOD": "5s"}
     read = settings(env, [])
     assert (read.period, read.link, read.ref) == (3, "y", "HEAD")
+
+
+class Host(HTTPServer):
+    """Serves the repository over http to those who have the token."""
+
+    token = "first-token"
+    refused = 0
+
+    def __init__(self, repository: Repository) -> None:
+        super().__init__("127.0.0.1")
+        self.served = repository.bare.parent
+        self.expect_request(re.compile("/.*")).respond_with_handler(self.answer)
+
+    def answer(self, request: Request) -> Response:
+        login = request.authorization
+        if not login or (login.username, login.password) != ("robot", self.token):
+            self.refused += login is not None
+            return Response(status=401, headers={"WWW-Authenticate": "Basic realm=git"})
+        env = {
+            "GIT_PROJECT_ROOT": str(self.served),
+            "GIT_HTTP_EXPORT_ALL": "1",
+            "PATH_INFO": request.path,
+            "QUERY_STRING": request.query_string.decode(),
+            "REQUEST_METHOD": request.method,
+            "CONTENT_TYPE": request.content_type or "",
+            "HTTP_GIT_PROTOCOL": request.headers.get("Git-Protocol", ""),
+            "HTTP_CONTENT_ENCODING": request.headers.get("Content-Encoding", ""),
+        }
+        done = subprocess.run(
+            ["git", "http-backend"],
+            input=request.get_data(),
+            env=os.environ | env,
+            capture_output=True,
+            check=True,
+        )
+        head, _, body = done.stdout.partition(b"\r\n\r\n")
+        headers = dict(line.split(": ", 1) for line in head.decode().splitlines())
+        return Response(body, int(headers.pop("Status", "200").split()[0]), headers)
+
+
+@pytest.fixture
+def host(repository: Repository) -> Iterator[Host]:
+    with Host(repository) as server:
+        yield server
+
+
+def test_a_token_is_rotated_and_nobody_loses_the_dags(
+    git_sync: Image, repository: Repository, host: Host, root: Path
+):
+    """The page's way: the new token into the Secret, then a restart."""
+    address = host.url_for("/dags.git")
+
+    def with_token(token: str) -> Command:
+        login = {"GITSYNC_USERNAME": "robot", "GITSYNC_PASSWORD": token}
+        return command(repository, root, GITSYNC_REPO=address, **login)
+
+    with Container(git_sync, with_token("first-token")) as old:
+        old.until(SECONDS, lambda: served(root))
+        first = served(root)
+        host.token = "second-token"
+        second = repository.commit("second")
+        # Asked without success, it goes on with what it has.
+        old.until(SECONDS, lambda: host.refused > 1)
+        assert served(root) == first
+        old.signal(signal.SIGTERM)
+        _, log = old.wait(SECONDS)
+    with Container(git_sync, with_token("second-token")) as new:
+        new.until(SECONDS, lambda: served(root) == second)
+    assert f"still serving {first}" in log
+    assert "-token" not in log

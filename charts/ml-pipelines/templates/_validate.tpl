@@ -123,6 +123,9 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- $problems = append $problems (printf "airflow.pgbouncer.%s: must name a Secret of yours; the official chart would make up a host and the password postgres, as the database's URL is in Secret %s (docs/production.md says what goes in)" $key $a.data.metadataSecretName) -}}
 {{- end -}}
 {{- end -}}
+{{- if $v.secrets.metadata.create -}}
+{{- $problems = append $problems (printf "airflow.pgbouncer.enabled: nobody would use it, as the URL that this chart writes leads to Postgres; make Secret %s yourself, with the key connection (postgresql://user:password@%s-pgbouncer:6543/airflow), and set secrets.metadata.create to false" $a.data.metadataSecretName .Release.Name) -}}
+{{- end -}}
 {{- end -}}
 {{- range $key := list "fernetKey" "webserverSecretKey" -}}
 {{- if index $a $key -}}
