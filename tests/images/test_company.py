@@ -4,6 +4,8 @@ Its packages are laid over images/airflow, as the Containerfile of docs/producti
 settings are those of the page.
 """
 
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,10 +21,12 @@ from pytest_httpserver import HTTPServer
 
 from mlctl.base.cache import cached, digest
 from mlctl.base.paths import ROOT
+from mlctl.builder.network import uv_cache
 from tests.helpers.pages import blocks
 from tools.in_image.container import Command, Container, Image, run
 from tools.in_image.pytest_in_image import install_pytest
 
+UV = Path(sys.executable).with_name("uv")
 LOCK = ROOT / "requirements" / "airflow-company.txt"
 ISSUER = "https://login.example.com/realms/company"
 SECONDS = 600
@@ -35,11 +39,38 @@ def packages() -> Path:
     """The packages of the lock."""
 
     def install(directory: Path) -> None:
-        uv = [Path(sys.executable).parent / "uv", "pip", "install", "--quiet", "--require-hashes"]
+        uv = [UV, "pip", "install", "--quiet", "--require-hashes", "--cache-dir", uv_cache()]
         target = ["--python-version", "3.11", "--target", directory / "packages"]
         subprocess.run([*uv, *target, "--requirements", LOCK], check=True)
 
     return cached("airflow-company", digest(LOCK), install) / "packages"
+
+
+def test_the_containerfile_of_the_page_adds_them(
+    images: dict[str, Image], packages: Path, disk: Path
+):
+    """By its last step, with uv and what that has downloaded for the fixture."""
+    (block,) = blocks("docs/production.md", "Dockerfile")
+    ((source, target),) = re.findall(r"^COPY (\S+) (\S+)$", block.text, re.MULTILINE)
+    (step,) = re.findall(r"^RUN (.+)$", block.text, re.MULTILINE)
+    shutil.copy(ROOT / source, disk)
+    shutil.copy(UV, disk)
+    seen = "python -c 'import airflow.providers.amazon, authlib; print(authlib.__file__)'"
+    lines = [f"cp /copied/{Path(source).name} {target}", step, seen]
+    path = dict(one.split("=", 1) for one in images["airflow"].config["Env"])["PATH"]
+    offline = {"UV_OFFLINE": "1", "UV_CACHE_DIR": "/cache", "UV_LINK_MODE": "copy"}
+    ended = run(
+        images["airflow"],
+        Command(
+            arguments=["sh", "-euc", "\n".join(lines)],
+            user="0:0",
+            env=offline | {"PATH": f"/copied:{path}"},
+            mounts={disk: "/copied", uv_cache(): "/cache"},
+        ),
+        SECONDS,
+    )
+    assert ended.returncode == 0, ended.stdout
+    assert "/usr/local/airflow/lib/python3.11/site-packages/authlib" in ended.stdout
 
 
 def documented(key: str) -> dict[str, Any]:
