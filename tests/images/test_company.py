@@ -87,7 +87,12 @@ def script(airflow: Image, packages: Path, text: str, home: Path, env: dict[str,
         airflow,
         Command(
             arguments=["python", "-c", text],
-            env={"PYTHONPATH": "/packages", "AIRFLOW_HOME": "/home/airflow/new"} | env,
+            env={
+                "PYTHONPATH": "/packages",
+                "AIRFLOW_HOME": "/home/airflow/new",
+                "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            }
+            | env,
             mounts={packages: "/packages:ro", home: "/home/airflow/new"},
         ),
         SECONDS,
@@ -206,7 +211,7 @@ from airflow.utils.session import create_session
 from airflow.providers.fab.auth_manager.models import User
 with create_session() as session:
     for user in session.query(User):
-        print("user", user.username, user.email, [role.name for role in user.roles])
+        print("user", user.username, user.email, sorted(role.name for role in user.roles))
 """
 
 
@@ -242,7 +247,7 @@ def test_somebody_logs_in_by_oidc_and_gets_the_roles_of_the_groups(
         f"to {protocol}/auth ['{REDIRECT}'] ['openid email profile']",
         "back 302",
         "home 200",
-        "user vera vera@example.com ['User']",
+        "user vera vera@example.com ['User', 'Viewer']",
     ]
 
 
