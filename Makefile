@@ -96,7 +96,7 @@ test-cluster: ## Tests of the cluster providers
 	@$(MLCTL) test cluster
 test-e2e: ## Install and run everything on a cluster of its own
 	@$(MLCTL) test e2e
-test-long: ## A soak, faults, killed trainings, a lost cluster, install paths, Airflow 3, production, mutants
+test-long: ## Soak, faults, killed trainings, lost cluster, upgrade, install paths, production, mutants
 	@$(MLCTL) up
 	@$(MLCTL) soak --n 3
 	@$(MLCTL) drill
