@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -211,6 +212,29 @@ def test_plain_buildah_builds_the_stages_of_a_containerfile_as_one(entries, imag
     plain = json.loads(json.loads(shown)["Config"])
     assert plain["config"] == image.config
     assert len(plain["rootfs"]["diff_ids"]) == len(image.layers)
+
+
+@pytest.mark.parametrize("index", ["", "https://index.example/cu126"])
+def test_a_build_argument_takes_torch_from_another_index(tmp_path: Path, index: str):
+    """What the instruction calls, told by programs that do nothing else."""
+    parsed = parse(ROOT / "images" / "classic_example" / "Containerfile")
+    _, last = parsed.stages()[-1]
+    steps = [text for _, text in last.instructions if "TORCH" in text]
+    assert steps[:2] == ["TORCH_INDEX=", "TORCH=torch"]
+    for program in ("apt-get", "pip", "rm"):
+        (tmp_path / program).write_text('#!/bin/sh\necho "${0##*/}" "$@"\n')
+        (tmp_path / program).chmod(0o755)
+    env = {"PATH": str(tmp_path), "TORCH_INDEX": index, "TORCH": "torch==2.6.0+cu126"}
+    ended = subprocess.run(
+        ["/bin/sh", "-euc", steps[2]], env=env, check=True, capture_output=True, text=True
+    )
+    called = [line.split() for line in ended.stdout.splitlines()]
+    assert [words[0] for words in called] == (
+        ["apt-get", "apt-get", "pip", "apt-get", "rm"] if index else []
+    )
+    if index:
+        assert called[2][1:3] == ["--python", "/opt/venv/bin/python"]
+        assert called[2][-3:] == ["--index-url", index, "torch==2.6.0+cu126"]
 
 
 def commands() -> set[str]:
