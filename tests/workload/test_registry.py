@@ -10,8 +10,8 @@ from classic_example.errors import WorkloadError
 from classic_example.registry import registry_from_environment
 from classic_example.registry.base import (
     ModelRef,
+    Package,
     load_from_registry,
-    package,
     upload_to_registry,
 )
 from workload_helpers import DirectoryRegistry, Ended, everything_below
@@ -95,7 +95,7 @@ def test_package_holds_everything_but_the_mark_of_an_earlier_load(
     model = shutil.copytree(trained[1], tmp_path / "model")
     (model / "registry.json").write_text("{}")
     monkeypatch.setenv("ML_PIPELINES_RUN_ID", "manual__2")
-    packed = package(model)
+    packed = Package(model)
     assert {path.name for path in packed.files} == {p.name for p in trained[1].iterdir()}
     assert {path.name for path in packed.plots} == {"confusion_matrix.png", "training_curve.png"}
     assert packed.params["learning_rate"] == 0.005
@@ -116,7 +116,7 @@ def test_package_says_what_made_the_model_and_not_what_uploads_it(
         "ML_PIPELINES_TRAINING_IMAGE_DIGEST": "sha256:1a",
     }.items():
         monkeypatch.setenv(name, value)
-    tags = package(trained[1]).tags
+    tags = Package(trained[1]).tags
     assert (tags["dag_id"], tags["run_id"]) == ("training_dag", "manual__2")
     assert (tags["dags_commit"], tags["image"]) == ("c0ffee", "registry.example/trainer:1")
     assert tags["image_digest"] == "sha256:1a"
@@ -128,7 +128,7 @@ def test_package_of_a_model_that_was_trained_by_hand(
     model = shutil.copytree(trained[1], tmp_path / "model")
     (model / "lineage.json").write_text(json.dumps({"data_source": "files", "data_sha256": "0"}))
     monkeypatch.setenv("ML_PIPELINES_TRAINING_IMAGE_DIGEST", "")
-    tags = package(model).tags
+    tags = Package(model).tags
     assert tags.pop("model_sha256")
     assert tags == {"data_source": "files", "data_sha256": "0"}
 
@@ -161,7 +161,7 @@ def test_model_without_reports_and_with_files_in_directories_is_whole(
         shutil.copyfile(trained[1] / name, model / name)
     (model / "spiece.model").write_text("x")
     shutil.copyfile(model / "model.safetensors", model / "model-2.safetensors")
-    packed = package(model)
+    packed = Package(model)
     assert {str(path.relative_to(model)) for path in packed.files} == everything_below(model)
     digest = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
     lines = f"{digest}  model-2.safetensors\n{digest}  model.safetensors\n"

@@ -4,7 +4,7 @@ import base64
 import json
 
 import pytest
-from classic_example import results
+from classic_example import cli as results
 from classic_example.errors import one_line, scrub
 
 

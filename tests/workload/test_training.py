@@ -13,7 +13,7 @@ from classic_example.data import BINARY, Row
 from classic_example.errors import WorkloadError
 from classic_example.fine_tuning import ByLength
 from classic_example.inference import run_inference_on_dataframe
-from classic_example.plots import draw_confusion_matrix, draw_training_curve
+from classic_example.reports import draw_confusion_matrix, draw_training_curve
 from classic_example.text_model import batches_by_length, load_classifier, resolve
 from classic_example.train import train
 from workload_helpers import (
@@ -404,13 +404,13 @@ def test_unwritable_output_ends_the_command_with_one_line(
 
 
 def rows(pairs: list[list]) -> list[Row]:
-    return [Row(*pair) for pair in pairs]
+    return [Row(text, label) for text, label, _ in pairs]
 
 
 def test_baseline_learns_words_and_is_scored_on_held_out_rows():
     perfect = evaluate.baseline(rows(sentences(100)), rows(sentences(40, offset=101)), BINARY)
     assert perfect["accuracy"] == 1.0
-    flipped = [Row(row.sentence, 1 - row.label, row.idx) for row in rows(sentences(40))]
+    flipped = [Row(row.sentence, 1 - row.label) for row in rows(sentences(40))]
     assert evaluate.baseline(rows(sentences(100)), flipped, BINARY)["accuracy"] == 0.0
 
 

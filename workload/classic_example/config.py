@@ -14,11 +14,10 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from transformers import TrainingArguments
 
-from classic_example import parameters
-from classic_example.checks import checked, require_one_of, unknown
 from classic_example.errors import WorkloadError, one_line
 from classic_example.evaluate import SCORES
 from classic_example.files import read_json
+from classic_example.parameters import checked, of_this_run, require_one_of, unknown
 from classic_example.text_model import Device, Precision, resolve_device, resolve_precision
 
 # A variable of this prefix and a name in capitals goes over the file: TRAIN_MAX_STEPS=50.
@@ -31,28 +30,23 @@ RENAMED = {
 }
 # Keys of older files for what is no choice any more, and the one value that they may have.
 DECIDED = {"save_safetensors": True, "use_fast_tokenizer": True}
-REGISTRY = "a model and its curve go to the registry of the environment"
-COPIES = "on several GPUs each holds a whole copy of the model"
-METRICS_NEED_IT = "the metrics need whole predictions"
-OWN_CHECKPOINTS = "a checkpoint is whole, and a try that was killed is always gone on with"
-# Settings of TrainingArguments that cannot be done here, and why.
-REFUSED = {
-    "batch_eval_metrics": METRICS_NEED_IT,
-    "deepspeed": COPIES,
-    "do_predict": "run-inference-on-dataframe predicts",
-    "enable_jit_checkpoint": OWN_CHECKPOINTS,
-    "eval_do_concat_batches": METRICS_NEED_IT,
-    "fsdp": COPIES,
-    "fsdp_config": COPIES,
-    "label_names": "the column is called label",
-    "length_column_name": "lengths are counted",
-    "parallelism_config": COPIES,
-    "prediction_loss_only": METRICS_NEED_IT,
-    "push_to_hub": REGISTRY,
-    "report_to": REGISTRY,
-    "resume_from_checkpoint": OWN_CHECKPOINTS,
-    "save_only_model": OWN_CHECKPOINTS,
+# Why, and which settings of TrainingArguments cannot be done here.
+REASONS = {
+    "a checkpoint is whole, and a try that was killed is always gone on with": (
+        *("enable_jit_checkpoint", "resume_from_checkpoint", "save_only_model"),
+    ),
+    "a model and its curve go to the registry of the environment": ("push_to_hub", "report_to"),
+    "lengths are counted": ("length_column_name",),
+    "on several GPUs each holds a whole copy of the model": (
+        *("deepspeed", "fsdp", "fsdp_config", "parallelism_config"),
+    ),
+    "run-inference-on-dataframe predicts": ("do_predict",),
+    "the column is called label": ("label_names",),
+    "the metrics need whole predictions": (
+        *("batch_eval_metrics", "eval_do_concat_batches", "prediction_loss_only"),
+    ),
 }
+REFUSED = {name: why for why, names in REASONS.items() for name in names}
 # Where TrainingArguments takes what only fails later.
 NARROWER = {
     "gradient_accumulation_steps": PositiveInt,
@@ -103,11 +97,7 @@ class TrainingConfig(TrainingArguments):
     train_sampling_strategy: str = "group_by_length"
 
     def __post_init__(self) -> None:
-        """Settle what depends on another setting.
-
-        Raises:
-            ValueError: settings contradict each other.
-        """
+        """Settle what depends on another setting; ValueError: settings contradict each other."""
         if self.save_strategy is None:
             self.save_strategy = "best" if self.load_best_model_at_end else "no"
         if self.early_stopping_patience:
@@ -147,43 +137,27 @@ def read_config(path: Path) -> TrainingConfig:
     """Return the configuration in a JSON file.
 
     The environment goes over the file, name by name (see VARIABLE_PREFIX), and the parameters of
-    the run go over both.
-
-    Raises:
-        WorkloadError: no such file, broken JSON, an unknown or missing name, a setting that cannot
-            be done here, a value of the wrong type or out of range, or a GPU that cannot be used.
+    the run go over both. Raises WorkloadError for no such file, broken JSON, an unknown or missing
+    name, a setting that cannot be done here, a value of the wrong type or out of range, or a GPU
+    that cannot be used.
     """
     if not path.is_file():
         raise WorkloadError(f"the configuration {path} does not exist, or is no file")
-    content = read_json(path)
-    variables = from_environment()
-    origin = f"{path} and the variables {VARIABLE_PREFIX}*" if variables else str(path)
-    return parse_config({**content, **variables, **from_parameters()}, origin)
-
-
-def from_environment() -> dict[str, Any]:
-    """Return the settings that variables give: JSON where it is, else the text itself."""
-    found: dict[str, Any] = {}
+    content, variables = read_json(path), {}
     for variable, text in os.environ.items():
         if variable.startswith(VARIABLE_PREFIX):
+            # JSON where it is, else the text itself.
             name = variable.removeprefix(VARIABLE_PREFIX).lower()
-            found[name] = text
+            variables[name] = text
             with suppress(json.JSONDecodeError):
-                found[name] = json.loads(text)
-    return found
-
-
-def from_parameters() -> dict[str, Any]:
-    """Return the settings that the parameters of the run give.
-
-    Another base model comes with its own configuration and tokenizer.
-    """
-    given = parameters.of_this_run().given()
-    found = {name: given[name] for name in ("max_steps", "learning_rate") if name in given}
-    if "base_model" in given:
-        own = {"config_name": None, "tokenizer_name": None}
-        found |= {"model_name_or_path": given["base_model"], **own}
-    return found
+                variables[name] = json.loads(text)
+    given = of_this_run().given()
+    asked = {name: given[name] for name in ("max_steps", "learning_rate") if name in given}
+    if base := given.get("base_model"):
+        # It comes with its own configuration and tokenizer.
+        asked |= {"model_name_or_path": base, "config_name": None, "tokenizer_name": None}
+    origin = f"{path} and the variables {VARIABLE_PREFIX}*" if variables else str(path)
+    return parse_config({**content, **variables, **asked}, origin)
 
 
 def parse_config(content: Mapping[str, Any], origin: str) -> TrainingConfig:
@@ -207,16 +181,14 @@ def parse_config(content: Mapping[str, Any], origin: str) -> TrainingConfig:
             del content[name]
         elif name not in kinds:
             raise unknown(f"{origin}: unknown key", name, kinds)
-    missing = [name for name in REQUIRED if not content.get(name)]
-    if missing:
+    if missing := [name for name in REQUIRED if not content.get(name)]:
         raise WorkloadError(f"{origin}: missing key {', '.join(missing)}")
     values = checked(origin, kinds, content)
     device = resolve_device(values.pop("device", "auto"), values.pop("use_cpu", False))
     if values.pop("bf16", False):
         values["precision"] = "bf16"
-    precision = resolve_precision(values.get("precision", "auto"), device)
-    if values.get("fp16"):
-        precision = "fp16"
+    wanted = values.get("precision", "auto")
+    precision = "fp16" if values.get("fp16") else resolve_precision(wanted, device)
     hardware = {"use_cpu": device == "cpu", "bf16": precision == "bf16", "precision": precision}
     try:
         config = TrainingConfig(**{**values, **hardware})

@@ -3,9 +3,9 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from classic_example.errors import WorkloadError, names
 from classic_example.files import sha256_of
@@ -23,17 +23,14 @@ BATCH_ROWS = 1024
 UNLABELLED = -1
 
 
-@dataclass(frozen=True)
-class Row:
-    """One sentence. `label` is the number of a class or -1 (not published)."""
+class Row(NamedTuple):
+    """One sentence and the number of its class."""
 
     sentence: str
     label: int
-    idx: int
 
 
-@dataclass(frozen=True)
-class Labels:
+class Labels(NamedTuple):
     """The classes: their names by number, and the number of each text that may stand in a file."""
 
     names: tuple[str, ...]
@@ -60,11 +57,8 @@ def positive_of(names: Sequence[str]) -> int | None:
 def read_labelled(path: Path, labels: Labels | None = None) -> tuple[list[Row], Labels]:
     """Return the rows of a file in which every row has a label, and the labels.
 
-    Without `labels` they are those of the file.
-
-    Raises:
-        WorkloadError: as Table, or an empty sentence, a label that is none or not among `labels`,
-            or one label only in the whole file.
+    Without `labels` they are those of the file. Raises WorkloadError as Table, or for an empty
+    sentence, a label that is none or not among `labels`, or one label only in the whole file.
     """
     from classic_example.tables import Table
 
@@ -95,18 +89,15 @@ def read_labelled(path: Path, labels: Labels | None = None) -> tuple[list[Row], 
         raise WorkloadError(
             f"{path}: all {len(texts)} rows have label {texts[0]}; rows of two labels are needed"
         )
-    pairs = zip(sentences, texts, strict=True)
-    return [Row(one, labels.numbers[text], at) for at, (one, text) in enumerate(pairs)], labels
+    return list(map(Row, sentences, map(labels.numbers.get, texts))), labels
 
 
 @lru_cache
 def label_of(text: str | None) -> str | None:
     """Return a label as it is compared: a whole number in its shortest form, other text as it is.
 
-    None is for the mark of a row whose label is not published.
-
-    Raises:
-        ValueError: there is no label, or it is another number; the text says so.
+    None is for the mark of a row whose label is not published. Raises ValueError, which says so,
+    when there is no label or it is another number.
     """
     text = (text or "").strip()
     if not text:

@@ -45,35 +45,26 @@ def not_there(path: Path | str, maker: str) -> WorkloadError:
 def scrub(text: str) -> str:
     """Return `text` without the value of any secret variable, plain or as basic-auth base64."""
     for name in SECRET_VARIABLES:
-        secret = os.environ.get(name, "").strip()
-        if not secret:
-            continue
-        basic = base64.b64encode(f"api:{secret}".encode()).decode()
-        text = text.replace(secret, "***").replace(basic, "***")
+        if secret := os.environ.get(name, "").strip():
+            basic = base64.b64encode(f"api:{secret}".encode()).decode()
+            text = text.replace(secret, "***").replace(basic, "***")
     # A password in an address: http://user:password@host
     return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
 
 
 def one_line(error: BaseException, limit: int = 600) -> str:
     """Return the text of `error` on one line without secrets, at most `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = scrub(text)
+    text = scrub(" ".join(str(error).split()) or type(error).__name__)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def reason(error: BaseException) -> str:
     """Return why a connection failed, without the layers of wrapping."""
     text = one_line(error, 2000)
-    for known in (
-        "Connection refused",
-        "Name or service not known",
-        "Temporary failure in name resolution",
-        "No route to host",
-        "Network is unreachable",
-        "timed out",
-        "certificate verify failed",
+    known = re.search(
+        "Connection refused|Name or service not known|Temporary failure in name resolution|"
+        "No route to host|Network is unreachable|timed out|certificate verify failed|"
         "Remote end closed connection",
-    ):
-        if known in text:
-            return known
-    return text[:200]
+        text,
+    )
+    return known[0] if known else text[:200]

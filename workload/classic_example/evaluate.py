@@ -4,13 +4,11 @@ import random
 from bisect import bisect
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
+
+import numpy
 
 from classic_example.data import Row, positive_of
 from classic_example.progress import heartbeat
-
-if TYPE_CHECKING:
-    import numpy
 
 # What the baseline may read, and how many words and pairs it may know: about 1 GB of memory.
 BASELINE_CHARACTERS, BASELINE_FEATURES = 20_000_000, 500_000
@@ -27,22 +25,21 @@ def scores(
 
     Of two labels these are about the positive one, of more the mean, weighted by their rows.
     """
-    from sklearn.metrics import accuracy_score, fbeta_score, precision_recall_fscore_support
+    from sklearn import metrics
 
-    about = {"average": "weighted"}
+    pair = {"y_true": labels, "y_pred": predicted}
+    about = {**pair, "zero_division": 0.0, "average": "weighted"}
     if len(names) == 2:
-        about = {"average": "binary", "pos_label": positive_of(names)}
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        labels, predicted, zero_division=0.0, **about
+        about |= {"average": "binary", "pos_label": positive_of(names)}
+    found = (
+        metrics.accuracy_score(**pair),
+        metrics.precision_score(**about),
+        metrics.recall_score(**about),
+        metrics.f1_score(**about),
+        metrics.fbeta_score(**about, beta=0.5),
+        metrics.f1_score(**pair, average="macro", zero_division=0.0),
     )
-    return {
-        "accuracy": float(accuracy_score(labels, predicted)),
-        "precision": float(precision),
-        "recall": float(recall),
-        "f1": float(f1),
-        "f0.5": float(fbeta_score(labels, predicted, beta=0.5, zero_division=0.0, **about)),
-        "macro_f1": float(fbeta_score(labels, predicted, beta=1, average="macro", zero_division=0)),
-    }
+    return dict(zip(SCORES, map(float, found), strict=True))
 
 
 def baseline(
@@ -56,7 +53,7 @@ def baseline(
 
 def baseline_predictions(
     train: Sequence[Row], held_out: Sequence[Row]
-) -> tuple["numpy.ndarray", int]:
+) -> tuple[numpy.ndarray, int]:
     """Return what tf-idf over words and word pairs with logistic regression says.
 
     They are label numbers, shape (rows,); and how many rows it has read: all of `train`, or
@@ -81,7 +78,7 @@ def baseline_predictions(
         return model.predict([row.sentence for row in held_out]), len(rows)
 
 
-def mcnemar(right: "numpy.ndarray", other: "numpy.ndarray") -> float:
+def mcnemar(right: numpy.ndarray, other: numpy.ndarray) -> float:
     """Return the two-sided p value of McNemar's exact test of two models on the same rows.
 
     Each says for every row whether a model was right: booleans of shape (rows,). Rows that only one
@@ -95,19 +92,16 @@ def mcnemar(right: "numpy.ndarray", other: "numpy.ndarray") -> float:
     return float(binomtest(only, only + only_other).pvalue) if only + only_other else 1.0
 
 
-def interval(right: "numpy.ndarray", other: "numpy.ndarray | None" = None) -> list[float]:
+def interval(right: numpy.ndarray, other: numpy.ndarray | None = None) -> list[float]:
     """Return the ends of the 95 % interval of a model's accuracy, or of its lead on another model.
 
     The percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter
     13): rows are drawn anew with replacement, 10,000 times, both models' together. As a row counts
     1, 0 or -1, such a draw is one from the multinomial distribution of these.
     """
-    import numpy
-
     of_rows = right.astype(int) - (0 if other is None else other)
     values, counts = numpy.unique(of_rows, return_counts=True)
-    drawn = numpy.random.default_rng(SEED).multinomial(
-        len(of_rows), counts / len(of_rows), size=10_000
-    )
+    shares, source = counts / len(of_rows), numpy.random.default_rng(SEED)
+    drawn = source.multinomial(len(of_rows), shares, size=10_000)
     ends = numpy.percentile(drawn @ values / len(of_rows), [2.5, 97.5])
     return [round(float(end), 6) for end in ends]

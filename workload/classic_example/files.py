@@ -19,15 +19,13 @@ def cannot_write(path: Path, error: BaseException) -> BaseException:
     Errors that are not about the file are given back as they are. Network clients derive theirs
     from OSError too.
     """
-    full = full_number(error)
-    if full is not None:
+    if full := full_number(error):
         return full_volume(path, full)
     if not isinstance(error, OSError) or error.errno is None or isinstance(error, ConnectionError):
         return error
-    reason = error.strerror or str(error)
     return WorkloadError(
-        f"cannot write {path}: {reason} (running as uid {os.getuid()}); "
-        "check the volume's permissions"
+        f"cannot write {path}: {error.strerror or error} (running as uid {os.getuid()}); check the "
+        "volume's permissions"
     )
 
 
@@ -46,21 +44,19 @@ def new_files(*targets: Path, directories: bool = False) -> Iterator[list[Path]]
     With `directories` each is an empty directory. A target for which nothing was written goes. A
     full volume, or an error in the block, leaves all targets as they were. Old and new ones are
     never seen side by side: the old ones behind the first go before the first new one comes.
-
-    Raises:
-        WorkloadError: a place cannot be written.
+    Raises WorkloadError when a place cannot be written.
     """
-    partials = [partial_name(target) for target in targets]
+    places = {target: partial_name(target) for target in targets}
     at: Path | None = None
     try:
-        for at, partial in zip(targets, partials, strict=True):
+        for at, partial in places.items():
             at.parent.mkdir(parents=True, exist_ok=True)
             remove(partial)
             if directories:
                 partial.mkdir()
         at = None
-        yield partials
-        for target, partial in zip(targets, partials, strict=True):
+        yield list(places.values())
+        for target, partial in places.items():
             at = target
             for path in (partial, *partial.rglob("*")):
                 if path.is_file():
@@ -68,15 +64,15 @@ def new_files(*targets: Path, directories: bool = False) -> Iterator[list[Path]]
         # A file is replaced at once; a directory that has content cannot be.
         for at in targets[0 if directories else 1 :]:
             remove(at)
-        for at, partial in zip(targets, partials, strict=True):
+        for at, partial in places.items():
             if partial.exists():
                 partial.replace(at)
             else:
                 remove(at)
     except BaseException as error:
-        begun = [one for one, partial in zip(targets, partials, strict=True) if partial.exists()]
+        begun = [target for target, partial in places.items() if partial.exists()]
         wrong = cannot_write(at or (begun or targets)[-1], error)
-        for partial in partials:
+        for partial in places.values():
             with suppress(OSError):  # the error already on its way says more
                 remove(partial)
         if wrong is error:
@@ -110,31 +106,26 @@ class Unfinished:
 
     `done` is what the earlier try has kept last, when its `key` is the same; else it is empty, and
     so is the file. An error removes the beginning, as the next try would meet it again, but for a
-    PostponedError.
-
-    Raises:
-        WorkloadError: the place cannot be written.
+    PostponedError. Raises WorkloadError when the place cannot be written.
     """
 
     def __init__(self, target: Path, key: dict[str, Any]) -> None:
         self.target, self.key = target, key
         self.path = target.with_name(f".{target.name}.begun")
         self.note = target.with_name(f".{target.name}.begun.json")
-        self.done: dict[str, int] = {}
-        self.kept = False
 
     def __enter__(self) -> "Unfinished":
         known = read_json(self.note)
         with self.naming_target():
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self.kept = known.get("key") == self.key and self.path.is_file()
-            if self.kept:
-                self.done = known["done"]
-            else:
+            if not self.kept:
+                known = {"done": {}, "bytes": 0}
                 self.note.unlink(missing_ok=True)
+            self.done: dict[str, int] = known["done"]
             self.file = self.path.open("r+b" if self.kept else "wb", buffering=0)
             # What came after the note may be half a chunk.
-            self.file.truncate(known["bytes"] if self.kept else 0)
+            self.file.truncate(known["bytes"])
             self.file.seek(0, os.SEEK_END)
         return self
 
@@ -181,19 +172,18 @@ def fill_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, or an empty one when there is no such file.
+    """Return the object in a JSON file, or an empty one when there is no such file."""
+    return json_object(path.read_bytes(), path) if path.is_file() else {}
 
-    Raises:
-        WorkloadError: the file holds something else.
-    """
-    if not path.is_file():
-        return {}
+
+def json_object(text: str | bytes, origin: Path | str) -> dict[str, Any]:
+    """Return the object that a JSON text is, or raise WorkloadError with its `origin`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
     except ValueError as error:
-        raise WorkloadError(f"{path} is not valid JSON: {error}") from None
+        raise WorkloadError(f"{origin} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise WorkloadError(f"{path} must hold a JSON object, not {type(content).__name__}")
+        raise WorkloadError(f"{origin} must hold a JSON object, not {type(content).__name__}")
     return content
 
 

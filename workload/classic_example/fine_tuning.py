@@ -69,7 +69,6 @@ class ByLength(Sampler):
         return len(self.encoded)
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of an epoch; the Trainer calls this at its start."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -94,7 +93,7 @@ class FineTuning(Trainer):
 
         def scores(told: EvalPrediction) -> dict[str, float]:
             predicted = logits_of(told.predictions).argmax(axis=1)
-            return evaluate.scores(told.label_ids.tolist(), predicted.tolist(), model.labels)
+            return evaluate.scores(told.label_ids, predicted, model.labels)
 
         super().__init__(
             model.classifier,
@@ -150,9 +149,8 @@ class FineTuning(Trainer):
         """
         told = self.predict(self.held_out, metric_key_prefix="eval")
         figures = {name: told.metrics[f"eval_{name}"] for name in evaluate.SCORES}
-        figures["eval_loss"] = told.metrics["eval_loss"]
-        figures["train_loss"] = self._total_loss_scalar / self.state.global_step
-        figures["steps"] = self.state.global_step
+        figures["eval_loss"], steps = told.metrics["eval_loss"], self.state.global_step
+        figures |= {"train_loss": self._total_loss_scalar / steps, "steps": steps}
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
             figures["best_step"] = self.state.best_global_step
         return figures, told.label_ids.tolist(), logits_of(told.predictions)
@@ -268,7 +266,6 @@ class Progress(TrainerCallback):
     """Says every few seconds how far a training is."""
 
     def on_train_begin(self, args: TrainingConfig, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Say what begins."""
         self.ticker, self.start, self.first = Ticker(), time.monotonic(), state.global_step
         self.size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         on = f"{args.world_size} x {args.hardware}" if args.world_size > 1 else args.hardware
@@ -276,7 +273,6 @@ class Progress(TrainerCallback):
         logger.info(text, state.max_steps, self.size, args.precision, on)
 
     def on_step_end(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
-        """Say how fast it goes and what is left."""
         done, left = state.global_step - self.first, state.max_steps - state.global_step
         if self.ticker.due() or done == 1 or not left:
             rate = done / (time.monotonic() - self.start)
@@ -285,11 +281,9 @@ class Progress(TrainerCallback):
             logger.info("%s  %.0f sentences/s  %.0f s left", at, rate * self.size, left / rate)
 
     def on_evaluate(self, _: Any, state: TrainerState, *__: Any, metrics: dict, **___: Any) -> None:
-        """Say what an evaluation came to."""
         logger.info("step %d: held-out accuracy %.4f", state.global_step, metrics["eval_accuracy"])
 
     def on_prediction_step(self, *_: Any, **__: Any) -> None:
-        """Say that an evaluation goes on."""
         if self.ticker.due():
             logger.info("evaluating")
 
@@ -311,14 +305,12 @@ class Tracking(TrainerCallback):
             self.registry = None
 
     def on_train_begin(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
-        """Open the run."""
         with self.attempt():
             if state.is_world_process_zero:
                 self.registry = registry_from_environment()
                 self.run_id = self.registry.track(self.params, self.tags)
 
     def on_log(self, _: Any, state: TrainerState, *__: Any, logs: dict, **___: Any) -> None:
-        """Show what the Trainer logs."""
         with self.attempt():
             if self.registry and "train_runtime" not in logs:
                 self.registry.log(self.run_id, state.global_step, without_times(logs))

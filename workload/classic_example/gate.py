@@ -4,8 +4,9 @@ import os
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import numpy
 from pydantic import BaseModel, Field, ValidationError
 
 from classic_example import evaluate, inference, lineage
@@ -15,9 +16,6 @@ from classic_example.files import read_json, write_json
 from classic_example.model_files import LINEAGE_FILE
 from classic_example.registry import base
 from classic_example.registry.base import ModelRef, Registry
-
-if TYPE_CHECKING:
-    import numpy
 
 
 class Rules(BaseModel, extra="forbid", regex_engine="python-re"):
@@ -51,9 +49,7 @@ def gate(registry: Registry, reference: str, model: Path, data: Path) -> dict[st
 
     `model` has the version's files, `data` train.csv and gold.csv, rows that took part in no
     training and no choice. The version gets the decision as tags, the model a file gate.json.
-
-    Raises:
-        WorkloadError: the rules, the files, the registry.
+    Raises WorkloadError for the rules, the files, the registry.
     """
     law, ref = rules(), ModelRef.parse(reference)
     if not (data / "gold.csv").is_file():
@@ -71,12 +67,9 @@ def gate(registry: Registry, reference: str, model: Path, data: Path) -> dict[st
     reason = "; ".join(against) or f"no worse than {champion.get('version', 'the baseline')}"
     result = {"decision": decision, "reason": reason, "version": version, **figures}
     write_json(model / "gate.json", result)
-    (low, high), accuracy = figures["accuracy_interval"], figures["accuracy"]
-    tags = {
-        "gate_decision": decision,
-        "gate_reason": reason,
-        "gate_accuracy": f"{accuracy:.4f} ({low:.4f} to {high:.4f})",
-    }
+    low, high = figures["accuracy_interval"]
+    reached = f"{figures['accuracy']:.4f} ({low:.4f} to {high:.4f})"
+    tags = {"gate_decision": decision, "gate_reason": reason, "gate_accuracy": reached}
     if decision == "promoted":
         run = lineage.of_this_run()
         by = " ".join(["gate", *(run[key] for key in ("dag_id", "run_id") if key in run)])
@@ -120,20 +113,15 @@ def compare(
     return {"champion_version": champion.get("version", ""), **figures}, against + missed
 
 
-def was_right(model: Any, rows: list[Row], labels: Labels) -> "numpy.ndarray":
+def was_right(model: Any, rows: list[Row], labels: Labels) -> numpy.ndarray:
     """Return for each row whether a model says its label, as inference has it."""
-    import numpy
-
     probabilities, _ = inference.predict(model, [row.sentence for row in rows])
     numbers = [labels.numbers[label] for label in model.labels]
     return numpy.take(numbers, numpy.argmax(probabilities, axis=1)) == [row.label for row in rows]
 
 
 def judge(
-    law: Rules,
-    right: "numpy.ndarray",
-    baseline: "numpy.ndarray",
-    champion: "numpy.ndarray | None" = None,
+    law: Rules, right: numpy.ndarray, baseline: numpy.ndarray, champion: numpy.ndarray | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the figures of a model, and the rules that it does not keep.
 
@@ -190,10 +178,8 @@ def promote(
 def rollback(registry: Registry, name: str, alias: str, by: str, reason: str) -> dict[str, Any]:
     """Give the alias back to the version that the champion was promoted over.
 
-    Whom that one had followed stays noted: done again, it goes back one further.
-
-    Raises:
-        WorkloadError: there is no champion, or none was before it.
+    Whom that one had followed stays noted: done again, it goes back one further. Raises
+    WorkloadError when there is no champion, or none was before it.
     """
     champion = registry.find(ModelRef(name, alias or rules().alias))
     version, before = champion["version"], champion["tags"].get("promoted_over")

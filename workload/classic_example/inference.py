@@ -13,8 +13,7 @@ from typing import Any, get_args
 import numpy
 import pyarrow
 
-from classic_example import lineage, parameters, statistics
-from classic_example.checks import require_one_of
+from classic_example import lineage, parameters, statistics, text_model
 from classic_example.data import BINARY, positive_of
 from classic_example.errors import WorkloadError, names
 from classic_example.files import Unfinished, fill_json, new_files, read_json
@@ -22,16 +21,7 @@ from classic_example.model_files import REGISTRY_FILE, require_model
 from classic_example.predictions import DIGITS, OUTPUT, deliver, part_of
 from classic_example.progress import Ticker
 from classic_example.tables import ON_BAD_ROW, TEXT, Table, locate
-from classic_example.text_model import (
-    Device,
-    Model,
-    Precision,
-    import_torch,
-    load_classifier,
-    load_tokenizer,
-    resolve_device,
-    resolve_precision,
-)
+from classic_example.text_model import Model
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +47,8 @@ def run_inference_on_dataframe(
     version as `load-from-registry` has found it, with the tags that say how it was made.
 
     One block of rows is in memory. A try that is killed leaves its chunks to the next one. `k/n` is
-    the k-th of n shards, from 0: it makes every n-th chunk, for join_predictions.
-
-    Raises:
-        WorkloadError: the input, the model directory, the output, or a variable.
+    the k-th of n shards, from 0: it makes every n-th chunk, for join_predictions. Raises
+    WorkloadError for the input, the model directory, the output, or a variable.
     """
     start, (number, shards) = time.monotonic(), shard_of(shard)
     limit, skip = parameters.of_this_run().sample_size, chosen(BAD_ROWS, ON_BAD_ROW) == "skip"
@@ -154,11 +142,12 @@ def with_predictions(
     """Return rows with what the model says to them, and their counts."""
     texts = chunk.column(chunk.schema.names.index("sentence")).fill_null("")
     probabilities, cut = predict(model, texts.to_pylist())
-    best = [model.labels[number] for number in probabilities.argmax(1)]
-    score = statistics.scores_of(probabilities, positive_of(model.labels))
+    labels = model.labels
+    best = [labels[number] for number in probabilities.argmax(1)]
+    score = statistics.scores_of(probabilities, positive_of(labels))
     said = {PREDICTED: best, SCORE: probabilities.max(1), CONFIDENCE: score}
-    said |= {PROBABILITY + label: probabilities[:, n] for n, label in enumerate(model.labels)}
-    added = added_columns(model.labels)
+    said |= {PROBABILITY + label: probabilities[:, n] for n, label in enumerate(labels)}
+    added = added_columns(labels)
     kept = [chunk.column(n) for n, name in enumerate(chunk.schema.names) if name not in added]
     columns = [*kept, *(pyarrow.array(said[name], schema.field(name).type) for name in added)]
     counts = statistics.count(texts, best, score)
@@ -196,17 +185,18 @@ def added_columns(labels: Sequence[str]) -> list[str]:
 def chosen(variable: str, allowed: tuple[str, ...]) -> str:
     """Return what a variable of the environment says, else the first of the allowed words."""
     word = os.environ.get(variable, "").strip() or allowed[0]
-    require_one_of("the environment", variable, word, allowed)
+    parameters.require_one_of("the environment", variable, word, allowed)
     return word
 
 
 def load_model(directory: Path) -> Model:
     """Return the model in a directory, with its own labels and its own longest text."""
-    precision = chosen(PRECISION, get_args(Precision))
-    import_torch()
-    device = resolve_device(chosen(DEVICE, get_args(Device)))
-    tokenizer, classifier = load_tokenizer(str(directory)), load_classifier(str(directory))
-    return Model(tokenizer, classifier, resolve_precision(precision, device), device)
+    precision = chosen(PRECISION, get_args(text_model.Precision))
+    text_model.import_torch()
+    device = text_model.resolve_device(chosen(DEVICE, get_args(text_model.Device)))
+    precision, source = text_model.resolve_precision(precision, device), str(directory)
+    tokenizer = text_model.load_tokenizer(source)
+    return Model(tokenizer, text_model.load_classifier(source), precision, device)
 
 
 def predict(model: Model, sentences: Sequence[str]) -> tuple[numpy.ndarray, int]:

@@ -7,10 +7,7 @@ from classic_example import parameters
 
 # Set by the pipeline in every task pod. Empty where a command is run by hand.
 VARIABLES = {
-    "dag_id": "ML_PIPELINES_DAG_ID",
-    "run_id": "ML_PIPELINES_RUN_ID",
-    "image": "ML_PIPELINES_IMAGE",
-    "dags_commit": "ML_PIPELINES_DAGS_COMMIT",
+    name: f"ML_PIPELINES_{name.upper()}" for name in ("dag_id", "run_id", "image", "dags_commit")
 }
 # Set where a model is registered: the digest of the image that train ran in, once it had started.
 TRAINING_IMAGE_DIGEST = "ML_PIPELINES_TRAINING_IMAGE_DIGEST"
@@ -22,9 +19,6 @@ def of_this_run() -> dict[str, str]:
     """Return what the environment says about the run, without the parts it does not say.
 
     `parameters` are those that were set, as JSON: a run that is started with it does the same.
-
-    Raises:
-        WorkloadError: the parameters of the run are not in order.
     """
     said = {key: value for key, name in VARIABLES.items() if (value := os.environ.get(name, ""))}
     given = parameters.of_this_run().given()
@@ -35,8 +29,7 @@ def of_model(trained: dict[str, str]) -> dict[str, str]:
     """Return the lineage of a model that is registered now; `trained` is what training has noted.
 
     The run is the one that registers it. Commit and image are those of the training: this step may
-    run from others. The digest of an image is known only when its pod has started, so that the
-    pipeline tells it afterwards.
+    run from others. An image's digest is known only when its pod has started.
     """
     here = of_this_run()
     run = {key: here[key] for key in ("dag_id", "run_id") if key in here}

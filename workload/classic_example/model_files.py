@@ -13,16 +13,12 @@ NEEDED = {
     "tokenizer file": ("tokenizer.json", "vocab.*", "*.model"),
 }
 # One file with plain names for the registry and for people, one with the Trainer's for its tools.
-METRICS_FILE = "metrics.json"
-TRAINER_METRICS_FILE = "all_results.json"
-HISTORY_FILE = "trainer_state.json"
-ARGUMENTS_FILE = "training_args.json"
+METRICS_FILE, TRAINER_METRICS_FILE = "metrics.json", "all_results.json"
+HISTORY_FILE, ARGUMENTS_FILE = "trainer_state.json", "training_args.json"
 LINEAGE_FILE = "lineage.json"
 # Counts of the texts that the model was trained on (statistics.py), for the drift of others.
 STATISTICS_FILE = "statistics.json"
-CONFUSION_MATRIX = "confusion_matrix.png"
-TRAINING_CURVE = "training_curve.png"
-PLOTS = (CONFUSION_MATRIX, TRAINING_CURVE)
+PLOTS = CONFUSION_MATRIX, TRAINING_CURVE = "confusion_matrix.png", "training_curve.png"
 # Left by load-from-registry: which model this is.
 REGISTRY_FILE = "registry.json"
 

@@ -28,9 +28,8 @@ HELD_OUT_ROWS = 1000
 
 
 def read_member(archive: tarfile.TarFile, name: str) -> bytes:
-    """Return the content of the member whose path ends with `name`, which must be there."""
-    found = [one for one in archive.getmembers() if one.isfile() and one.name.endswith(name)]
-    return archive.extractfile(found[0]).read()
+    """Return the content of the first member whose path ends with `name`."""
+    return archive.extractfile(next(n for n in archive.getnames() if n.endswith(name))).read()
 
 
 def parse_ratings(text: str) -> list[tuple[str, int]]:

@@ -1,18 +1,19 @@
-"""Parameters of one run: what the person who has started it asks for.
+"""Parameters of one run: what the person who has started it asks for; and how any setting is read.
 
 They go over the configuration file and over all other variables. The pipeline hands them on as one
 JSON object; null, or no such key, is for what nobody has asked for.
 """
 
-import json
+import difflib
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import Field, PositiveInt
+from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 
-from classic_example.checks import checked, unknown
 from classic_example.errors import WorkloadError
+from classic_example.files import json_object
 
 VARIABLE = "ML_PIPELINES_PARAMS"
 
@@ -40,17 +41,42 @@ class Parameters:
 def of_this_run() -> Parameters:
     """Return the parameters of the run; none is set where a command is run by hand.
 
-    Raises:
-        WorkloadError: they are no JSON object, one of them is not known, or has a value of the
-            wrong type or out of range.
+    Raises WorkloadError for one that is not known, of the wrong type or out of range.
     """
-    try:
-        content = json.loads(os.environ.get(VARIABLE, "") or "{}")
-    except json.JSONDecodeError as error:
-        raise WorkloadError(f"{VARIABLE} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise WorkloadError(f"{VARIABLE} must hold a JSON object, not {type(content).__name__}")
+    content = json_object(os.environ.get(VARIABLE, "") or "{}", VARIABLE)
     kinds = get_type_hints(Parameters, include_extras=True)
     for name in content.keys() - kinds.keys():
         raise unknown("the run has an unknown parameter", name, kinds)
     return Parameters(**checked("parameters of the run", kinds, content))
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> WorkloadError:
+    """Return the error for a name that does not exist."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    there = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known[:20])}"
+    return WorkloadError(f"{what} {name!r}; {there}")
+
+
+def checked(origin: str, kinds: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `content` with each value as the type that `kinds` has for its name.
+
+    A text is a number where it reads as one, and a whole number may be written as 50.0: to JSON
+    Schema, and so to Airflow, it is one, and Helm makes 1e+06 of a million. Raises WorkloadError
+    for a value of another type or out of range.
+    """
+    found, config = {}, ConfigDict(arbitrary_types_allowed=True)
+    for name, value in content.items():
+        try:
+            found[name] = TypeAdapter(kinds[name], config=config).validate_python(value)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"]
+            said = f"{name} is {value!r}: {said[0].lower()}{said[1:]}"
+            raise WorkloadError(f"{origin}: {said}") from None
+    return found
+
+
+def require_one_of(origin: str, name: str, value: str, allowed: Iterable[str]) -> None:
+    """Raise WorkloadError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise WorkloadError(f"{origin}: {name} is {value!r}, allowed: {', '.join(allowed)}")

@@ -15,14 +15,7 @@ from pyarrow import fs, ipc, parquet
 
 from classic_example import statistics
 from classic_example.errors import PostponedError, WorkloadError, not_there, one_line
-from classic_example.files import (
-    fill_json,
-    new_files,
-    partial_name,
-    read_json,
-    remove,
-    sha256_of,
-)
+from classic_example.files import fill_json, new_files, partial_name, read_json, remove, sha256_of
 from classic_example.model_files import STATISTICS_FILE
 from classic_example.tables import TEXT, locate
 
@@ -40,11 +33,7 @@ def part_of(target: Path, number: int, shards: int) -> Path:
 
 
 def join_predictions(model_directory: Path, target: Path, shards: int) -> dict[str, Any]:
-    """Write what run_inference_on_dataframe writes in one piece, of what its shards have left.
-
-    Raises:
-        WorkloadError: one is not there, they are not of the same input and model, or the output.
-    """
+    """Write what run_inference_on_dataframe writes in one piece, of what its shards have left."""
     parts = [part_of(target, number, shards) for number in range(shards)]
     found = [read_json(part.with_suffix(".json")) for part in parts]
     for part, one in zip(parts, found, strict=True):
@@ -127,10 +116,7 @@ def publish(
 ) -> None:
     """Write a table to a place, and what it is to a JSON file beside it, which comes last.
 
-    The file is made in the directory `scratch`.
-
-    Raises:
-        PostponedError: it cannot be written there now.
+    The file is made in the directory `scratch`. Raises PostponedError where it cannot be written.
     """
     filesystem, path = locate(place)
     description = str(PurePosixPath(path).with_suffix(".json"))

@@ -18,13 +18,12 @@ INTERVAL_SECONDS = 5.0
 
 
 @contextmanager
-def heartbeat(what: str, interval: float = INTERVAL_SECONDS) -> Iterator[None]:
-    """Log `what` now, every `interval` seconds while the block runs, and how long it took."""
-    start = time.monotonic()
-    done = threading.Event()
+def heartbeat(what: str) -> Iterator[None]:
+    """Log `what` now, every few seconds while the block runs, and how long it took."""
+    start, done = time.monotonic(), threading.Event()
 
     def beat() -> None:
-        while not done.wait(interval):
+        while not done.wait(INTERVAL_SECONDS):
             logger.info("%s: %.0f s so far", what, time.monotonic() - start)
 
     logger.info("%s", what)
@@ -41,16 +40,14 @@ def heartbeat(what: str, interval: float = INTERVAL_SECONDS) -> Iterator[None]:
 class Ticker:
     """Says whether it is time for another progress line of a loop."""
 
-    def __init__(self, interval: float = INTERVAL_SECONDS) -> None:
-        self.interval = interval
-        self.last = time.monotonic()
+    def __init__(self) -> None:
+        self.next = time.monotonic() + INTERVAL_SECONDS
 
     def due(self) -> bool:
         """Return True at most once per interval."""
-        now = time.monotonic()
-        if now - self.last < self.interval:
+        if (now := time.monotonic()) < self.next:
             return False
-        self.last = now
+        self.next = now + INTERVAL_SECONDS
         return True
 
 

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from copy import copy
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -59,15 +60,11 @@ def load_sst2_data(directory: Path) -> dict[str, Any]:
 
 
 def load_and_save(train: Path, val: Path, test: Path, gold: Path | None = None) -> dict[str, Any]:
-    """Write the data that the run asks for to these files, and return the step's result.
-
-    Raises:
-        WorkloadError: the source, its rows, or the place to write to.
-    """
-    origin, mode = "parameters of the run: data_source", parameters.of_this_run().data_source
-    if mode is None:
-        origin, mode = "DATA_SOURCE", os.environ.get("DATA_SOURCE", "").strip() or DEFAULT_MODE
+    """Write the data that the run asks for to these files, as `load`."""
+    asked = parameters.of_this_run().data_source
+    mode = asked or os.environ.get("DATA_SOURCE", "").strip() or DEFAULT_MODE
     if mode not in MODES and "://" not in mode and not mode.startswith("/"):
+        origin = "parameters of the run: data_source" if asked else "DATA_SOURCE"
         raise WorkloadError(
             f"{origin}={mode!r} is not known; allowed: {names(MODES)}, or an address of files"
         )
@@ -83,9 +80,10 @@ def load_data(uri: str, directory: Path, **options: str | None) -> dict[str, Any
 
 
 def load(mode: str, targets: Mapping[str, Path], options: Options) -> dict[str, Any]:
-    """Write the files of the splits and, beside the first, what they are; return the result.
+    """Write the files of the splits and, beside the first, what they are; return the step's result.
 
-    All of them appear, or none. A split without rows has no file.
+    All of them appear, or none. A split without rows has no file. Raises WorkloadError for the
+    source, its rows, or the place to write to.
     """
     logger.info("data source: %s", shown(mode))
     # Before the download: a full volume is not worth two minutes of it.
@@ -123,8 +121,12 @@ def load(mode: str, targets: Mapping[str, Path], options: Options) -> dict[str, 
 def find(mode: str, options: Options, scratch: Path) -> tuple[str, Files, Options]:
     """Return the name of a source, its files, and how to read them."""
     if mode in ("auto", "glue"):
+        import requests
+
         try:
-            within(PROBE_SECONDS, glue_url("gold"), probe_glue)
+            smallest = glue_url("gold")
+            head = partial(requests.head, smallest, timeout=PROBE_SECONDS, allow_redirects=True)
+            within(PROBE_SECONDS, smallest, head).raise_for_status()
             deadline = time.monotonic() + DOWNLOAD_SECONDS
             places = {role: download(glue_url(role), scratch, deadline) for role in GLUE_FILES}
             # Some phrases of its training set are sentences of its validation set.
@@ -163,20 +165,11 @@ def glue_url(role: str) -> str:
     return f"{root}/sst2/{GLUE_FILES[role]}-00000-of-00001.parquet"
 
 
-def probe_glue() -> None:
-    """Ask for the head of the smallest file; any answer but success raises."""
-    import requests
-
-    answer = requests.head(glue_url("gold"), timeout=PROBE_SECONDS, allow_redirects=True)
-    answer.raise_for_status()
-
-
 def download(url: str, scratch: Path, deadline: float = math.inf) -> Path:
     """Fetch a file into a directory; `deadline` is on time.monotonic()'s clock.
 
-    Raises:
-        WorkloadError: it cannot be had.
-        TimeoutError: the deadline passed. A socket timeout alone would let a trickle go on forever.
+    Raises WorkloadError when it cannot be had, TimeoutError when the deadline passed: a socket
+    timeout alone would let a trickle go on forever.
     """
     import requests
 

@@ -24,10 +24,8 @@ def place(path: Path) -> Path:
 def require_space(sizes: Mapping[Path, int]) -> None:
     """Make sure that files of so many bytes fit beside what is there, and MIN_FREE_BYTES more.
 
-    Files that they replace do not count: both are there for a moment.
-
-    Raises:
-        WorkloadError: they do not fit, or the variable MIN_FREE_BYTES is no number of bytes.
+    Files that they replace do not count: both are there for a moment. Raises WorkloadError when
+    they do not fit, or the variable MIN_FREE_BYTES is no number of bytes.
     """
     text = os.environ.get(VARIABLE, "").strip() or str(MIN_FREE_BYTES)
     if not text.isdecimal():

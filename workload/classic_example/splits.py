@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy
 
-from classic_example.checks import require_one_of
 from classic_example.data import BATCH_ROWS, COLUMNS, UNLABELLED, label_of, normalised
 from classic_example.errors import WorkloadError, names
+from classic_example.parameters import require_one_of
 from classic_example.progress import Ticker
 from classic_example.tables import ON_BAD_ROW, Table
 
@@ -48,11 +48,7 @@ class Options:
 
     @classmethod
     def of(cls, **given: str | None) -> "Options":
-        """Return what is given, else what DATA_TEXT_COLUMN and so on say, else the defaults.
-
-        Raises:
-            WorkloadError: a format, or a way with bad rows, that is not known.
-        """
+        """Return what is given, else what DATA_TEXT_COLUMN and so on say, if it is allowed."""
         said = {one.name: os.environ.get(f"DATA_{one.name.upper()}", "") for one in fields(cls)}
         said |= {name: value for name, value in given.items() if value}
         options = cls(**{name: value.strip() for name, value in said.items() if value.strip()})

@@ -24,11 +24,7 @@ TEXT = pyarrow.string()
 
 
 def locate(place: str | Path) -> tuple[fs.FileSystem, str]:
-    """Return the file system of a place, and the path there.
-
-    Raises:
-        WorkloadError: pyarrow does not know such an address.
-    """
+    """Return the file system of a place, and the path there; WorkloadError: it is no place."""
     if "://" not in str(place):
         return fs.LocalFileSystem(), str(Path(place).absolute())
     try:
@@ -53,11 +49,7 @@ class Table:
         way_out: str = "",
         kind: str | None = None,
     ) -> None:
-        """Find the files; `kind`, csv or parquet, overrules their names.
-
-        Raises:
-            WorkloadError: there are none.
-        """
+        """Find the files (WorkloadError: none); `kind`, csv or parquet, overrules their names."""
         self.place, self.required, self.skip, self.way_out = place, required, skip, way_out
         self.kind, self.bad, self.sha256 = kind, 0, hashlib.sha256()
         with self.reading():
@@ -70,16 +62,14 @@ class Table:
                 raise not_there(place, "load-sst2-data")
             if there.type == fs.FileType.Directory:
                 selector = fs.FileSelector(self.folder, recursive=not star or "/" in rest)
-                self.files = sorted(
-                    (
-                        one
-                        for one in self.filesystem.get_file_info(selector)
-                        # As Spark and Hive have it, other names are not data.
-                        if one.is_file and one.base_name[0] not in "._"
-                        if not star or PurePosixPath(one.path).match(path)
-                    ),
-                    key=lambda one: one.path,
-                )
+                there = self.filesystem.get_file_info(selector)
+                self.files = [
+                    one
+                    for one in sorted(there, key=lambda one: one.path)
+                    # As Spark and Hive have it, other names are not data.
+                    if one.is_file and one.base_name[0] not in "._"
+                    if not star or PurePosixPath(one.path).match(path)
+                ]
         if not self.files:
             raise WorkloadError(f"there is no file {place}" if star else f"{place} has no files")
 
@@ -92,11 +82,8 @@ class Table:
         """Yield batches of up to so many rows, and which share of the table each is, about.
 
         They are the same ones each time. `limit` ends after the first rows; what comes behind the
-        block that has them is not read.
-
-        Raises:
-            WorkloadError: a file that cannot be read or is none, a missing column, a bad row, other
-                columns than in the first file, or no rows.
+        block that has them is not read. Raises WorkloadError for a file that cannot be read or is
+        none, a missing column, a bad row, other columns than in the first file, or no rows.
         """
         schema, left = None, float("inf") if limit is None else limit
         size = sum(one.size for one in self.files) or 1
@@ -121,12 +108,12 @@ class Table:
         return (self.kind or PurePosixPath(file.path).suffix[1:]) == "parquet"
 
     def read(self, file: fs.FileInfo, left: float, rows: int) -> Iterator[tuple[Any, float]]:
-        """Yield the batches of a file, and which share of it each is."""
-        return (self.parquet if self.is_parquet(file) else self.csv)(file, left, rows)
+        """Yield the batches of a file, and which share of it each is, about."""
+        return self.parquet(file, rows) if self.is_parquet(file) else self.csv(file, left)
 
-    def csv(self, file: fs.FileInfo, left: float, _: int) -> Iterator[tuple[Any, float]]:
-        """Yield the batches of a CSV file, all columns as text, and which share of it each is."""
-        wrong, read = [], 0
+    def csv(self, file: fs.FileInfo, left: float) -> Iterator[tuple[Any, float]]:
+        """Do `read` of a CSV file, all columns as text; faults behind `left` rows do not count."""
+        wrong, read = [], 0  # The header is row 1.
 
         def note(row: arrow_csv.InvalidRow) -> str:
             self.bad += 1
@@ -155,10 +142,10 @@ class Table:
                 yield self.sound(file, batch, schema, read + 1), min(1.0, share)
                 read += batch.num_rows
         if wrong:
-            raise self.bad_row(file, wrong[0])
+            raise WorkloadError(f"{file.path} {wrong[0]}; {self.way_out}")
 
-    def parquet(self, file: fs.FileInfo, left: float, rows: int) -> Iterator[tuple[Any, float]]:
-        """Yield batches of a Parquet file, and which share of it each is."""
+    def parquet(self, file: fs.FileInfo, rows: int) -> Iterator[tuple[Any, float]]:
+        """Do `read` of a Parquet file, in batches of up to so many rows."""
         with (
             self.reading(file.path, "Parquet"),
             self.filesystem.open_input_file(file.path) as source,
@@ -197,13 +184,10 @@ class Table:
         rows = (batch.slice(at, 1) for at in range(batch.num_rows))
         good = [as_text(row, schema) is not None for row in rows]
         if not self.skip:
-            raise self.bad_row(file, f"row {read + good.index(False) + 1} is not UTF-8 text")
+            row = read + good.index(False) + 1
+            raise WorkloadError(f"{file.path} row {row} is not UTF-8 text; {self.way_out}")
         self.bad += good.count(False)
         return batch.filter(pyarrow.array(good)).cast(schema)
-
-    def bad_row(self, file: fs.FileInfo, why: str) -> WorkloadError:
-        """Return the error for a bad row. The header of a CSV file is row 1."""
-        return WorkloadError(f"{file.path} {why}; {self.way_out}")
 
     @contextmanager
     def reading(self, path: str = "", kind: str = "") -> Iterator[None]:

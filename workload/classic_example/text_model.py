@@ -27,10 +27,7 @@ GPU_FILE = Path("/dev/nvidiactl")
 
 
 def import_torch() -> None:
-    """Import torch and transformers, without what they bring for other uses.
-
-    scipy.optimize is for finding objects in pictures and takes half a second.
-    """
+    """Import torch and transformers, without scipy.optimize, which is for pictures and slow."""
     # cuBLAS gives the same numbers twice only so.
     # https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -49,8 +46,7 @@ def import_torch() -> None:
 def resolve_device(wanted: str = "auto", cpu: bool = False) -> str:
     """Return `cpu` or `cuda`; `auto` is the GPU where there is one, unless `cpu` is asked for.
 
-    Raises:
-        WorkloadError: a GPU is asked for, or was given to this container, and torch cannot use it.
+    Raises WorkloadError when a GPU is asked for, or given to the container, and cannot be used.
     """
     if wanted == "cpu" or cpu:
         return "cpu"
@@ -78,9 +74,8 @@ def computes_bf16(cpuinfo: str) -> bool:
 def resolve_precision(wanted: str, device: str = "cpu") -> str:
     """Return `fp32` or `bf16`: `auto` goes by the device.
 
-    bf16 has the range of fp32 with 8 bits of precision. Weights and optimizer stay in fp32; a
-    training step takes 0.25 s instead of 0.41 s (Zen 4, one core), with the same accuracy, and
-    prediction half as long, with the same labels.
+    bf16 has the range of fp32 with 8 bits of precision. Weights and optimizer stay in fp32; on a
+    core of Zen 4 a step takes 0.25 s instead of 0.41 s, prediction half as long, to equal results.
     """
     if wanted != "auto":
         return wanted
@@ -92,10 +87,7 @@ def resolve_precision(wanted: str, device: str = "cpu") -> str:
 
 
 def resolve(name: str) -> str:
-    """Return where a pre-trained model is: a directory, one the image carries, or `name` itself.
-
-    Hugging Face's hub is asked for the rest.
-    """
+    """Return where a pre-trained model is: a directory, one the image carries, or on the hub."""
     if Path(name).is_dir():
         return name
     directory = os.environ.get("MODELS_DIRECTORY", "") or MODELS_DIRECTORY
@@ -107,11 +99,7 @@ def resolve(name: str) -> str:
 
 
 def load_pretrained(what: str, source: str, load: Any, **options: Any) -> Any:
-    """Return `load(source, **options)`.
-
-    Raises:
-        WorkloadError: the model or tokenizer is not there or cannot be read.
-    """
+    """Return `load(source, **options)`, or raise WorkloadError: it cannot be read."""
     try:
         return load(source, **options)
     except Exception as error:
@@ -129,10 +117,7 @@ def load_tokenizer(source: str) -> Any:
 
 
 def from_safetensors(source: str, config: Any, **options: Any) -> Any:
-    """Return the classifier in `source`, from safetensors only: a pickle runs code when loaded.
-
-    https://huggingface.co/docs/hub/security-pickle
-    """
+    """Return the classifier in `source`, from safetensors only: a pickle runs code when loaded."""
     from transformers import AutoModelForSequenceClassification
 
     directory = Path(source)
@@ -151,8 +136,7 @@ def from_safetensors(source: str, config: Any, **options: Any) -> Any:
 def load_classifier(source: str) -> Any:
     """Return a trained classifier as it is, with labels of its own.
 
-    Raises:
-        WorkloadError: as from_safetensors, or it does not choose one of several labels.
+    Raises WorkloadError as from_safetensors, or when it does not choose one of several labels.
     """
     classifier, about = from_safetensors(source, None, output_loading_info=True)
     if about["missing_keys"]:
@@ -171,24 +155,17 @@ def new_classifier(
     """Return a pre-trained model with a new head for `labels`.
 
     A head of as many labels is kept. `dropout` replaces the model's own, None keeps it; either way
-    its configuration stays as it was, for whoever trains it further.
-
-    Raises:
-        WorkloadError: as from_safetensors, or the model has no dropout to replace.
+    its configuration stays as it was, for whoever trains it further. Raises WorkloadError as
+    from_safetensors, or when the model has no dropout to replace.
     """
     from transformers import AutoConfig
 
     what, load = "model configuration", AutoConfig.from_pretrained
     other_head = load_pretrained(what, source, load).num_labels != len(labels)
-    config = load_pretrained(
-        what,
-        config_source or source,
-        load,
-        num_labels=len(labels),
-        id2label=dict(enumerate(labels)),
-        label2id={name: number for number, name in enumerate(labels)},
-        problem_type="single_label_classification",
-    )
+    options = {"num_labels": len(labels), "problem_type": "single_label_classification"}
+    options["id2label"] = dict(enumerate(labels))
+    options["label2id"] = {name: number for number, name in enumerate(labels)}
+    config = load_pretrained(what, config_source or source, load, **options)
     own = {
         name: value
         for name, value in config.to_dict().items()

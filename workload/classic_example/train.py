@@ -8,41 +8,19 @@ import logging
 import os
 import random
 import time
-from collections import Counter
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from classic_example import evaluate, lineage, sources
-from classic_example.data import Labels, Row, positive_of, read_labelled
+from classic_example.data import Labels, Row, read_labelled
 from classic_example.errors import WorkloadError
-from classic_example.files import cannot_write, fill_json, new_directory, remove
-from classic_example.model_card import model_card
-from classic_example.model_files import (
-    ARGUMENTS_FILE,
-    CONFUSION_MATRIX,
-    HISTORY_FILE,
-    LINEAGE_FILE,
-    METRICS_FILE,
-    STATISTICS_FILE,
-    TRAINER_METRICS_FILE,
-    TRAINING_CURVE,
-)
-from classic_example.plots import draw_confusion_matrix, draw_training_curve
+from classic_example.files import cannot_write, new_directory, remove
 from classic_example.progress import heartbeat
 from classic_example.space import require_space
-from classic_example.text_model import (
-    Model,
-    import_torch,
-    load_tokenizer,
-    new_classifier,
-    resolve,
-)
+from classic_example.text_model import Model, import_torch, load_tokenizer, new_classifier, resolve
 
 if TYPE_CHECKING:
-    import numpy
-
     from classic_example.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -55,14 +33,13 @@ def train(config_path: Path) -> dict[str, Any]:
     """Train as the configuration says, write the model to its output_dir, return the result.
 
     Started by `accelerate launch` there are several of these; the first writes, the others end.
-
-    Raises:
-        WorkloadError: the configuration, the data, the base model or the output directory.
+    Raises WorkloadError for the configuration, the data, the base model or the output directory.
     """
     start = time.monotonic()
     import_torch()
     from classic_example.config import read_config
     from classic_example.fine_tuning import FineTuning, Tracking
+    from classic_example.reports import write_reports
 
     config = read_config(config_path)
     output, first = Path(config.output_dir), config.process_index == 0
@@ -78,7 +55,7 @@ def train(config_path: Path) -> dict[str, Any]:
     train_rows = drawn(train_rows, config.max_train_samples, config.seed)
     held_out = drawn(held_out, config.max_eval_samples, config.seed)
     names = config.labels = labels.names
-    origin = {**sources.describe(train_file, validation_file), **lineage.of_this_run()}
+    origin = sources.describe(train_file, validation_file) | lineage.of_this_run()
     origin["device"] = config.hardware
     logger.info("%d training rows, %d held out; %s", len(train_rows), len(held_out), origin)
     logger.info("labels: %s", ", ".join(names))
@@ -105,7 +82,7 @@ def train(config_path: Path) -> dict[str, Any]:
             if os.environ.get("REGISTRY"):
                 trainer.add_callback(tracking)
             trainer.fit({**key, "data": origin["data_sha256"]})
-            figures, true, logits = trainer.held_out_figures()
+            figures, *others = trainer.held_out_figures()
             if not first:
                 raise SystemExit(0)
             if tracking.run_id:
@@ -122,13 +99,9 @@ def train(config_path: Path) -> dict[str, Any]:
             # safetensors makes its files readable for the owner alone.
             for weights in directory.glob("*.safetensors"):
                 weights.chmod(0o644)
-            draw_confusion_matrix(true, logits.argmax(1), names, directory / CONFUSION_MATRIX)
-            history = trainer.history()
-            draw_training_curve(history, metrics, directory / TRAINING_CURVE)
             metrics["seconds"] = round(time.monotonic() - start, 1)
-            rows = Counter(names[row.label] for row in train_rows)
-            write_statistics(directory, train_rows, logits, names)
-            write_reports(directory, settings, metrics, history, origin, rows)
+            history = trainer.history()
+            write_reports(directory, settings, metrics, history, origin, train_rows, others)
         except Exception:
             # The next try would meet the same.
             tracking.finish("FAILED")
@@ -195,47 +168,3 @@ def freeze(classifier: Any, config: "TrainingConfig") -> None:
         )
     for layer in layers[: config.freeze_layers]:
         layer.requires_grad_(False)
-
-
-def write_statistics(
-    directory: Path, rows: Sequence[Row], logits: "numpy.ndarray", names: Sequence[str]
-) -> None:
-    """Write what the texts of training look like, and the scores of held-out rows: for drift.
-
-    `logits` are those of the held-out rows, shape (rows, labels).
-    """
-    from scipy.special import softmax
-
-    from classic_example import statistics
-
-    counts = statistics.count([row.sentence for row in rows], [names[row.label] for row in rows])
-    scores = statistics.scores_of(softmax(logits.astype(float), axis=1), positive_of(names))
-    fill_json(directory / STATISTICS_FILE, counts + statistics.count([], scores=scores))
-
-
-def write_reports(
-    directory: Path,
-    settings: dict[str, Any],
-    metrics: dict[str, float],
-    history: Sequence[dict],
-    origin: dict[str, str],
-    rows: Counter[str],
-) -> None:
-    """Write what a person, the registry or the Trainer's tools want to know about the model.
-
-    `rows` counts the training rows of each label.
-    """
-    trainer = {
-        f"eval_{name}" if name in evaluate.SCORES else name: value
-        for name, value in metrics.items()
-    }
-    for name, content in {
-        METRICS_FILE: metrics,
-        TRAINER_METRICS_FILE: {**trainer, "device": origin["device"]},
-        HISTORY_FILE: {"global_step": metrics["steps"], "log_history": list(history)},
-        ARGUMENTS_FILE: settings,
-        LINEAGE_FILE: origin,
-    }.items():
-        fill_json(directory / name, content)
-    card = model_card(settings, metrics, origin, rows)
-    (directory / "README.md").write_text(card, encoding="utf-8")

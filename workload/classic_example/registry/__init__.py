@@ -9,14 +9,10 @@ __all__ = ["ModelRef", "Registry", "registry_from_environment"]
 
 
 def registry_from_environment() -> Registry:
-    """Return the registry that REGISTRY names, else W&B if it has a key, else MLflow.
-
-    Raises:
-        WorkloadError: REGISTRY is unknown, or nothing is configured.
-    """
-    has_key, has_server = map(os.environ.get, ("WANDB_API_KEY", "MLFLOW_TRACKING_URI"))
-    configured = "wandb" if has_key else "mlflow" if has_server else ""
-    match wanted := os.environ.get("REGISTRY", "").strip().lower() or configured:
+    """Return the registry that REGISTRY names, else a configured one; or raise WorkloadError."""
+    names = ("WANDB_API_KEY", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "REGISTRY")
+    key, server, experiment, wanted = (os.environ.get(name, "").strip() for name in names)
+    match wanted.lower() or ("wandb" if key else "mlflow" if server else ""):
         case "wandb":
             from classic_example.registry.wandb_registry import WandbRegistry
 
@@ -24,7 +20,7 @@ def registry_from_environment() -> Registry:
         case "mlflow":
             from classic_example.registry.mlflow_registry import MlflowRegistry
 
-            return MlflowRegistry.from_environment()
+            return MlflowRegistry(server, experiment or "ml-pipelines")
         case "":
             raise WorkloadError(
                 "no model registry is configured; set REGISTRY=wandb with WANDB_API_KEY, or "

@@ -30,11 +30,7 @@ class ModelRef:
 
     @classmethod
     def parse(cls, text: str) -> "ModelRef":
-        """Return the reference in `text`, also in MLflow's own form `models:/NAME@ALIAS`.
-
-        Raises:
-            WorkloadError: it has another form.
-        """
+        """Return the reference in `text`, which may be MLflow's `models:/NAME@ALIAS`."""
         match = re.fullmatch(f"(?:models:/)?({WORD})(?:[:@/]({WORD}))?", text)
         if not match:
             raise WorkloadError(
@@ -53,22 +49,26 @@ class ModelRef:
         return f"{self.name}:{self.alias}"
 
 
-@dataclass
 class Package:
-    """A trained model on its way to a registry.
+    """A model that `train` left in a directory, on its way to a registry."""
 
-    `files` are all of its files, those of subdirectories too, each below `directory`.
-    `tracking_run` is the id of the run that showed the training (Registry.track), or empty.
-    """
-
-    directory: Path
-    metrics: dict[str, float]
-    params: dict[str, Any]
-    history: list[dict[str, float]]
-    tags: dict[str, str]
-    plots: list[Path]
-    files: list[Path]
-    tracking_run: str
+    def __init__(self, directory: Path) -> None:
+        """Raise WorkloadError when the directory is missing or holds no whole model."""
+        files.require_model(directory, "train")
+        self.directory = directory
+        trained = read_json(directory / files.LINEAGE_FILE)
+        # Of the run that showed the training (Registry.track), or empty.
+        self.tracking_run = trained.pop(lineage.TRACKING_RUN, "")
+        tags = {key: str(value) for key, value in lineage.of_model(trained).items()}
+        self.tags = {**tags, WEIGHTS_TAG: files.sha256_of_weights(directory)}
+        metrics = read_json(directory / files.METRICS_FILE)
+        self.metrics = {name: one for name, one in metrics.items() if isinstance(one, int | float)}
+        self.params = read_json(directory / files.ARGUMENTS_FILE)
+        self.history = read_json(directory / files.HISTORY_FILE).get("log_history", [])
+        self.plots = [path for name in files.PLOTS if (path := directory / name).is_file()]
+        # All, those of subdirectories too, but not the mark that an earlier load may have left.
+        mark = directory / files.REGISTRY_FILE
+        self.files = sorted(one for one in directory.rglob("*") if one.is_file() and one != mark)
 
     @property
     def description(self) -> str:
@@ -101,10 +101,7 @@ class Registry(Protocol):
         """
 
     def find(self, ref: ModelRef) -> dict[str, Any]:
-        """Return name, version (vN), uri, run_url and tags (dict[str, str]) of a version.
-
-        run_url is empty when no run is known.
-        """
+        """Return name, version (vN), uri, run_url or "", and tags (dict[str, str]) of a version."""
 
     def download(self, ref: ModelRef, directory: Path) -> dict[str, Any]:
         """Fill an empty directory with the files of a version; return what `find` returns."""
@@ -128,36 +125,11 @@ class Registry(Protocol):
         """
 
 
-def package(directory: Path) -> Package:
-    """Return the model that `train` left in a directory, ready for an upload.
-
-    Raises:
-        WorkloadError: the directory is missing or is not a whole model.
-    """
-    files.require_model(directory, "train")
-    trained = read_json(directory / files.LINEAGE_FILE)
-    tracking_run = trained.pop(lineage.TRACKING_RUN, "")
-    tags = {key: str(value) for key, value in lineage.of_model(trained).items()}
-    metrics = read_json(directory / files.METRICS_FILE)
-    # An earlier load may have left its mark; this is a new version.
-    mark = directory / files.REGISTRY_FILE
-    return Package(
-        directory=directory,
-        metrics={key: one for key, one in metrics.items() if isinstance(one, int | float)},
-        params=read_json(directory / files.ARGUMENTS_FILE),
-        history=read_json(directory / files.HISTORY_FILE).get("log_history", []),
-        tags={**tags, WEIGHTS_TAG: files.sha256_of_weights(directory)},
-        plots=[path for name in files.PLOTS if (path := directory / name).is_file()],
-        files=sorted(path for path in directory.rglob("*") if path.is_file() and path != mark),
-        tracking_run=tracking_run,
-    )
-
-
 def upload_to_registry(registry: Registry, model_name: str, directory: Path) -> dict[str, Any]:
     """Upload a trained model as a new version and return the step's result."""
     if not re.fullmatch(WORD, model_name):
         raise WorkloadError(f"upload takes a plain model name, not {model_name!r}")
-    known = registry.upload(model_name, package(directory.absolute()))
+    known = registry.upload(model_name, Package(directory.absolute()))
     del known["tags"]
     return {"registry": registry.name, **known}
 
@@ -198,15 +170,12 @@ def unknown_model(registry: str, ref: ModelRef, existing: Iterable[str]) -> Unkn
 
 def unknown_alias(registry: str, ref: ModelRef, existing: Iterable[str]) -> UnknownVersion:
     """Return the error for a version or alias that is not there."""
-    there = names(existing) or "none"
+    text = f"model {ref.name!r} in {registry} has no version or alias {ref.alias!r}; there are: "
+    text += names(existing) or "none"
     # Of aliases, it is the champion's that people have not given themselves.
-    way_out = (
-        ""
-        if ref.version is not None or ref.alias == LATEST
-        else "; training_dag gives the champion's to a version that passes its gate, and `make "
-        "promote V=N` to any"
-    )
-    return UnknownVersion(
-        f"model {ref.name!r} in {registry} has no version or alias {ref.alias!r}; "
-        f"there are: {there}{way_out}"
-    )
+    if ref.version is None and ref.alias != LATEST:
+        text += (
+            "; training_dag gives the champion's to a version that passes its gate, and `make "
+            "promote V=N` to any"
+        )
+    return UnknownVersion(text)

@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version as installed
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +41,19 @@ class MlflowRegistry(Registry):
     name = "mlflow"
 
     def __init__(self, tracking_uri: str, experiment: str) -> None:
-        self.tracking_uri = tracking_uri.rstrip("/")
-        self.experiment = experiment
+        """Raise WorkloadError unless the address is that of a server."""
+        # A file or sqlite store on a shared volume is corrupted by two pods at once.
+        if not tracking_uri.startswith(("http://", "https://", "databricks")):
+            raise WorkloadError(
+                f"MLFLOW_TRACKING_URI={scrub(tracking_uri)} is not an http:// or https:// address; "
+                "give that of the MLflow server"
+            )
+        self.tracking_uri, self.experiment = tracking_uri.rstrip("/"), experiment
         for name, value in DEFAULTS.items():
             os.environ.setdefault(name, value)
         with heartbeat("loading the MLflow client"):
             import mlflow
         mlflow.set_tracking_uri(self.tracking_uri)
-
-    @classmethod
-    def from_environment(cls) -> "MlflowRegistry":
-        """Return the registry at MLFLOW_TRACKING_URI, or raise WorkloadError if that is none."""
-        uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
-        # A file or sqlite store on a shared volume is corrupted by two pods at once.
-        if not uri.startswith(("http://", "https://", "databricks")):
-            raise WorkloadError(
-                f"MLFLOW_TRACKING_URI={scrub(uri)} is not an http:// or https:// address; give "
-                "that of the MLflow server"
-            )
-        return cls(uri, os.environ.get("MLFLOW_EXPERIMENT_NAME", "").strip() or "ml-pipelines")
 
     @contextmanager
     def server(self, what: str, first: Callable[[], Any] | None = None) -> Iterator[Any]:
@@ -91,14 +85,12 @@ class MlflowRegistry(Registry):
 
     def upload(self, model_name: str, package: Package) -> dict[str, Any]:
         with heartbeat(f"uploading {model_name} to MLflow"), self.server("upload") as client:
-            versions = client.search_model_versions(f"name='{model_name}'")
-            version = next((one for one in versions if package.is_version(one.tags)), None)
-            if version is None:
-                version = self.register(client, model_name, package)
-            else:
+            there = client.search_model_versions(f"name='{model_name}'")
+            if earlier := [one for one in there if package.is_version(one.tags)]:
                 # Where it was killed between the two, its run is still open.
-                client.set_terminated(version.run_id)
-            known = self.known(client, version)
+                client.set_terminated(earlier[0].run_id)
+            made = earlier[0] if earlier else self.register(client, model_name, package)
+            known = self.known(client, made)
         logger.info("%s is %s of %s", known["run_url"], known["version"], model_name)
         return known
 
@@ -113,8 +105,8 @@ class MlflowRegistry(Registry):
         # MLflow 3.17 wants the class, of which transformers 5.24 holds the name.
         pipelines.check_task(TASK)[1]["impl"] = TextClassificationPipeline
         # MLflow sends a copy.
-        size = sum(path.stat().st_size for path in package.files)
-        require_space({Path(tempfile.gettempdir()): size})
+        sizes = (path.stat().st_size for path in package.files)
+        require_space({Path(tempfile.gettempdir()): sum(sizes)})
         step, card = int(package.metrics.get("steps", 0)), package.directory / "README.md"
         tags = {**package.tags, "model_name": model_name}
         run_id = self.open_run(client, package.params, tags, package.history, package.tracking_run)
@@ -133,8 +125,7 @@ class MlflowRegistry(Registry):
                 input_example=["a warm and funny film"],
                 # Without +cpu and the like, which only an index of their own has.
                 pip_requirements=[
-                    f"{one}=={installed(one).partition('+')[0]}"
-                    for one in ("torch", "transformers")
+                    f"{one}=={version(one).partition('+')[0]}" for one in ("torch", "transformers")
                 ],
                 model_card=ModelCard.load(card) if card.is_file() else None,
                 # Long texts are cut, as they are here.
@@ -175,12 +166,11 @@ class MlflowRegistry(Registry):
 
             require_space({directory.parent: size_of(known["uri"])})
             fetched = Path(download_artifacts(known["uri"], dst_path=place))
-            parts = [fetched]
-            if (fetched / "MLmodel").is_file():
-                parts = [*fetched.glob("model"), *fetched.glob("components/tokenizer")]
-            for path in (path for part in parts for path in part.iterdir()):
-                if not (directory / path.name).exists():
-                    path.rename(directory / path.name)
+            whole = not (fetched / "MLmodel").is_file()
+            for pattern in ("*",) if whole else ("model/*", "components/tokenizer/*"):
+                for path in fetched.glob(pattern):
+                    if not (directory / path.name).exists():
+                        path.rename(directory / path.name)
         return known
 
     def mark(self, ref: ModelRef, tags: dict[str, str], alias: str = "") -> None:
@@ -197,8 +187,7 @@ class MlflowRegistry(Registry):
             return self.open_run(client, params, tags)
 
     def log(self, run_id: str, step: int, metrics: dict[str, float]) -> None:
-        point = {"step": step, **metrics}
-        with self.server("tracking", lambda: log_point(run_id, point)):
+        with self.server("tracking", lambda: log_point(run_id, {"step": step, **metrics})):
             pass
 
     def finish(self, run_id: str, status: str) -> None:
@@ -258,12 +247,12 @@ def log_point(run_id: str, point: dict[str, float]) -> None:
 
 
 def find_version(client: Any, ref: ModelRef) -> Any:
-    """Return the version that a reference means, or raise WorkloadError that lists those there."""
+    """Return the version that a reference means, or raise UnknownVersion."""
     found = client.search_model_versions(f"name='{ref.name}'")
     versions = {int(one.version): one for one in found if one.status == "READY"}
     if not versions:
-        models = client.search_registered_models()
-        raise base.unknown_model("MLflow", ref, [one.name for one in models])
+        models = [one.name for one in client.search_registered_models()]
+        raise base.unknown_model("MLflow", ref, models)
     aliases = client.get_registered_model(ref.name).aliases
     numbers = {name: int(number) for name, number in aliases.items()} | {base.LATEST: max(versions)}
     number = ref.version or numbers.get(ref.alias)

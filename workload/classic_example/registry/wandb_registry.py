@@ -39,8 +39,18 @@ def in_child(limit: float | None = None) -> Callable[[Callable[..., Any]], Calla
         def run(self: "WandbRegistry", *arguments: Any) -> Any:
             if self.child is None:
                 return method(self, *arguments)
+            seconds = limit or self.seconds
             with nullcontext() if limit else heartbeat(f"W&B: {name} {arguments[0]}"):
-                return self.call(limit or self.seconds, name, *arguments)
+                try:
+                    return self.child.submit(self.answer, name, arguments).result(seconds)
+                except TimeoutError:
+                    raise WorkloadError(
+                        f"{self.where} did not finish the {name} within {seconds:.0f} s; if it is "
+                        "only slow, raise WANDB_TIMEOUT_SECONDS"
+                    ) from None
+                except BrokenExecutor:
+                    fault = "the W&B client has died; is the memory limit too low?"
+                    raise WorkloadError(fault) from None
 
         return run
 
@@ -48,10 +58,7 @@ def in_child(limit: float | None = None) -> Callable[[Callable[..., Any]], Calla
 
 
 class WandbRegistry(Registry):
-    """The artifacts of the project that the WANDB_* variables describe.
-
-    Raises WorkloadError when there is no key, or WANDB_MODE would lose the model.
-    """
+    """The artifacts of the project that the WANDB_* variables describe; or WorkloadError."""
 
     name = "wandb"
 
@@ -81,8 +88,7 @@ class WandbRegistry(Registry):
     def child(self) -> ProcessPoolExecutor | None:
         """The child, once the server has said whose key this is; None there.
 
-        Raises:
-            WorkloadError: the server cannot be reached, refuses the key, or is no W&B server.
+        Raises WorkloadError when it cannot be reached, refuses the key, or is no W&B server.
         """
         import requests
 
@@ -124,18 +130,6 @@ class WandbRegistry(Registry):
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "child": None}
 
-    def call(self, seconds: float, name: str, *arguments: Any) -> Any:
-        """Return what a method returns in the child within `seconds`."""
-        try:
-            return self.child.submit(self.answer, name, arguments).result(seconds)
-        except TimeoutError:
-            raise WorkloadError(
-                f"{self.where} did not finish the {name} within {seconds:.0f} s; if it is only "
-                "slow, raise WANDB_TIMEOUT_SECONDS"
-            ) from None
-        except BrokenExecutor:
-            raise WorkloadError("the W&B client has died; is the memory limit too low?") from None
-
     def answer(self, name: str, arguments: tuple[Any, ...]) -> Any:
         """Call a method, in the child; an error of the SDK becomes one clear line."""
         self.sdk = import_module("wandb")
@@ -151,14 +145,9 @@ class WandbRegistry(Registry):
 
     def start(self, job_type: str, config: dict[str, Any], run_id: str | None = None) -> Any:
         """Return an open run, that with the id if there is one."""
-        return self.sdk.init(
-            job_type=job_type,
-            config=config,
-            allow_val_change=True,
-            id=run_id,
-            resume="allow",
-            settings={"console": "off", "x_disable_stats": True},
-        )
+        options = {"job_type": job_type, "config": config, "id": run_id, "resume": "allow"}
+        settings = {"console": "off", "x_disable_stats": True}
+        return self.sdk.init(**options, allow_val_change=True, settings=settings)
 
     @in_child()
     def upload(self, model_name: str, package: Package) -> dict[str, Any]:
