@@ -230,7 +230,7 @@ suites = click.Argument(["words"], metavar="[SUITE]...", nargs=-1)
 chosen = variable("K", "What pytest's -k takes (K).", hidden=False)
 tool("test", "tools.test", "Run the tests, or the named suites of them.", suites, chosen)
 tool("test-wandb", "tools.in_image.pytest_in_image wandb", "Try the W&B service (WANDB_API_KEY).")
-text = "Kill 30 trainings at any moment; each must come to the same model."
+text = "Kill 30 trainings at any moment, to the same model; predict ten million rows."
 tool("test-trainings", "tools.in_image.pytest_in_image trainings", text)
 text = "Lose a cluster and bring it back; go from Airflow 2 to 3; install in every way."
 tool("test-loss", "pytest -v tests/long", text)

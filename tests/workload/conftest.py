@@ -38,7 +38,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 collect_ignore = [] if os.environ.get("WANDB_API_KEY") else ["test_wandb_service.py"]
 # Minutes: `make test-long`.
 if not os.environ.get("LONG"):
-    collect_ignore.append("test_killed_trainings.py")
+    collect_ignore.append("test_long.py")
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ import csv
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +16,16 @@ from classic_example.predictions import join_predictions
 from classic_example.tables import Table
 from classic_example.text_model import resolve_precision
 from pyarrow import parquet
-from workload_helpers import HEADER, Cli, Ended, everything_below, read_csv, sentences, write_csv
+from workload_helpers import (
+    HEADER,
+    Cli,
+    Ended,
+    everything_below,
+    peak_memory,
+    read_csv,
+    sentences,
+    write_csv,
+)
 
 
 @pytest.fixture
@@ -503,19 +510,7 @@ def test_memory_does_not_grow_with_the_rows(model: Path, tmp_path: Path):
     def peak(rows: int) -> int:
         """Return the most memory, in bytes, that predicting so many rows has taken."""
         source = write_csv(tmp_path / f"{rows}.csv", HEADER, sentences(rows))
-        script = (
-            "import resource, sys; from classic_example.cli import main;"
-            "assert not main(sys.argv[1:]);"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
-        )
-        command = ["run-inference-on-dataframe", source, model, tmp_path / "pred.csv"]
-        ended = subprocess.run(
-            [sys.executable, "-c", script, *map(str, command)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return int(ended.stdout.splitlines()[-1])
+        return peak_memory("run-inference-on-dataframe", source, model, tmp_path / "pred.csv")
 
     few, many = 10_000, 40_000
     # All rows at once took 6.7 kB for each, 200 MB here.

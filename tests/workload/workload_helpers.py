@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +63,17 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a command."""
     kept = {name: os.environ[name] for name in INHERITED if name in os.environ}
     return {**kept, **THREADS, **extra}
+
+
+def peak_memory(*command: object) -> int:
+    """Run a command of the workload; return the most memory, in bytes, that it has taken."""
+    script = (
+        "import resource, sys; from classic_example.cli import main; assert not main(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    )
+    told = [sys.executable, "-c", script, *map(str, command)]
+    ended = subprocess.run(told, capture_output=True, text=True, check=True)
+    return int(ended.stdout.splitlines()[-1])
 
 
 def write_csv(path: Path, header: list[str], rows: list[list]) -> Path:

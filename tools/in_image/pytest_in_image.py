@@ -70,7 +70,7 @@ def test_trainings(arguments: list[str]) -> int:
     Raises UserError when the image or pytest cannot be had.
     """
     told = ["-v", "--tb=short", "--capture=no", *arguments]
-    return run_pytest(told, "test_killed_trainings.py", {"LONG": "1"})
+    return run_pytest(told, "test_long.py", {"LONG": "1"})
 
 
 def run_pytest(

@@ -1,4 +1,4 @@
-"""Trainings that are killed again and again, at any moment: in `make test-long` only."""
+"""Trainings that are killed again and again, and ten million rows: in `make test-long` only."""
 
 import random
 import signal
@@ -6,12 +6,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
+import pyarrow
 import pytest
 from children import ended, started
 from classic_example.train import train
-from workload_helpers import everything_below, same_model
+from pyarrow import parquet
+from workload_helpers import Ended, everything_below, peak_memory, same_model, sentences
 
 KILLS = 30
+ROWS = 10_000_000
 
 
 @pytest.mark.timeout(7200)
@@ -49,3 +53,20 @@ def test_30_kills_end_in_equal_models(make_config: Callable[..., Path], tmp_path
         print(f"training {number + 1}: killed {killed} times, the same model", flush=True)
     print(f"{kills} kills, {results} equal models")
     assert kills >= KILLS
+
+
+@pytest.mark.timeout(4 * 3600)
+def test_memory_for_ten_million_rows_is_constant(trained: tuple[Ended, Path], tmp_path: Path):
+    source, target = tmp_path / "in.parquet", tmp_path / "pred.parquet"
+    texts = pyarrow.array([text for text, *_ in sentences(10_000)])
+    schema = pyarrow.schema({"sentence": pyarrow.string(), "idx": pyarrow.int64()})
+    with parquet.ParquetWriter(source, schema) as writer:
+        for start in range(0, ROWS, len(texts)):
+            numbers = numpy.arange(start, start + len(texts))
+            writer.write_batch(pyarrow.record_batch([texts, numbers], schema=schema))
+    begin = time.monotonic()
+    taken = peak_memory("run-inference-on-dataframe", source, trained[1], target)
+    seconds = time.monotonic() - begin
+    print(f"{ROWS:,} rows: {seconds:.0f} s, {ROWS / seconds:.0f} a second, {taken >> 20} MiB")
+    assert taken < 700 << 20
+    assert parquet.ParquetFile(target).metadata.num_rows == ROWS
