@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ class MlflowRegistry(Registry):
 
         client, where = mlflow.MlflowClient(), f"MLflow at {scrub(self.tracking_uri)}"
         # Not /health, which answers also where the host name or the credentials are refused.
-        ask = lambda: client.search_registered_models(max_results=1)  # noqa: E731
+        ask = partial(client.search_registered_models, max_results=1)
         hint = (
             "check MLFLOW_TRACKING_URI, that the server runs, the credentials, and that its "
             "--allowed-hosts names this address"
