@@ -12,7 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 from classic_example import cli as command_line
-from classic_example import evaluate, sources, space, train
+from classic_example import evaluate, files, sources, train
 from classic_example.errors import WorkloadError
 from classic_example.files import new_directory, new_files
 from classic_example.registry import base
@@ -90,24 +90,24 @@ def test_wanted_room_must_be_a_number_of_bytes(
 ):
     monkeypatch.setenv("MIN_FREE_BYTES", text)
     with pytest.raises(WorkloadError, match=f"MIN_FREE_BYTES='{text}' is not a whole number"):
-        space.require_space({tmp_path: 0})
+        files.require_space({tmp_path: 0})
 
 
 def test_each_volume_is_asked_for_its_own_files(
     monkeypatch: pytest.MonkeyPatch, small_volume: Path, tmp_path: Path
 ):
     monkeypatch.setenv("MIN_FREE_BYTES", "0")
-    space.require_space({tmp_path / "a": 100 << 20, small_volume / "b": 10 << 20})
+    files.require_space({tmp_path / "a": 100 << 20, small_volume / "b": 10 << 20})
     with pytest.raises(WorkloadError, match=f"volume of {small_volume}/b"):
-        space.require_space(
+        files.require_space(
             {tmp_path / "a": 1, small_volume / "b": 40 << 20, small_volume / "c": 40 << 20}
         )
 
 
 def test_volume_that_does_not_know_its_size_is_not_judged(monkeypatch, tmp_path: Path):
     empty = os.statvfs_result((4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255))
-    monkeypatch.setattr(space.os, "statvfs", lambda path: empty)
-    space.require_space({tmp_path / "a": 1 << 60})
+    monkeypatch.setattr(files.os, "statvfs", lambda path: empty)
+    files.require_space({tmp_path / "a": 1 << 60})
 
 
 def test_training_does_not_begin_without_room_for_the_model(
@@ -216,7 +216,7 @@ def full_disk(cause: BaseException | None = None) -> BaseException:
     ],
 )
 def test_full_volume_is_known_by_number_or_text(error: BaseException, expected: int | None):
-    assert space.full_number(error) == expected
+    assert files.full_number(error) == expected
 
 
 def test_quota_is_a_full_volume_too(tmp_path: Path):
@@ -230,8 +230,8 @@ def test_quota_is_a_full_volume_too(tmp_path: Path):
 
 def test_lack_of_inodes_is_named(monkeypatch, tmp_path: Path):
     none_left = os.statvfs_result((4096, 4096, 1000, 500, 500, 1000, 0, 0, 0, 255))
-    monkeypatch.setattr(space.os, "statvfs", lambda path: none_left)
-    error = space.full_volume(tmp_path, errno.ENOSPC)
+    monkeypatch.setattr(files.os, "statvfs", lambda path: none_left)
+    error = files.full_volume(tmp_path, errno.ENOSPC)
     assert "2,048,000 bytes are free, but no more files (inodes); " in str(error)
 
 

@@ -22,10 +22,10 @@ from classic_example.files import (
     partial_name,
     read_json,
     remove,
+    require_space,
     sha256_of,
 )
 from classic_example.progress import heartbeat, within
-from classic_example.space import require_space
 from classic_example.splits import Options, Splits
 from classic_example.tables import Table
 

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 from classic_example import evaluate, lineage, sources
 from classic_example.data import Labels, Row, read_labelled
 from classic_example.errors import WorkloadError
-from classic_example.files import cannot_write, new_directory, remove
+from classic_example.files import cannot_write, new_directory, remove, require_space
 from classic_example.progress import heartbeat
-from classic_example.space import require_space
 from classic_example.text_model import Model, import_torch, load_tokenizer, new_classifier, resolve
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from typing import Any, Protocol
 from classic_example import lineage
 from classic_example import model_files as files
 from classic_example.errors import WorkloadError, names
-from classic_example.files import new_directory, read_json, write_json
-from classic_example.space import require_space
+from classic_example.files import new_directory, read_json, require_space, write_json
 
 LATEST = "latest"
 # Tag of a version: SHA-256 of its weights, checked at each load.

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from classic_example.errors import WorkloadError, reason, scrub
+from classic_example.files import require_space
 from classic_example.progress import heartbeat, within
 from classic_example.registry import base
 from classic_example.registry.base import ModelRef, Package, Registry
-from classic_example.space import require_space
 
 logger = logging.getLogger(__name__)
 

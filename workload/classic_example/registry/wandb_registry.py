@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from classic_example.errors import WorkloadError, one_line, reason, scrub
+from classic_example.files import require_space
 from classic_example.lineage import of_this_run
 from classic_example.progress import heartbeat, within
 from classic_example.registry import base
 from classic_example.registry.base import ModelRef, Package, Registry
-from classic_example.space import require_space
 
 # In these modes the SDK reports success while nothing leaves the container.
 SILENT_MODES = ("offline", "disabled", "dryrun")
