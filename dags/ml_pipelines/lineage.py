@@ -19,6 +19,7 @@ GIT_SECONDS = 5
 MESSAGE_BYTES = 4096  # where the kubelet cuts a termination message off
 # A gauge for each number in a task's result, with the labels dag_id, task_id and figure.
 FIGURES = "ml_pipelines.result"
+FAILURE = "failure"  # XCom with what has ended a task, for the note of its run
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 

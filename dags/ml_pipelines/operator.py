@@ -34,7 +34,7 @@ from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
 
 from ml_pipelines import failures, settings
-from ml_pipelines.lineage import FIGURES, dags_commit, figures, result_of
+from ml_pipelines.lineage import FAILURE, FIGURES, dags_commit, figures, result_of
 from ml_pipelines.pod_manager import POLL_SECONDS, REQUEST_ERRORS, XCOM_SIDECAR, PatientPodManager
 
 try:
@@ -396,10 +396,19 @@ def delete_unwatched_pod(context: Any) -> None:
             task.pod_manager.delete_pod(pod)
 
 
+def tell_failure(context: Any) -> None:
+    """Leave what has ended the task as an XCom."""
+    if (error := context.get("exception")) is not None:  # Airflow 3 has none of a worker that died
+        context["ti"].xcom_push(key=FAILURE, value=str(error))
+
+
 def _and_ours(callbacks: Any) -> list[Any]:
-    """What a task wants to be called when it has failed, and `delete_unwatched_pod`."""
-    own = [callbacks] if callable(callbacks) else list(callbacks or [])
-    return [*(one for one in own if one is not delete_unwatched_pod), delete_unwatched_pod]
+    """What a task wants to be called when it has failed, and what follows in any case."""
+    own, ours = [callbacks] if callable(callbacks) else callbacks or [], AT_FAILURE
+    return [*(one for one in own if one not in ours), *ours]
+
+
+AT_FAILURE = (delete_unwatched_pod, tell_failure)
 
 
 def _defaults(known: dict, given: dict, presets: Iterable[str]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from airflow.triggers.base import (
 from kubernetes.client.exceptions import ApiException
 
 from one_pod import changes, failures, pod_manager, start
-from one_pod.lineage import FIGURES, figures, result_of
+from one_pod.lineage import FAILURE, FIGURES, figures, result_of
 from one_pod.log import Log
 from one_pod.manifest import (
     TERMINAL,
@@ -89,6 +89,11 @@ class PodTrigger(BaseTrigger):
         """The pod's."""
         return name_of(self.pod, self.task_instance)
 
+    @property
+    def _of_xcom(self) -> dict[str, str]:
+        ti = self.task_instance
+        return {"dag_id": ti.dag_id, "task_id": ti.task_id, "run_id": ti.run_id}
+
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield how the task ends, then wait for the news that Airflow has stored it."""
         changes.quicken()
@@ -110,8 +115,10 @@ class PodTrigger(BaseTrigger):
         try:
             return await self._end()
         except Failure as error:
-            log.error(f"Pod {self.name} {error}")
+            log.error(said := f"Pod {self.name} {error}")
             await self._tell_events()
+            with suppress(Exception):  # the log has it
+                await XCom.aset(FAILURE, said, map_index=self.task_instance.map_index, **self._of_xcom)
         except REQUEST_ERRORS as error:
             log.error(f"Pod {self.name}: {failures.explain_refusal(error)}")
         except Exception:  # it would cost a worker that does nothing but fail
@@ -136,8 +143,7 @@ class PodTrigger(BaseTrigger):
     async def _end(self) -> TriggerEvent:
         if self.fault:
             raise Failure(f"is not made: {self.fault}")
-        ti, name = self.task_instance, self.name
-        of_xcom = {"dag_id": ti.dag_id, "task_id": ti.task_id, "run_id": ti.run_id}
+        ti, name, of_xcom = self.task_instance, self.name, self._of_xcom
         self.pods = await Pods.of(self.pod["metadata"].get("namespace", ""))
         if ti.try_number > 1:
             await changes.delete_xcom(key=KEY, map_index=ti.map_index, **of_xcom)

@@ -1,0 +1,165 @@
+"""What Airflow's pages show of tasks of PodOperator, from the JSON objects that they leave.
+
+* `note` of a result, a line of text, is part of the note of its run, when that has ended; so is why
+  a task has failed (the XCom `failure`). What people have written there stays.
+* `run_url` and `version_url` of a result are links of its task.
+
+A plugin of both Airflows. The scheduler writes the notes, the web server makes the links.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from airflow.listeners import hookimpl
+from airflow.plugins_manager import AirflowPlugin
+
+try:
+    from airflow.sdk import BaseOperatorLink
+except ImportError:  # Airflow 2
+    from airflow.models.baseoperatorlink import BaseOperatorLink
+
+# As JSON: addresses inside the cluster, and those at which people open the same pages.
+PAGES = "ML_PIPELINES_PAGES"
+NOTE_LENGTH = 1000  # of the database's column
+RESULT, FAILURE = "return_value", "failure"
+# Airflow compares names: the web server does not import the operator.
+OPERATOR = type("PodOperator", (), {"__module__": "ml_pipelines.operator"})
+
+log = logging.getLogger(__name__)
+
+
+def xcoms(session: Any, of: Any, *keys: str) -> Iterator[tuple[str, str, Any]]:
+    """Yield name (of a mapped one `task[0]`), key and value of XComs of a run's tasks.
+
+    `of` has `dag_id` and `run_id`, and those of one task `task_id` and `map_index`.
+    """
+    from sqlalchemy import select
+
+    try:
+        from airflow.models.xcom import XComModel as XCom
+    except ImportError:  # Airflow 2
+        from airflow.models.xcom import XCom
+
+    found = select(XCom.task_id, XCom.map_index, XCom.key, XCom.value)
+    for name in ("dag_id", "run_id", "task_id", "map_index"):
+        if hasattr(of, name):
+            found = found.where(getattr(XCom, name) == getattr(of, name))
+    for row in session.execute(found.where(XCom.key.in_(keys))):
+        yield name_of(row), row.key, XCom.deserialize_value(row)
+
+
+def name_of(task: Any) -> str:
+    """A task of a run, as people read it."""
+    return f"{task.task_id}[{task.map_index}]" if task.map_index >= 0 else task.task_id
+
+
+def lines_of(run: Any, session: Any) -> dict[str, str]:
+    """What the note says of the tasks that have ended, by their names, in the order of their ends.
+
+    Of a mapped task its failures only: there may be hundreds.
+    """
+    ended = [one for one in run.get_task_instances(session=session) if one.end_date]
+    ours = [one for one in ended if one.operator == OPERATOR.__name__]
+    if not ours:  # the results of others may be large
+        return {}
+    left = {(name, key): value for name, key, value in xcoms(session, run, RESULT, FAILURE)}
+    lines = {}
+    for task in sorted(ours, key=lambda one: one.end_date):
+        name, said = name_of(task), None
+        if task.state == "failed":
+            said = f"failed: {left.get((name, FAILURE), 'see its log')}"
+        elif task.map_index < 0 and isinstance(result := left.get((name, RESULT)), dict):
+            said = result.get("note")
+        lines[name] = f"- {name}: {said}" if isinstance(said, str) else ""
+    return lines
+
+
+def with_lines(note: str, lines: dict[str, str]) -> str:
+    """The note with these lines, in place of older ones of the same tasks, below all others.
+
+    No character in it, and no length, that a database refuses: that would stop the scheduler.
+    """
+    old = tuple(f"- {name}: " for name in lines)
+    kept = [line for line in note.splitlines() if not line.startswith(old)]
+    new = (" ".join(line.split()) for line in lines.values() if line)
+    text = "\n".join([*kept, *new])
+    return "".join(one for one in text if one.isprintable() or one == "\n")[:NOTE_LENGTH]
+
+
+def write_note(run: Any) -> None:
+    """Say in the note of a run that has ended what its tasks have left."""
+    from sqlalchemy.orm import object_session
+
+    try:
+        # The scheduler's own session, which holds the run's row; it stores the note with the state.
+        if lines := lines_of(run, object_session(run)):
+            before = run.note or ""
+            if (after := with_lines(before, lines)) != before:
+                run.note = after
+    except Exception:  # the scheduler of Airflow 2 would end
+        log.exception("The note of %s cannot be written", run.run_id)
+
+
+@hookimpl
+def on_dag_run_success(dag_run: Any) -> None:
+    """Write the note."""
+    write_note(dag_run)
+
+
+@hookimpl
+def on_dag_run_failed(dag_run: Any) -> None:
+    """Write the note."""
+    write_note(dag_run)
+
+
+class ResultLink(BaseOperatorLink):
+    """A link whose address is in a task's result."""
+
+    operators = [OPERATOR]
+    key = ""
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """The address at which people open it, '' where the result has none."""
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            for _, _, result in xcoms(session, ti_key, RESULT):
+                if isinstance(result, dict):
+                    return address_for_people(result.get(self.key))
+        return ""
+
+
+class RunLink(ResultLink):
+    """To the run of MLflow or W&B."""
+
+    name, key = "Run in the registry", "run_url"
+
+
+class VersionLink(ResultLink):
+    """To the version of the model."""
+
+    name, key = "Model version", "version_url"
+
+
+def address_for_people(url: Any) -> str:
+    """The address as a browser outside of the cluster opens it, '' for what is no web page."""
+    if not str(url).startswith(("http://", "https://")):
+        return ""
+    for inside, outside in json.loads(os.environ.get(PAGES) or "{}").items():
+        if url == inside or url.startswith(f"{inside}/"):
+            return outside.rstrip("/") + url.removeprefix(inside)
+    return url
+
+
+class Pages(AirflowPlugin):
+    """Notes and links."""
+
+    name = "ml_pipelines_pages"
+    listeners = [sys.modules[__name__]]
+    operator_extra_links = [RunLink(), VersionLink()]

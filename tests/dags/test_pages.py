@@ -1,0 +1,175 @@
+"""The plugin of the Airflow images, as scheduler and web server use it, on a (SQLite) database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any
+
+import pytest
+
+from tests.dags.conftest import AIRFLOW_2
+
+INSIDE = "http://ml-pipelines-mlflow.ml:5000"
+NUMBERS = count()
+
+
+def stored(dag: Any, session: Any) -> Any:
+    """The DAG as the scheduler has it."""
+    if AIRFLOW_2:
+        dag.sync_to_db(session=session)
+        return dag
+    from airflow.models.dagbundle import DagBundleModel
+    from airflow.models.serialized_dag import SerializedDagModel
+    from airflow.serialization.definitions.dag import SerializedDAG
+    from airflow.serialization.serialized_objects import DagSerialization, LazyDeserializedDAG
+
+    session.merge(DagBundleModel(name="tests"))
+    session.flush()
+    lazy = LazyDeserializedDAG.from_dag(dag)
+    SerializedDAG.bulk_write_to_db("tests", None, [lazy], session=session)
+    SerializedDagModel.write_dag(lazy, bundle_name="tests", session=session)
+    session.flush()
+    return DagSerialization.from_dict(lazy.data)
+
+
+def as_shown(dag: Any) -> Any:
+    """The DAG as the web server has it."""
+    if AIRFLOW_2:
+        from airflow.serialization.serialized_objects import SerializedDAG
+
+        return SerializedDAG.from_dict(SerializedDAG.to_dict(dag))
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    return DagSerialization.from_dict(DagSerialization.to_dict(dag))
+
+
+@pytest.fixture
+def ended(session, make_task) -> Callable[..., Any]:
+    """Let the tasks of a run end so, each with XComs, and the run with them; gives the run."""
+
+    def end(tasks: dict[str, tuple[str, dict[str, Any]]], **of_run: Any) -> Any:
+        if AIRFLOW_2:
+            from airflow.models.xcom import XCom
+        else:
+            from airflow.models.xcom import XComModel as XCom
+        first = make_task(task_id=next(iter(tasks)), dag_id=f"pages_{next(NUMBERS)}")
+        for task_id in list(tasks)[1:]:
+            type(first)(task_id=task_id, namespace="default", dag=first.dag)
+        dag, when = stored(first.dag, session), datetime.now(UTC)
+        more = {"execution_date": when} if AIRFLOW_2 else {"logical_date": when, "run_after": when}
+        if not AIRFLOW_2:
+            from airflow.utils.types import DagRunTriggeredByType
+
+            more["triggered_by"] = DagRunTriggeredByType.TEST
+        run = dag.create_dagrun(
+            run_id="manual__1",
+            data_interval=(when, when),
+            run_type="manual",
+            state="running",
+            start_date=when,
+            session=session,
+            **more,
+        )
+        if "note" in of_run:
+            run.note = of_run["note"]
+        session.flush()
+        of = {"dag_id": run.dag_id, "run_id": run.run_id, "session": session}
+        instances = {one.task_id: one for one in run.get_task_instances(session=session)}
+        for number, (task_id, (state, xcoms)) in enumerate(tasks.items()):
+            instances[task_id].state = state
+            instances[task_id].end_date = when + timedelta(seconds=number)
+            for key, value in xcoms.items():
+                XCom.set(key=key, value=value, task_id=task_id, **of)
+        session.flush()
+        run.dag = dag
+        run.update_state(session=session, execute_callbacks=False)
+        session.commit()
+        session.refresh(run)
+        run.shown = as_shown(first.dag)
+        return run
+
+    return end
+
+
+def result(**values: Any) -> dict[str, Any]:
+    return {"return_value": values}
+
+
+def test_a_run_has_a_note_of_what_its_tasks_have_left(ended) -> None:
+    run = ended(
+        {
+            "train": ("success", result(note="accuracy 0.83", accuracy=0.83)),
+            "clean": ("success", {}),
+            "upload": ("success", result(note="iris v3")),
+        }
+    )
+    assert (run.state, run.note) == ("success", "- train: accuracy 0.83\n- upload: iris v3")
+
+
+def test_the_note_of_a_failed_run_says_why(ended) -> None:
+    run = ended(
+        {
+            "train": ("failed", {"failure": "Pod train-1 failed:\n OOMKilled: more", **result()}),
+            "upload": ("upstream_failed", result(note="of the try before")),
+            "clean": ("failed", {}),
+        }
+    )
+    assert run.state == "failed"
+    assert run.note.splitlines() == [
+        "- train: failed: Pod train-1 failed: OOMKilled: more",
+        "- upload: of the try before",
+        "- clean: failed: see its log",
+    ]
+
+
+def test_what_people_have_written_stays_and_older_lines_go(ended) -> None:
+    before = "for ann\n- train: failed: a quota\n- look at it"
+    run = ended({"train": ("success", result(note="fine"))}, note=before)
+    assert run.note == "for ann\n- look at it\n- train: fine"
+
+
+@pytest.mark.parametrize(
+    "value", [{"rows": 3}, {"note": 3}, ["note"], None], ids=["none", "number", "list", "nothing"]
+)
+def test_a_run_without_a_word_has_no_note(ended, value: Any) -> None:
+    assert ended({"train": ("success", {"return_value": value})}).note is None
+
+
+def test_a_note_is_one_that_the_database_takes(ended) -> None:
+    long = "a\tb \x1b[31m" + "x" * 2000
+    run = ended({"train": ("success", result(note=long))})
+    assert run.note.startswith("- train: a b [31mxxx")
+    assert len(run.note) == 1000
+
+
+def test_a_fault_of_the_note_does_not_end_the_scheduler(ended, monkeypatch, caplog) -> None:
+    import ml_pipelines_pages
+
+    monkeypatch.setattr(ml_pipelines_pages, "lines_of", lambda *_: 1 / 0)
+    assert ended({"train": ("success", result(note="fine"))}).state == "success"
+    assert "cannot be written" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (f"{INSIDE}/#/experiments/1/runs/a", "http://localhost:5000/#/experiments/1/runs/a"),
+        (f"{INSIDE}1/x", f"{INSIDE}1/x"),
+        ("https://wandb.ai/team/runs/a", "https://wandb.ai/team/runs/a"),
+        ("javascript:alert(1)", ""),
+        (None, ""),
+    ],
+)
+def test_links_lead_where_people_open_the_pages(
+    ended, session, monkeypatch, url: str, shown: str
+) -> None:
+    monkeypatch.setenv("ML_PIPELINES_PAGES", json.dumps({INSIDE: "http://localhost:5000/"}))
+    run = ended({"train": ("success", result(run_url=url, version_url=url))})
+    (instance,) = run.get_task_instances(session=session)
+    task = run.shown.get_task("train")
+    assert {"Run in the registry", "Model version"} <= {*task.extra_links}
+    for name in ("Run in the registry", "Model version"):
+        assert task.get_extra_links(instance, name) == shown
