@@ -48,6 +48,29 @@ DATA_VARIABLES = {
 }
 
 
+def documented(does: str, takes: str, leaves: str, fails: str) -> str:
+    """What the page of a task says about it, in Markdown."""
+    return f"{does}\n\n* **Takes**: {takes}\n* **Leaves**: {leaves}\n* **When it fails**: {fails}\n"
+
+
+CLEAN_DOC = documented(
+    "Empties the directory of this run on the training storage: a run that was cleared repeats "
+    "itself from the start.",
+    "nothing",
+    "the empty directory, which the tasks of the run have as `/tmp`",
+    "its log names the file, or what its pod waits for: a claim that is not bound, a quota, an "
+    "image. Mend that and clear the run.",
+)
+LOAD_DOC = documented(
+    "Fetches the sentences and splits them; rows that are in several splits count once.",
+    "the data source of the run (`data_source`), else of the values (`pipelines.data`)",
+    "`/tmp/data/`: `train.csv`, `val.csv`, `test.csv`, and `gold.csv` of labelled rows that take "
+    "part in no training; how many rows each has is the XCom `return_value`",
+    "the last line says which file, column or row is meant. An address that cannot be reached is "
+    "tried again; data with odd rows can go on without them (`pipelines.data.onBadRow: skip`).",
+)
+
+
 def which_data() -> dict[str, str]:
     """Variables of load_data: the run's parameters, and `pipelines.data` with its templates."""
     said = load().get("data", {})
@@ -96,6 +119,13 @@ def approval(version: str) -> Any:
         task_id="approve_model",
         subject=f"Shall inference load {version}?",
         body="{{ ti.xcom_pull(task_ids='gate_model') | tojson(indent=2) }}",
+        doc_md=documented(
+            "Waits for a person, who looks at what the gate has found. The files of the run stay.",
+            "the result of `gate_model`",
+            "who has answered, where Airflow knows it (Airflow 3)",
+            "it was rejected, by marking it as failed. After seven days without an answer what "
+            "follows is skipped; train again, or `make promote V=N`.",
+        ),
         response_timeout=APPROVAL_TIME,
     )
 

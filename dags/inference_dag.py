@@ -32,10 +32,13 @@ from typing import Any
 from airflow import DAG
 
 from example_parts import (
+    CLEAN_DOC,
     CLI,
     DATA_SOURCE,
     EMPTY_RUN_DIRECTORY,
+    LOAD_DOC,
     WITH_PARAMETERS,
+    documented,
     image_digest_of,
     model_alias,
     model_dataset,
@@ -108,6 +111,15 @@ PREDICT = [*CLI, "run-inference-on-dataframe", "/tmp/data/test.csv", "/tmp/resul
 SAID = {"PREDICT_ON_BAD_ROW": "onBadRow", "PREDICT_OUTPUT": "output"}
 PREDICT_ENV = {name: INFERENCE[key] for name, key in SAID.items() if INFERENCE.get(key)}
 PREDICT_ENV |= WITH_PARAMETERS
+PREDICT_DOC = documented(
+    "Adds what the model says to each row.",
+    "`/tmp/data/test.csv` and `/tmp/results/`; `sample_size` of the run",
+    "`/tmp/pred.csv`, and `pred.json` with what made it, both at `pipelines.inference.output` too "
+    "where that is set; counts, positive rows and drift are the XCom `return_value`",
+    "`OOMKilled`: more memory in `pipelines.tasks.run_inference.resources`. A bad row: the last "
+    "line names it, `pipelines.inference.onBadRow: skip` leaves such rows out. A try that was "
+    "killed leaves its rows to the next.",
+)
 # Arguments of each shard, as the result of the first task: mapped tasks take them from there, so
 # that the number can be a parameter of the run.
 TELL_SHARDS = r"""
@@ -153,11 +165,13 @@ with DAG(
     clean_storage_before_start = PodOperator(
         task_id="clean_storage_before_start",
         cmds=[shell, options, emptying if SHARDS == 1 else emptying + TELL_SHARDS],
+        doc_md=CLEAN_DOC,
     )
     load_data = PodOperator(
         task_id="load_data",
         cmds=[*CLI, "load-sst2-data", "/tmp/data/"],
         env_vars=which_data(),
+        doc_md=LOAD_DOC,
     )
     load_model = PodOperator(
         task_id="load_model",
@@ -170,18 +184,33 @@ with DAG(
         ],
         presets=["registry"],
         env_vars=WITH_PARAMETERS,
+        doc_md=documented(
+            "Fetches a version of the model from the registry and checks its weights.",
+            f"the version that the run names, else `{model_alias()}` of `{model_name()}`",
+            "`/tmp/results/`; name, version and accuracy are the XCom `return_value`",
+            "there is no such version or alias: the last line lists those that exist. There is no "
+            "champion before a training has passed the gate: train, or `make promote V=N`.",
+        ),
     )
     if SHARDS == 1:
-        run_inference = PodOperator(task_id="run_inference", cmds=PREDICT, env_vars=PREDICT_ENV)
+        run_inference = PodOperator(
+            task_id="run_inference", cmds=PREDICT, env_vars=PREDICT_ENV, doc_md=PREDICT_DOC
+        )
         predicted = [run_inference]
     else:
         run_inference = PodOperator.partial(
-            task_id="run_inference", cmds=PREDICT, env_vars=PREDICT_ENV
+            task_id="run_inference", cmds=PREDICT, env_vars=PREDICT_ENV, doc_md=PREDICT_DOC
         ).expand(arguments=clean_storage_before_start.output)
         join_predictions = PodOperator(
             task_id="join_predictions",
             cmds=[*CLI, "join-predictions", "/tmp/results/", PREDICTIONS, "{{ params.shards }}"],
             env_vars=PREDICT_ENV,
+            doc_md=documented(
+                "Makes one file of what the shards have predicted.",
+                "what each pod of `run_inference` has left",
+                "what `run_inference` leaves in one piece",
+                "a shard is missing: clear all tasks of the run.",
+            ),
         )
         run_inference >> join_predictions
         predicted = [run_inference, join_predictions]
@@ -190,6 +219,14 @@ with DAG(
         cmds=["sh", "-ceu", KEEP_PREDICTIONS],
         # Known when the pod has started, so that the pod itself could not write it.
         env_vars={"ML_PIPELINES_INFERENCE_IMAGE_DIGEST": image_digest_of("run_inference")},
+        doc_md=documented(
+            "Removes data and model when all other tasks have stopped, whatever their states.",
+            "the directory of the run",
+            "`pred.csv` and `pred.json`, which says what made them, on the training storage; its "
+            "log has the whole path",
+            "the run keeps its own result, and the files stay. Clear this task to try again; else "
+            "the janitor takes them in some days.",
+        ),
     )
 
     work = [clean_storage_before_start, load_data, load_model, *predicted]
@@ -207,7 +244,24 @@ with DAG(
             from airflow.operators.trigger_dagrun import TriggerDagRunOperator
 
         drifted = ShortCircuitOperator(
-            task_id="has_drifted", python_callable=has_drifted, op_args=[predicted[-1].output]
+            task_id="has_drifted",
+            python_callable=has_drifted,
+            op_args=[predicted[-1].output],
+            doc_md=documented(
+                "Asks whether the texts differ from those that the model was trained on by more "
+                "than `pipelines.inference.retrainOnDrift`; if not, `retrain` is skipped.",
+                "the PSI figures in the result of the prediction",
+                "yes or no",
+                "its log has the traceback; it needs a result with figures of drift.",
+            ),
         )
-        # What it trains has to pass the gate, as every model.
-        drifted >> TriggerDagRunOperator(task_id="retrain", trigger_dag_id="training_dag")
+        drifted >> TriggerDagRunOperator(
+            task_id="retrain",
+            trigger_dag_id="training_dag",
+            doc_md=documented(
+                "Starts `training_dag`; what that trains has to pass the gate, as every model.",
+                "nothing",
+                "a run of `training_dag`, to which this task has a link",
+                "`training_dag` is not there. Where it is paused its run waits.",
+            ),
+        )

@@ -32,12 +32,15 @@ from airflow import DAG
 
 from example_parts import (
     APPROVER,
+    CLEAN_DOC,
     CLI,
     DATA_SOURCE,
     EMPTY_RUN_DIRECTORY,
     LATEST,
+    LOAD_DOC,
     WITH_PARAMETERS,
     approval,
+    documented,
     gate_rules,
     image_digest_of,
     model_alias,
@@ -128,12 +131,13 @@ with DAG(
     tags=["ml-pipelines", "training"],
 ) as dag:
     clean_storage_before_start = PodOperator(
-        task_id="clean_storage_before_start", cmds=EMPTY_RUN_DIRECTORY
+        task_id="clean_storage_before_start", cmds=EMPTY_RUN_DIRECTORY, doc_md=CLEAN_DOC
     )
     load_data = PodOperator(
         task_id="load_data",
         cmds=[*CLI, "load-sst2-data", "/tmp/data/"],
         env_vars=which_data(),
+        doc_md=LOAD_DOC,
     )
     train_model = PodOperator(
         task_id="train_model",
@@ -141,6 +145,16 @@ with DAG(
         # Its curve is shown in the registry while it goes on.
         presets=["registry"],
         env_vars=WITH_PARAMETERS,
+        doc_md=documented(
+            "Trains the base model further, and a plain baseline beside it. The registry shows its "
+            "curve while it goes on.",
+            "`/tmp/data/`; the parameters of the run over `tests/data/test_config.json`",
+            "`/tmp/results/`: the model with its figures, plots and lineage; accuracy, steps and "
+            "seconds are the XCom `return_value`",
+            "`OOMKilled`: more memory in `pipelines.tasks.train_model.resources`. A time limit: "
+            "`executionTimeoutSeconds` there. A try that was killed is gone on with, from its last "
+            "checkpoint.",
+        ),
     )
     # What makes a version the one that inference loads; runs of another name announce none.
     for_inference: dict[str, Any] = {
@@ -156,9 +170,29 @@ with DAG(
             "ML_PIPELINES_TRAINING_IMAGE_DIGEST": image_digest_of("train_model"),
             **WITH_PARAMETERS,
         },
+        doc_md=documented(
+            "Registers the model as a new version. A try that is repeated finds the version that "
+            "the one before has made.",
+            "`/tmp/results/`",
+            "a version of the model in the registry, with what made it as tags; its name, number "
+            "and address are the XCom `return_value`, and links of this task",
+            "the registry: it does not answer, refuses the key, or its volume is full. The last "
+            "line says which, with the address. Mend that and clear all tasks of the run: its "
+            "files are gone by then.",
+        ),
         **({} if model_alias() != LATEST else for_inference),
     )
-    clean_up = PodOperator(task_id="clean_up", cmds=EMPTY_RUN_DIRECTORY)
+    clean_up = PodOperator(
+        task_id="clean_up",
+        cmds=EMPTY_RUN_DIRECTORY,
+        doc_md=documented(
+            "Removes the files of the run when all other tasks have stopped, however they ended.",
+            "the directory of the run",
+            "nothing: the model is in the registry",
+            "the run keeps its own result, its files stay on the training storage. Clear this task "
+            "to try again; else the janitor takes them in some days.",
+        ),
+    )
 
     work = [clean_storage_before_start, load_data, train_model, upload_model]
     if model_alias() != LATEST:
@@ -168,6 +202,17 @@ with DAG(
             presets=["registry"],
             env_vars={**gate_rules(), **WITH_PARAMETERS},
             post_execute=skip_a_refused_model,
+            doc_md=documented(
+                "Compares the new version with the champion and with a plain baseline on "
+                "`gold.csv`. It takes the champion's place on evidence; a version that is refused "
+                "skips this task, and inference stays as it is.",
+                "`/tmp/results/`, `/tmp/data/`, the champion from the registry, the rules "
+                "`pipelines.model.gate`",
+                "the decision, its reason and all figures as XCom `return_value` and as tags of "
+                "the version; the alias of the champion, moved or not",
+                "a rule that is no rule, or the registry; the last line says which. That a version "
+                "is not good enough is no failure.",
+            ),
             **({} if wants_approval() else for_inference),
         )
         work.append(gate_model)
@@ -178,6 +223,12 @@ with DAG(
                 cmds=[*CLI, "promote", VERSION, "--by", APPROVER, "--reason", "approved"],
                 presets=["registry"],
                 env_vars={**gate_rules(), **WITH_PARAMETERS},
+                doc_md=documented(
+                    "Makes the approved version the champion, the one that inference loads.",
+                    "the version, and who has approved it",
+                    "the alias of the champion; when, who and why as tags of the version",
+                    "the registry: the last line says why. Clear it, or `make promote V=N`.",
+                ),
                 **for_inference,
             )
             work += [approve_model, promote_model]

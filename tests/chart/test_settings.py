@@ -20,6 +20,7 @@ CHART_DATA = {
     "labelColumn": "label",
     "onBadRow": "fail",
 }
+RUN = "/dags/{dag_id}/grid?dag_run_id={run_id}"
 
 
 def registry(manifests):
@@ -128,12 +129,35 @@ def test_the_training_tasks_get_what_they_need(of_task):
 def test_mlflow_is_the_registry():
     assert registry(rendered("local")) == {
         "REGISTRY": "mlflow",
+        "ML_PIPELINES_RUN_PAGE": f"http://localhost:8080{RUN}",
         "MLFLOW_TRACKING_URI": "http://ml-pipelines-mlflow.ml-pipelines:5000",
         "MLFLOW_EXPERIMENT_NAME": "ml-pipelines",
     }
     elsewhere = {"enabled": False, "trackingUri": "https://mlflow.example.com"}
     found = registry(render({"mlflow": elsewhere}))
     assert found["MLFLOW_TRACKING_URI"] == "https://mlflow.example.com"
+
+
+PAGES = {
+    "local": ({}, "http://ml-pipelines-mlflow.ml-pipelines:5000", "http://localhost:5000"),
+    "own": (
+        {"pageUrl": "https://models.example.com"},
+        "http://ml-pipelines-mlflow.ml-pipelines:5000",
+        "https://models.example.com",
+    ),
+    "elsewhere": (
+        {"enabled": False, "trackingUri": "https://mlflow.example.com/"},
+        "https://mlflow.example.com",
+        "https://mlflow.example.com/",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PAGES)
+def test_links_of_airflow_lead_to_mlflow_as_people_open_it(case):
+    values, inside, outside = PAGES[case]
+    variables = render({"mlflow": values}).one("ConfigMap", "ml-pipelines-environment")["data"]
+    assert json.loads(variables["ML_PIPELINES_PAGES"]) == {inside: outside}
 
 
 def test_wandb_is_the_registry_when_enabled():
@@ -145,8 +169,10 @@ def test_wandb_is_the_registry_when_enabled():
         "registry": "models",
         "baseUrl": "https://wandb.example.com",
     }
-    assert registry(render({"wandb": wandb})) == {
+    page = {"airflow": {"config": {"webserver": {"base_url": "https://example.com/airflow"}}}}
+    assert registry(render({"wandb": wandb, **page})) == {
         "REGISTRY": "wandb",
+        "ML_PIPELINES_RUN_PAGE": f"https://example.com/airflow{RUN}",
         "WANDB_PROJECT": "p",
         "WANDB_REGISTRY": "models",
         # An empty entity is left out: the SDK would take it for a name.

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.dags.conftest import CHART_SETTINGS
+
 DAGS = Path(__file__).parents[2] / "dags"
 # Every DAG that is there, also one of `make new-dag`, and the two of the document.
 # What is no DAG is named by .airflowignore.
@@ -85,6 +87,24 @@ def test_dag_says_what_it_is_and_takes_five_runs_at_once(load_dag, name: str) ->
     assert "ml-pipelines" in dag.tags
     assert f"airflow dags trigger {name}" in dag.doc_md
     assert dag.max_active_runs >= 5
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_page_of_each_task_says_what_it_does_and_what_to_do(
+    load_dag, settings_file, name: str
+) -> None:
+    """Of those too that only other values bring."""
+    model = CHART_SETTINGS["model"] | {"approval": True}
+    inference = CHART_SETTINGS["inference"] | {"shards": 2, "retrainOnDrift": 0.2}
+    settings_file(CHART_SETTINGS | {"model": model, "inference": inference})
+    for task in load_dag(name).tasks:
+        text = getattr(task, "partial_kwargs", vars(task))["doc_md"]
+        told = [line for line in text.splitlines() if line]
+        assert [line.partition("**: ")[0] for line in told[1:]] == [
+            "* **Takes",
+            "* **Leaves",
+            "* **When it fails",
+        ], task.task_id
 
 
 def test_parsing_imports_nothing_but_the_dags_own_modules() -> None:

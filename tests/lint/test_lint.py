@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlctl.base.paths import ROOT
+from mlctl.base.paths import CHART, ROOT
 from mlctl.base.wheels import go_root
 
 TOOLS = Path(sys.executable).parent
@@ -114,3 +114,17 @@ def test_each_public_case_is_open_or_has_a_test() -> None:
     cases = re.findall(r"^\| (\d+) \| .* \| (.*) \| (.*)\|$", page, re.MULTILINE)
     assert [number for number, *_ in cases] == [str(number) for number in range(1, 21)]
     assert [number for number, here, by in cases if "*open*" not in here and "::" not in by] == []
+
+
+def test_the_newest_changes_are_in_the_chart_too() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    text = (CHART / "CHANGELOG.md").read_text()
+    version, newest = re.search(r"^## (.*?)\n(.*?)(?=^## |\Z)", text, re.M | re.S).group(1, 2)
+    assert version == chart["version"]
+    kinds = re.findall(r"^### (\w+)\n\n((?:- .*\n)+)", newest, re.M)
+    told = [
+        {"kind": kind.lower(), "description": line.removeprefix("- ")}
+        for kind, lines in kinds
+        for line in lines.splitlines()
+    ]
+    assert told == yaml.safe_load(chart["annotations"]["artifacthub.io/changes"])

@@ -127,7 +127,8 @@ class Shelf:
         version = self.aliases.get(ref.alias, ref.alias)
         if version not in self.models:
             raise unknown_alias(self.name, ref, [*self.models, *self.aliases])
-        return {"name": ref.name, "version": version, "tags": dict(self.tags[version])}
+        tags = dict(self.tags[version])
+        return {"name": ref.name, "version": version, "version_url": "", "tags": tags}
 
     def download(self, ref: ModelRef, directory: Path) -> dict[str, Any]:
         found = self.find(ref)

@@ -140,7 +140,8 @@ class DirectoryRegistry:
 
     def download(self, ref: ModelRef, directory: Path) -> dict[str, Any]:
         shutil.copytree(self.source, directory, dirs_exist_ok=True)
-        return {"name": ref.name, "version": "v1", "uri": "", "run_url": "", "tags": self.tags}
+        known = {"name": ref.name, "version": "v1", "tags": self.tags}
+        return known | dict.fromkeys(("uri", "run_url", "version_url"), "")
 
 
 def write_model(directory: Path) -> Path:

@@ -24,6 +24,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from classic_example.errors import WorkloadError, one_line, scrub
+from classic_example.notes import note
 
 logger = logging.getLogger("classic_example")
 
@@ -175,7 +176,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.setLevel(logging.INFO)
     arguments = parser().parse_args(argv)
     try:
-        report(run(**vars(arguments)))
+        result = run(**vars(arguments))
+        report(result | note(arguments.command, result))
         return 0
     except WorkloadError as error:
         message = one_line(error)

@@ -293,6 +293,7 @@ class Tracking(TrainerCallback):
 
     def __init__(self, params: dict[str, Any], tags: dict[str, str]) -> None:
         self.params, self.tags, self.run_id = params, tags, ""
+        self.url = ""
         self.registry: Registry | None = None
 
     @contextmanager
@@ -309,6 +310,7 @@ class Tracking(TrainerCallback):
             if state.is_world_process_zero:
                 self.registry = registry_from_environment()
                 self.run_id = self.registry.track(self.params, self.tags)
+                self.url = self.registry.run_url(self.run_id)
 
     def on_log(self, _: Any, state: TrainerState, *__: Any, logs: dict, **___: Any) -> None:
         with self.attempt():

@@ -54,18 +54,19 @@ def gate(registry: Registry, reference: str, model: Path, data: Path) -> dict[st
     law, ref = rules(), ModelRef.parse(reference)
     if not (data / "gold.csv").is_file():
         raise not_there(data / "gold.csv", "load-data, of data with labels,")
-    version = registry.find(ref)["version"]
-    champion = find_champion(registry, ref.name, law.alias)
+    known = registry.find(ref)
+    known = {key: known[key] for key in ("version", "version_url")}
+    version, champion = known["version"], find_champion(registry, ref.name, law.alias)
     if champion.get("version") == version:
         # By an earlier try that was killed after it, or by somebody.
-        return {"decision": "promoted", "reason": "it is the champion", "version": version}
+        return {"decision": "promoted", "reason": "it is the champion", **known}
     figures, against = compare(registry, law, champion, model, data)
     if find_champion(registry, ref.name, law.alias).get("version") != champion.get("version"):
         # By a run at the same time: it is that one which has to be matched.
         return gate(registry, reference, model, data)
     decision = "refused" if against else "passed" if law.approval else "promoted"
     reason = "; ".join(against) or f"no worse than {champion.get('version', 'the baseline')}"
-    result = {"decision": decision, "reason": reason, "version": version, **figures}
+    result = {"decision": decision, "reason": reason, **known, **figures}
     write_json(model / "gate.json", result)
     low, high = figures["accuracy_interval"]
     reached = f"{figures['accuracy']:.4f} ({low:.4f} to {high:.4f})"

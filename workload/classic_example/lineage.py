@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Mapping
+from urllib.parse import quote
 
 from classic_example import parameters
 
@@ -13,6 +15,8 @@ VARIABLES = {
 TRAINING_IMAGE_DIGEST = "ML_PIPELINES_TRAINING_IMAGE_DIGEST"
 # In lineage.json: the id of the run that showed the training in the registry.
 TRACKING_RUN = "tracking_run"
+# Address of the page of a run, with {dag_id} and {run_id} in it.
+RUN_PAGE = "ML_PIPELINES_RUN_PAGE"
 
 
 def of_this_run() -> dict[str, str]:
@@ -35,3 +39,15 @@ def of_model(trained: dict[str, str]) -> dict[str, str]:
     run = {key: here[key] for key in ("dag_id", "run_id") if key in here}
     digest = os.environ.get(TRAINING_IMAGE_DIGEST, "")
     return {**here, **trained, **run, **({"image_digest": digest} if digest else {})}
+
+
+def run_page(tags: Mapping[str, str]) -> str:
+    """Return a link in Markdown to the run of the pipeline that tags name, '' where there is none.
+
+    It is where the pipeline says that its pages are.
+    """
+    address, names = os.environ.get(RUN_PAGE, ""), ("dag_id", "run_id")
+    if not address or not all(name in tags for name in names):
+        return ""
+    page = address.format_map({name: quote(tags[name], safe="") for name in names})
+    return f"[{tags['dag_id']}, {tags['run_id']}]({page})"

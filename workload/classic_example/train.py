@@ -116,7 +116,8 @@ def train(config_path: Path) -> dict[str, Any]:
     logger.info("%s; model in %s", text.format(**metrics), output)
     told = ("accuracy", "baseline_accuracy", "f1", "eval_loss", "steps", "seconds")
     result = {name: round(metrics[name], 6) for name in told}
-    return {**result, "device": config.hardware, "output_dir": str(output)}
+    shown = {"run_url": tracking.url} if tracking.url else {}
+    return {**result, **shown, "device": config.hardware, "output_dir": str(output)}
 
 
 def drawn(rows: list[Row], limit: int | None, seed: int) -> list[Row]:

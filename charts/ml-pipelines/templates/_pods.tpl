@@ -160,6 +160,12 @@ helm.sh/resource-policy: keep
 {{- end -}}
 {{- end }}
 
+{{/* Address at which people open the page of a run, with {dag_id} and {run_id} in it. */}}
+{{- define "ml-pipelines.webserver.run" -}}
+{{- $page := include "ml-pipelines.webserver.url" . | default (printf "http://localhost:%v" .Values.airflow.ports.airflowUI) | trimSuffix "/" -}}
+{{- $page }}/dags/{dag_id}/{{ include "ml-pipelines.airflow3" . | empty | ternary "grid?dag_run_id=" "runs/" }}{run_id}
+{{- end }}
+
 {{/* Path of the Airflow page: the one in its public address, as the official probes take it. */}}
 {{- define "ml-pipelines.webserver.path" -}}
 {{- with include "ml-pipelines.webserver.url" . -}}

@@ -90,9 +90,9 @@ class PodTrigger(BaseTrigger):
         return name_of(self.pod, self.task_instance)
 
     @property
-    def _of_xcom(self) -> dict[str, str]:
-        ti = self.task_instance
-        return {"dag_id": ti.dag_id, "task_id": ti.task_id, "run_id": ti.run_id}
+    def _of_xcom(self) -> dict[str, Any]:
+        names = ("dag_id", "task_id", "run_id", "map_index")
+        return {name: getattr(self.task_instance, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield how the task ends, then wait for the news that Airflow has stored it."""
@@ -118,7 +118,7 @@ class PodTrigger(BaseTrigger):
             log.error(said := f"Pod {self.name} {error}")
             await self._tell_events()
             with suppress(Exception):  # the log has it
-                await XCom.aset(FAILURE, said, map_index=self.task_instance.map_index, **self._of_xcom)
+                await XCom.aset(FAILURE, said, **self._of_xcom)
         except REQUEST_ERRORS as error:
             log.error(f"Pod {self.name}: {failures.explain_refusal(error)}")
         except Exception:  # it would cost a worker that does nothing but fail
@@ -146,7 +146,7 @@ class PodTrigger(BaseTrigger):
         ti, name, of_xcom = self.task_instance, self.name, self._of_xcom
         self.pods = await Pods.of(self.pod["metadata"].get("namespace", ""))
         if ti.try_number > 1:
-            await changes.delete_xcom(key=KEY, map_index=ti.map_index, **of_xcom)
+            await changes.delete_xcom(key=KEY, **of_xcom)
         states, started = self.pods.follow(name), None
         try:
             await self._end_earlier_tries()
@@ -178,8 +178,7 @@ class PodTrigger(BaseTrigger):
         length = self._length(result)
         # TaskSuccessEvent(xcoms=...) would store JSON within JSON (models/trigger.py).
         if result is not None:
-            more = of_xcom | {"map_index": ti.map_index, "_mapped_length": length}
-            await XCom.aset(KEY, result, **more)
+            await XCom.aset(KEY, result, _mapped_length=length, **of_xcom)
             for figure, value in figures(result):
                 tags = {"dag_id": ti.dag_id, "task_id": ti.task_id, "figure": figure}
                 Stats.gauge(FIGURES, value, tags=tags)

@@ -13,6 +13,11 @@ from classic_example.errors import WorkloadError, names
 from classic_example.files import new_directory, read_json, require_space, write_json
 
 LATEST = "latest"
+# The description of a model; what people have written in its place stays.
+ABOUT = (
+    "Text classifiers. Inference loads the version with the alias champion, which a version gets "
+    "when it passes the gate of its training; tags of each say what made it and what the gate said."
+)
 # Tag of a version: SHA-256 of its weights, checked at each load.
 WEIGHTS_TAG = "model_sha256"
 # Seconds for the first answer of a server. Every expected failure ends the command within 30 s.
@@ -71,10 +76,11 @@ class Package:
 
     @property
     def description(self) -> str:
-        """What a page says first: how good the model is, and on what data."""
+        """What a page says first: how good the model is, on what data, and which run made it."""
         accuracy, baseline = (self.metrics.get(f"{of}accuracy", 0) for of in ("", "baseline_"))
         data = self.tags.get("data_source", "unknown data")
-        return f"held-out accuracy {accuracy:.4f} (baseline {baseline:.4f}), trained on {data}"
+        text = f"held-out accuracy {accuracy:.4f} (baseline {baseline:.4f}), trained on {data}"
+        return "; ".join(filter(None, (text, lineage.run_page(self.tags))))
 
     def is_version(self, tags: Mapping[str, str]) -> bool:
         """Say whether a version with such tags is of the same weights and run of the pipeline."""
@@ -100,7 +106,10 @@ class Registry(Protocol):
         """
 
     def find(self, ref: ModelRef) -> dict[str, Any]:
-        """Return name, version (vN), uri, run_url or "", and tags (dict[str, str]) of a version."""
+        """Return name, version (vN), uri, run_url, version_url and tags (dict[str, str]).
+
+        version_url is the page of the version, run_url that of its run, empty when none is known.
+        """
 
     def download(self, ref: ModelRef, directory: Path) -> dict[str, Any]:
         """Fill an empty directory with the files of a version; return what `find` returns."""
@@ -113,6 +122,9 @@ class Registry(Protocol):
 
         That of a killed try of the same `dag_id` and `run_id` (in `tags`) is taken over.
         """
+
+    def run_url(self, run_id: str) -> str:
+        """Return the address of the page of a run that `track` has opened."""
 
     def log(self, run_id: str, step: int, metrics: dict[str, float]) -> None:
         """Show figures of an optimizer step (from 1) with the time of this call."""
@@ -148,7 +160,7 @@ def load_from_registry(registry: Registry, reference: str, directory: Path) -> d
         found = {"registry": registry.name, "reference": str(ref), **known}
         metrics = read_json(partial / files.METRICS_FILE)
         write_json(partial / files.REGISTRY_FILE, {**found, "metrics": metrics})
-    result = {key: found[key] for key in ("registry", "name", "version")}
+    result = {key: found[key] for key in ("registry", "name", "version", "version_url")}
     # Figures: how good it is said to be, and since when it has been the one to load.
     if "accuracy" in metrics:
         result["accuracy"] = metrics["accuracy"]

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from classic_example import lineage
 from classic_example.errors import WorkloadError, reason, scrub
 from classic_example.files import require_space
 from classic_example.progress import heartbeat, within
@@ -111,7 +112,8 @@ class MlflowRegistry(Registry):
         step, card = int(package.metrics.get("steps", 0)), package.directory / "README.md"
         tags = {**package.tags, "model_name": model_name}
         run_id = self.open_run(client, package.params, tags, package.history, package.tracking_run)
-        with mlflow.start_run(run_id, tags=tags):
+        about = {"mlflow.note.content": package.description}
+        with mlflow.start_run(run_id, tags={**tags, **about}):
             for path in package.plots:
                 mlflow.log_artifact(str(path), "plots")
             model = mlflow.transformers.log_model(
@@ -139,6 +141,8 @@ class MlflowRegistry(Registry):
             except mlflow.exceptions.MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
+            if not client.get_registered_model(model_name).description:
+                client.update_registered_model(model_name, base.ABOUT)
             return client.create_model_version(
                 model_name,
                 source=f"models:/{model.model_id}",
@@ -187,6 +191,10 @@ class MlflowRegistry(Registry):
         with self.server("tracking") as client:
             return self.open_run(client, params, tags)
 
+    def run_url(self, run_id: str) -> str:
+        with self.server("tracking") as client:
+            return self.page_of(client, run_id)
+
     def log(self, run_id: str, step: int, metrics: dict[str, float]) -> None:
         with self.server("tracking", lambda: log_point(run_id, {"step": step, **metrics})):
             pass
@@ -218,23 +226,28 @@ class MlflowRegistry(Registry):
             if tracking_run or run.data.params == {key: str(params[key]) for key in params}:
                 client.update_run(run.info.run_id, "RUNNING")
                 return run.info.run_id
-        run_id = client.create_run(place, tags=tags, run_name=tags.get("run_id")).info.run_id
+        shown = {"mlflow.note.content": page} if (page := lineage.run_page(tags)) else {}
+        run = client.create_run(place, tags={**tags, **shown}, run_name=tags.get("run_id"))
+        run_id = run.info.run_id
         mlflow.log_params(params, run_id=run_id)
         for point in history:
             log_point(run_id, point)
         return run_id
 
+    def page_of(self, client: Any, run_id: str) -> str:
+        """Return the address of the page of a run."""
+        place = client.get_run(run_id).info.experiment_id
+        return f"{scrub(self.tracking_uri)}/#/experiments/{place}/runs/{run_id}"
+
     def known(self, client: Any, version: Any) -> dict[str, Any]:
         """Return what `find` returns of a version."""
-        url = ""
-        if version.run_id:
-            place = client.get_run(version.run_id).info.experiment_id
-            url = f"{scrub(self.tracking_uri)}/#/experiments/{place}/runs/{version.run_id}"
+        page = f"{scrub(self.tracking_uri)}/#/models/{version.name}/versions/{version.version}"
         return {
             "name": version.name,
             "version": f"v{version.version}",
             "uri": f"models:/{version.name}/{version.version}",
-            "run_url": url,
+            "run_url": self.page_of(client, version.run_id) if version.run_id else "",
+            "version_url": page,
             "tags": dict(version.tags),
         }
 

@@ -162,7 +162,7 @@ class WandbRegistry(Registry):
         run.log({path.stem: self.sdk.Image(str(path)) for path in package.plots})
         run.summary.update(package.metrics)
         metadata = {"metrics": package.metrics, **package.tags}
-        artifact = self.sdk.Artifact(model_name, "model", metadata=metadata)
+        artifact = self.sdk.Artifact(model_name, "model", package.description, metadata)
         for path in package.files:
             # Nobody changes the files meanwhile. Without these two, the SDK makes one copy before
             # it sends them and one after.
@@ -211,6 +211,10 @@ class WandbRegistry(Registry):
         return self.start("train-model", {**params, **tags}, run_id).id
 
     @in_child(TRACKING_SECONDS)
+    def run_url(self, run_id: str) -> str:
+        return self.sdk.run.url
+
+    @in_child(TRACKING_SECONDS)
     def log(self, run_id: str, step: int, metrics: dict[str, float]) -> None:
         point = metrics | {"step": step}
         self.sdk.run.log({f"curve/{name}": value for name, value in point.items()})
@@ -227,6 +231,7 @@ class WandbRegistry(Registry):
             "version": artifact.version,
             "uri": artifact.source_qualified_name,
             "run_url": run.url if run else "",
+            "version_url": artifact.url,
             "tags": {key: one for key, one in artifact.metadata.items() if isinstance(one, str)},
         }
 

@@ -20,6 +20,11 @@ http://{{ include "ml-pipelines.mlflow.name" . }}.{{ .Release.Namespace }}:5000
 {{- end -}}
 {{- end }}
 
+{{/* Where people open its page. */}}
+{{- define "ml-pipelines.mlflow.page" -}}
+{{- .Values.mlflow.pageUrl | default (.Values.mlflow.enabled | ternary "http://localhost:5000" .Values.mlflow.trackingUri) -}}
+{{- end }}
+
 {{- define "ml-pipelines.mlflow.pod" -}}
 {{- $image := include "ml-pipelines.mlflow.image" . | fromYaml -}}
 metadata:

@@ -122,7 +122,9 @@ spec:
 
 {{/* The preset of tasks that talk to the model registry; the values may add to it. */}}
 {{- define "ml-pipelines.settings.registry" -}}
-{{- $env := dict "REGISTRY" (.Values.wandb.enabled | ternary "wandb" "mlflow") -}}
+{{- $env := dict
+      "REGISTRY" (.Values.wandb.enabled | ternary "wandb" "mlflow")
+      "ML_PIPELINES_RUN_PAGE" (include "ml-pipelines.webserver.run" .) -}}
 {{- if .Values.wandb.enabled -}}
 {{- /* An empty WANDB_BASE_URL is not "the default" to the SDK but an address that is wrong. */ -}}
 {{- range $name, $key := dict "PROJECT" "project" "ENTITY" "entity" "REGISTRY" "registry" "BASE_URL" "baseUrl" -}}
