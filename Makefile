@@ -20,7 +20,7 @@ up: ## The same as run, without the two DAG runs
 	@$(MLCTL) up
 down: ## Stop the cluster; its data stays
 	@$(MLCTL) down
-status: ## The cluster, the release, its pods and the newest run of each DAG
+status: ## Cluster, release, pods, newest runs and why they failed, model, storage, pages (JSON=1)
 	@$(MLCTL) status
 password: ## Print the password of the Airflow pages
 	@$(MLCTL) password
@@ -133,4 +133,5 @@ test-wandb: ## Upload and load a small model at the real W&B service (needs WAND
 #: C=name               the part of the cluster whose log `make logs` shows
 #: FAULT=name,name      the faults of `make drill` (default: all)
 #: K=expression         what pytest's -k takes, for the test targets
+#: JSON=1               one JSON object in place of the tables of `make status`
 #: YES=1                install missing Debian packages without asking

@@ -151,8 +151,12 @@ def tool(name: str, module: str, text: str, *parameters: click.Parameter) -> Non
     add(run, None, *parameters, name=name)
 
 
-for function in (bring_up.run, bring_up.up, bring_up.sync, look.status, look.password, look.ui):
+for function in (bring_up.run, bring_up.up, bring_up.sync, look.password, look.ui):
     add(function, Stack)
+as_json = click.Option(
+    ["--json", "as_json"], envvar="JSON", is_flag=True, help="One object (JSON)."
+)
+add(look.status, Stack, as_json)
 add(runs.train, Stack, count(1), params())
 add(runs.infer, Stack, count(1), params())
 add(runs.trigger, Stack, dag("dag_id", required=True), count(1), params())

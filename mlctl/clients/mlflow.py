@@ -49,6 +49,12 @@ class Mlflow:
             if not token:
                 return found
 
+    def aliases(self, name: str) -> dict[str, str]:
+        """Return which version (`vN`) each alias of a model stands for."""
+        answer = self.get("api/2.0/mlflow/registered-models/get", name=name).json()
+        aliases = answer["registered_model"].get("aliases", [])
+        return {one["alias"]: f"v{one['version']}" for one in aliases}
+
     def has_model(self, name: str) -> bool:
         """Say whether a model of that name has a version."""
         query = {"filter": f"name='{name}'", "max_results": 1}

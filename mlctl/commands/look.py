@@ -1,8 +1,10 @@
 """Looking at what is there: status, logs, the pages and their password."""
 
+import json
 import subprocess
 import sys
 import time
+from typing import Any
 
 from mlctl.base.names import (
     AIRFLOW_PORT,
@@ -14,8 +16,8 @@ from mlctl.base.names import (
 from mlctl.base.progress import console, show_table
 from mlctl.clients.airflow import container_lines, telling_lines
 from mlctl.clients.forward import Forward, free_port
-from mlctl.clients.pods import is_ready, restarts, state
 from mlctl.cluster.provider import Provider
+from mlctl.commands.state import state_of
 from mlctl.commands.telling import PASSWORD_COMMAND, say
 from mlctl.stack import Stack
 
@@ -23,35 +25,78 @@ LOG_LINES = 12
 """How many of a task's lines `logs` shows."""
 
 
-def status(stack: Stack) -> int:
-    """Print the cluster, the release, its pods and the newest runs."""
-    if cluster_status(stack.cluster) != 0 and not stack.cluster.status():
+def status(stack: Stack, as_json: bool = False) -> int:
+    """Print cluster, release, pods, newest runs, model, storage and pages; status 1 without one.
+
+    JSON=1: one object, for scripts.
+    """
+    rows = stack.cluster.status()
+    if as_json:
+        there = bool(rows) and stack.release().status() is not None
+        cluster = {
+            "name": stack.cluster.name,
+            "kind": stack.cluster.kind,
+            "parts": rows,
+            "remarks": stack.cluster.remarks(),
+        }
+        print(json.dumps({"cluster": cluster} | (state_of(stack) if there else {}), indent=2))
+        return 0 if there else 1
+    if cluster_status(stack.cluster) != 0 and not rows:
         return 1
-    found = stack.release().status()
-    if found is None:
+    if stack.release().status() is None:
         say(f"release {RELEASE}: not installed (`make up`)")
         return 1
-    say(f"release {RELEASE}: {found.state}, revision {found.revision}")
+    show(state_of(stack))
+    return 0
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print what `state_of` returns."""
+    say(f"release {RELEASE}: {found['release']['state']}, revision {found['release']['revision']}")
     show_table(
         ("pod", "", "state", "restarts"),
         (
             (
-                pod["metadata"]["name"],
-                "ready" if is_ready(pod) else "NOT READY",
-                state(pod),
-                restarts(pod) or None,
+                pod["name"],
+                "ready" if pod["ready"] else "NOT READY",
+                pod["state"],
+                pod["restarts"] or None,
             )
-            for pod in stack.kube.items("pods")
+            for pod in found["pods"]
         ),
     )
-    if not stack.release().installed_values()["airflow"]["triggerer"]["enabled"]:
+    if not found["triggerer"]:
         say("the triggerer is off: deferrable tasks wait for ever (airflow.triggerer.enabled)")
-    with stack.airflow() as airflow:
-        for dag in airflow.dags():
-            newest = airflow.newest_run(dag["dag_id"])
-            words = f"{newest['state']}, {newest['dag_run_id']}" if newest else "no run yet"
-            say(f"{dag['dag_id']}: {words}{' (paused)' if dag['is_paused'] else ''}")
-    return 0
+    if found["dags"] is None:
+        say("Airflow's page does not serve, so its DAGs are not known")
+    else:
+        show_table(
+            ("DAG", "newest run", "", "what it came to"),
+            (
+                (
+                    f"{dag['dag_id']}{' (paused)' if dag['paused'] else ''}",
+                    dag["state"] or "no run yet",
+                    dag["run_id"],
+                    "; ".join(dag["told"]),
+                )
+                for dag in found["dags"]
+            ),
+        )
+    model = found["model"]
+    versions = [f"{model['alias']} {model['champion'] or 'not known'}"]
+    versions += [f"newest {model['newest']}"] if model["newest"] else []
+    say(f"model {model['name']} in {model['registry']}: {', '.join(versions)}")
+    storage = found["storage"]
+    show_table(("claim", "", "size"), (claim.values() for claim in storage["claims"]))
+    for node in storage["nodes"]:
+        used, all_of_it = (node[key] / 2**30 for key in ("used", "capacity"))
+        say(f"disk of {node['name']}: {used:.1f} of {all_of_it:.1f} GiB in use")
+    pages = found["pages"]
+    say(
+        f"pages: Airflow {pages['airflow']} (user {pages['user']}, password: {PASSWORD_COMMAND}), "
+        f"registry {pages['mlflow']}"
+    )
+    say(f"kubeconfig: {pages['kubeconfig']}")
 
 
 def logs(stack: Stack, part: str | None, wanted: str | None) -> int:

@@ -1,5 +1,6 @@
 """Triggering any DAG, with parameters: what is refused, and what is told."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 from mlctl.__main__ import main
 from mlctl.base.errors import UserError
 from mlctl.clients.airflow import AirflowError, Task
-from mlctl.commands import look, runs
+from mlctl.commands import look, runs, state
 
 
 class Airflow:
@@ -101,23 +102,106 @@ def test_parameters_that_are_no_object_are_refused_first(
         main()
 
 
-@pytest.mark.parametrize("on", [True, False])
-def test_status_names_every_dag_and_a_triggerer_that_is_off(
-    capsys: pytest.CaptureFixture[str], on: bool
-) -> None:
-    values = {"airflow": {"triggerer": {"enabled": on}}}
+NOTE = "for ann\n- train_model: accuracy 0.83\n- upload_model: failed: Pod u failed: no room"
+
+
+class Kube:
+    """A namespace in which the page serves, and a node with half of its disk in use."""
+
+    def __init__(self) -> None:
+        self.serving = ["webserver"]
+
+    def items(self, kind: str) -> list[dict[str, Any]]:
+        ready = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+        pods = [
+            {"metadata": {"name": f"{name}-1", "labels": {"component": name}}, "status": ready}
+            for name in self.serving
+        ]
+        claim = {
+            "metadata": {"name": "training-storage"},
+            "spec": {"resources": {"requests": {"storage": "5Gi"}}},
+            "status": {"phase": "Pending"},
+        }
+        node = {"metadata": {"name": "node-1"}}
+        return {"pods": pods, "persistentvolumeclaims": [claim], "nodes": [node]}[kind]
+
+    def run(self, *words: str) -> Any:
+        assert words[-1] == "/api/v1/nodes/node-1/proxy/stats/summary"
+        disk = {"usedBytes": 5 * 2**30, "capacityBytes": 10 * 2**30}
+        return SimpleNamespace(stdout=json.dumps({"node": {"fs": disk}}))
+
+
+@pytest.fixture
+def status_stack(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What `make status` looks at; a test may change it."""
+    values = {
+        "airflow": {
+            "triggerer": {"enabled": True},
+            "airflowVersion": "2.9.3",
+            "config": {"webserver": {"base_url": ""}},
+        },
+        "admin": {"username": "admin"},
+        "mlflow": {"pageUrl": "", "trackingUri": ""},
+        "wandb": {"enabled": False},
+    }
     release = SimpleNamespace(
         status=lambda: SimpleNamespace(state="deployed", revision=1),
         installed_values=lambda: values,
     )
     row = {"name": "kubelet", "state": "running"}
-    cluster = SimpleNamespace(name="c", kind="embedded", status=lambda: [row], remarks=list)
-    kube = SimpleNamespace(items=lambda kind: [])
-    stack = stack_of(Airflow(), release=lambda: release, cluster=cluster, kube=kube)
-    assert look.status(stack) == 0
+    cluster = SimpleNamespace(
+        name="c", kind="embedded", status=lambda: [row], remarks=list, kubeconfig="/k"
+    )
+    settings = {"model": {"name": "iris", "alias": "champion"}}
+    more = {"release": lambda: release, "cluster": cluster, "kube": Kube(), "settings": settings}
+    return stack_of(Airflow(), **more, values=values)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_status_names_every_dag_and_a_triggerer_that_is_off(
+    capsys: pytest.CaptureFixture[str], status_stack: Any, on: bool
+) -> None:
+    status_stack.values["airflow"]["triggerer"]["enabled"] = on
+    assert look.status(status_stack) == 0
     told = capsys.readouterr().out
-    assert "churn: no run yet (paused)\ntraining_dag: success, r\n" in told
+    rows = [line.split() for line in told.splitlines()]
+    assert ["churn", "(paused)", "no", "run", "yet"] in rows
+    assert ["training_dag", "success", "r"] in rows
     assert ("deferrable tasks wait for ever (airflow.triggerer.enabled)" in told) is not on
+
+
+def test_status_is_one_object_for_scripts(
+    capsys: pytest.CaptureFixture[str], status_stack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With why a run has failed, versions of the model, and what the disk holds."""
+    ran = {"dag_run_id": "r", "state": "failed", "note": NOTE}
+    monkeypatch.setattr(Airflow, "newest_run", lambda *_: ran)
+    status_stack.kube.serving.append("mlflow")
+    monkeypatch.setattr(
+        state, "Forward", lambda *_: SimpleNamespace(ensure=lambda _: None, close=lambda: None)
+    )
+    mlflow = SimpleNamespace(
+        versions=lambda _: [{"version": "9"}, {"version": "10"}],
+        aliases=lambda _: {"champion": "v9"},
+    )
+    monkeypatch.setattr(state, "Mlflow", lambda _: mlflow)
+    assert look.status(status_stack, as_json=True) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["cluster"]["parts"] == [{"name": "kubelet", "state": "running"}]
+    assert found["dags"][0]["told"] == ["upload_model: failed: Pod u failed: no room"]
+    assert (found["model"]["champion"], found["model"]["newest"]) == ("v9", "v10")
+
+
+def test_status_of_a_page_that_does_not_serve_waits_for_nothing(
+    capsys: pytest.CaptureFixture[str], status_stack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "is_ready", lambda _: False)
+    monkeypatch.setattr(status_stack, "airflow", None)
+    assert look.status(status_stack) == 0
+    told = capsys.readouterr().out
+    assert "does not serve" in told
+    assert "model iris in mlflow: champion not known" in told
+    assert "disk of node-1: 5.0 of 10.0 GiB in use" in told
 
 
 @pytest.mark.parametrize(("wanted", "others"), [("training_dag", False), ("", True)])
