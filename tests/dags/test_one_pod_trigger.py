@@ -24,6 +24,7 @@ from one_pod.trigger import PodTrigger
 from tests.dags.conftest import START
 from tests.dags.pod_server import PodServer
 
+FAILED = "failed: exit code 3: ERROR: no data"
 RUN = "manual__2026-11-27T10:00:00+00:00"
 SETTINGS = {"launch": "triggerer", "maxPods": 10}
 
@@ -324,6 +325,8 @@ def test_a_failed_pod_is_explained_and_stays(make, play, lines) -> None:
         name = await server.new()
         server.end(name, 3, message="ERROR: no data\nbye")
         assert await triggerer.ends() == "failed"
+        told = triggerer.comms.said[-1]
+        assert (told.key, told.value) == ("failure", f"Pod {name} {FAILED}")
         assert "already_checked" not in server.pods[name]["metadata"]["labels"]
         await triggerer.stored()
         assert server.deleted == []
@@ -332,7 +335,7 @@ def test_a_failed_pod_is_explained_and_stays(make, play, lines) -> None:
         await server.until(lambda: labels.get("already_checked") == "True")
 
     play(scene)
-    assert "failed: exit code 3: ERROR: no data" in text(lines)
+    assert FAILED in text(lines)
 
 
 def test_a_time_limit_is_the_pods(make, play, lines) -> None:

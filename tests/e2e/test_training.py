@@ -58,6 +58,21 @@ def test_the_model_is_registered_once_with_its_metrics(training_run, mlflow) -> 
     assert abs(metrics["baseline_accuracy"] - trained["baseline_accuracy"]) < 1e-5
 
 
+def test_the_page_of_the_run_says_what_it_came_to(training_run, airflow: Airflow) -> None:
+    """In a note, and with links to MLflow as people open it."""
+    path = f"dags/training_dag/dagRuns/{training_run.run_id}"
+    uploaded, gate = (training_run.results[task] for task in ("upload_model", "gate_model"))
+    note = airflow.get(path)["note"].splitlines()
+    assert f"- train_model: {training_run.results['train_model']['note']}" in note
+    assert f"- gate_model: {uploaded['version']} is promoted: {gate['reason']}" in note
+    answer = airflow.get(f"{path}/taskInstances/upload_model/links")
+    links = answer.get("extra_links", answer)
+    pages = "http://localhost:5000/#"
+    assert links["Run in the registry"].startswith(f"{pages}/experiments/")
+    version = uploaded["version"].removeprefix("v")
+    assert links["Model version"] == f"{pages}/models/{uploaded['name']}/versions/{version}"
+
+
 def test_the_version_says_what_made_it(training_run, commit: str, mlflow, stack: Stack) -> None:
     uploaded = training_run.results["upload_model"]
     version = mlflow.version(uploaded["name"], uploaded["version"])

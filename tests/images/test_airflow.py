@@ -50,6 +50,23 @@ def test_airflow_3_has_what_runs_tasks_from_the_triggerer(images: dict[str, Imag
     assert ended.stdout.strip().splitlines()[-1] == "PodTrigger", ended.stderr
 
 
+def test_plugin_of_notes_and_links_is_loaded(airflow: Image, name: str):
+    script = """\
+from airflow import plugins_manager
+from airflow.listeners.listener import get_listener_manager
+get_listener_manager()
+try:
+    links = plugins_manager.get_operator_extra_links()
+except AttributeError:  # Airflow 2
+    plugins_manager.initialize_extra_operators_links_plugins()
+    links = plugins_manager.operator_extra_links
+print(sorted(link.name for link in links), get_listener_manager().has_listeners)
+"""
+    ended = run(airflow, Command(arguments=["python", "-c", script]))
+    shown = "['Model version', 'Run in the registry'] True"
+    assert shown in ended.stdout, ended.stdout + ended.stderr
+
+
 def test_every_module_is_compiled_and_its_source_is_not_looked_at(airflow: Image):
     packages = "usr/local/airflow/lib/python3.11/site-packages"
     files = [path for layer in airflow.layers for path in (layer / packages).rglob("*.py*")]

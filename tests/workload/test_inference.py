@@ -66,6 +66,7 @@ def test_predictions_keep_the_contract(cli: Cli, model: Path, data_directory: Pa
     positive = sum(confidence >= 0.5 for confidence in confidences)
     result = ended.result
     assert result.pop("drift")["psi_length"] < 0.25
+    assert result.pop("note") == f"33 rows by v7: {target}"
     assert result == {
         "rows": 33,
         "predictions": str(target),

@@ -104,10 +104,10 @@ def variables(address: str, **more: str) -> dict[str, str]:
 def upload(cli: Cli, server: str, trained: tuple[Ended, Path]) -> Cli:
     """Upload the trained model from a run, under a name."""
 
-    def upload(name: str, run_id: str, experiment: str) -> Ended:
+    def upload(name: str, run_id: str, experiment: str, **more: str) -> Ended:
         where = {"MLFLOW_EXPERIMENT_NAME": experiment, "ML_PIPELINES_RUN_ID": run_id}
         image = {"ML_PIPELINES_TRAINING_IMAGE_DIGEST": "sha256:1a"}
-        env = variables(server, **where, **image)
+        env = variables(server, **where, **image, **more)
         return cli("upload-to-registry", name, trained[1], env=env)
 
     return upload
@@ -137,6 +137,23 @@ def test_each_upload_is_a_new_version(uploaded: list[Ended], server: str):
     assert second["name"] == "airflow-pipeline"
     assert second["uri"] == "models:/airflow-pipeline/2"
     assert second["run_url"].startswith(f"{server}/#/experiments/")
+    assert second["note"] == "airflow-pipeline v2 in mlflow"
+
+
+def test_pages_say_what_inference_loads_and_lead_back_to_airflow(
+    uploaded: list[Ended], upload: Cli, client
+):
+    assert "the alias champion" in client.get_registered_model("airflow-pipeline").description
+    client.create_registered_model("ours", description="by ann")
+    page = "http://localhost:8080/dags/{dag_id}/grid?dag_run_id={run_id}"
+    ended = upload("ours", "a+b", "pages", ML_PIPELINES_RUN_PAGE=page)
+    assert ended.result["version"] == "v1"
+    assert client.get_registered_model("ours").description == "by ann"
+    version = client.get_model_version("ours", "1")
+    link = "[training_dag, a+b](http://localhost:8080/dags/training_dag/grid?dag_run_id=a%2Bb)"
+    assert version.description.endswith(f"; {link}")
+    run = client.get_run(version.run_id)
+    assert run.data.tags["mlflow.note.content"] == version.description
 
 
 def test_upload_that_is_repeated_by_the_same_run_is_the_same_version(
@@ -245,6 +262,7 @@ def test_model_comes_back_as_it_was(
     load: Cli,
     trained: tuple[Ended, Path],
     tmp_path: Path,
+    server: str,
     alias: str,
     version: str,
 ):
@@ -255,8 +273,10 @@ def test_model_comes_back_as_it_was(
         "registry": "mlflow",
         "name": "airflow-pipeline",
         "version": version,
+        "version_url": f"{server}/#/models/airflow-pipeline/versions/{version[1:]}",
         "path": str(target),
         "accuracy": trained[0].result["accuracy"],
+        "note": f"airflow-pipeline {version}",
     }
     assert everything_below(target) == everything_below(trained[1]) | {"registry.json"}
     for path in trained[1].iterdir():
@@ -380,6 +400,7 @@ def test_training_is_shown_while_it_goes_on_and_the_upload_goes_on_in_its_run(
         models.log(run_id, step, {"loss": 1 / step})
         times.append(time.time())
     assert client.get_run(run_id).info.status == "RUNNING"
+    assert models.run_url(run_id).endswith(f"/runs/{run_id}")
     points = client.get_metric_history(run_id, "curve_loss")
     assert [(point.step, point.value) for point in points] == [(1, 1.0), (2, 0.5)]
     for point, begin, end in zip(points, times, times[1:], strict=False):

@@ -190,6 +190,7 @@ def test_loaded_model_replaces_an_older_one_and_says_what_it_is(
         "registry": "directory",
         "name": "m",
         "version": "v1",
+        "version_url": "",
         "path": str(target),
         "accuracy": trained[0].result["accuracy"],
         "promoted_seconds": 1767225600.0,

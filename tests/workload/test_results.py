@@ -46,3 +46,22 @@ def test_error_text_is_one_line():
     assert one_line(ValueError("a\n  b\tc")) == "a b c"
     assert one_line(KeyError()) == "KeyError"
     assert len(one_line(ValueError("x" * 5000))) == 600
+
+
+TRAINED = {"accuracy": 0.83126, "baseline_accuracy": 0.79, "steps": 6}
+PREDICTED = {"rows": 872, "model_version": "v3", "predictions": "/tmp/pred.csv"}
+STORED = PREDICTED | {"predictions": "s3://bucket/pred.csv"}
+NOTES = [
+    ("train", TRAINED, "accuracy 0.8313 on held-out rows, baseline 0.7900"),
+    ("gate", {"version": "v3", "decision": "refused", "reason": "no"}, "v3 is refused: no"),
+    ("run-inference-on-dataframe", PREDICTED, "872 rows by v3: inference_dag/r/pred.csv"),
+    ("join-predictions", STORED, "872 rows by v3: s3://bucket/pred.csv"),
+    ("run-inference-on-dataframe", {"rows": 8, "shard": "1/4"}, None),
+    ("rollback", {"name": "m"}, None),
+]
+
+
+@pytest.mark.parametrize(("command", "result", "told"), NOTES)
+def test_a_step_says_in_a_line_what_it_has_done(monkeypatch, command, result, told):
+    monkeypatch.setenv("ML_PIPELINES_RUN_DIRECTORY", "inference_dag/r")
+    assert results.note(command, result) == ({"note": told} if told else {})
