@@ -167,7 +167,19 @@ def test_a_failed_pod_stays_for_a_look_at_it(cluster, make_task, run_task, conte
     task = make_task()
     done = run_task(task, cluster)
     assert done.error is not None
+    context = context_of(task, RUN_ID) | {"exception": done.error}
     for call in task.on_failure_callback:
-        call(context_of(task, RUN_ID))
+        call(context)
     assert cluster.deleted == []
     assert cluster.there == cluster.created
+    # For the note of the run.
+    assert context["ti"].xcoms == {"failure": done.message}
+
+
+def test_a_worker_that_died_has_nothing_to_say(cluster, make_task, context_of) -> None:
+    """Airflow 3 gives its callbacks no exception then."""
+    task = make_task()
+    context = context_of(task, RUN_ID)
+    for call in task.on_failure_callback:
+        call(context)
+    assert context["ti"].xcoms == {}

@@ -128,3 +128,43 @@ def test_the_newest_changes_are_in_the_chart_too() -> None:
         for line in lines.splitlines()
     ]
     assert told == yaml.safe_load(chart["annotations"]["artifacthub.io/changes"])
+
+
+SAYING = ("base", "clients", "cluster", "commands", "release", "publishing.py", "stack.py")
+"""Parts of mlctl whose messages have rows. Those of recipes and trials are for who writes them."""
+
+
+def said(node: ast.expr) -> str:
+    """Return the text of an expression, `...` for what is known only when it runs."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=parts):
+            return "".join(map(said, parts))
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return said(left) + said(right)
+    return "..."
+
+
+def messages() -> set[str]:
+    """Return the first lines of the errors that commands end with."""
+    found = set()
+    for name in tracked(*(f"mlctl/{part}" for part in SAYING)):
+        if not name.endswith(".py"):
+            continue
+        for node in ast.walk(ast.parse((ROOT / name).read_text())):
+            match node:
+                case ast.Call(func=ast.Name(id=kind), args=[text, *_]) if kind.endswith("Error"):
+                    line = re.sub(r"(\.\.\.)+", "...", said(text)).partition("\n")[0]
+                    if kind in {"UserError", "AirflowError", "KubectlError"}:
+                        found.add(line)
+    # Without those that pass on what others say.
+    return {line for line in found if re.search(r"\w{3}", line)}
+
+
+def test_each_message_of_the_commands_has_a_row() -> None:
+    page = (ROOT / "docs" / "messages.md").read_text()
+    rows = [row.strip("`") for row in re.findall(r"^\| (`+.*?`+) \| \S.* \|$", page, re.MULTILINE)]
+    there = messages()
+    assert [one for one in sorted(there) if not one.startswith(tuple(rows))] == []
+    assert [row for row in rows if not any(one.startswith(row) for one in there)] == []
