@@ -83,8 +83,10 @@ def show(found: dict[str, Any]) -> None:
             ),
         )
     model = found["model"]
-    versions = [f"{model['alias']} {model['champion'] or 'not known'}"]
-    versions += [f"newest {model['newest']}"] if model["newest"] else []
+    versions = [
+        f"{what} {'not known' if version is None else version or 'none yet'}"
+        for what, version in ((model["alias"], model["champion"]), ("newest", model["newest"]))
+    ]
     say(f"model {model['name']} in {model['registry']}: {', '.join(versions)}")
     storage = found["storage"]
     show_table(("claim", "", "size"), (claim.values() for claim in storage["claims"]))
@@ -92,10 +94,8 @@ def show(found: dict[str, Any]) -> None:
         used, all_of_it = (node[key] / 2**30 for key in ("used", "capacity"))
         say(f"disk of {node['name']}: {used:.1f} of {all_of_it:.1f} GiB in use")
     pages = found["pages"]
-    say(
-        f"pages: Airflow {pages['airflow']} (user {pages['user']}, password: {PASSWORD_COMMAND}), "
-        f"registry {pages['mlflow']}"
-    )
+    login = f"user {pages['user']}, password: `{PASSWORD_COMMAND}`"
+    say(f"pages: Airflow {pages['airflow']} ({login}), registry {pages['mlflow']}")
     say(f"kubeconfig: {pages['kubeconfig']}")
 
 

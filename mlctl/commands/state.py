@@ -82,7 +82,11 @@ def told(airflow: Airflow, dag_id: str, run: dict[str, Any]) -> list[str]:
 
 
 def model(stack: Stack, values: dict[str, Any], *, serves: bool) -> dict[str, Any]:
-    """Return the model's name, its registry, and of the release's own MLflow the versions."""
+    """Return the model's name, its registry, and of the release's own MLflow the versions.
+
+    `newest` and `champion`, the version with the alias, are None where they are not known, and ''
+    where there is none.
+    """
     wanted = stack.settings["model"]
     of_wandb = values["wandb"]["enabled"]
     found = {
@@ -102,9 +106,9 @@ def model(stack: Stack, values: dict[str, Any], *, serves: bool) -> dict[str, An
             aliases = mlflow.aliases(wanted["name"]) if versions else {}
         except (UserError, requests.RequestException):
             return found
-    newest = f"v{max(versions)}" if versions else None
+    newest = f"v{max(versions)}" if versions else ""
     aliases["latest"] = newest
-    return found | {"newest": newest, "champion": aliases.get(wanted["alias"])}
+    return found | {"newest": newest, "champion": aliases.get(wanted["alias"], "")}
 
 
 def claims(kube: Kube) -> list[dict[str, Any]]:
