@@ -15,6 +15,7 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 
 from ml_pipelines import pod_manager
+from ml_pipelines.failures import explain_refusal
 from ml_pipelines.pod_manager import PatientPodManager
 from tests.dags.cluster import LABELS, RUNNING, Cluster, answer, ended, until
 
@@ -79,6 +80,8 @@ def test_an_outage_that_lasts_fails_the_try_and_keeps_the_pod(clock, run, error)
     assert isinstance(done.error, ApiException | HTTPError)
     # The pod may be running well: the next try follows it.
     assert cluster.deleted == []
+    stays = f"Pod {cluster.created[0]} stays as it is: {explain_refusal(done.error)}"
+    assert ("warning", stays) in done.log.lines
     # Two minutes until the try ends, two more until its pod is left alone.
     assert 10 + 120 <= clock.passed <= 10 + 250
 
@@ -235,6 +238,8 @@ def test_a_database_that_is_away_costs_a_try_and_no_training(clock, make_task, r
     first = run_task(make_task(), cluster, xcom_push=push)
     assert isinstance(first.error, Away)
     assert cluster.deleted == []
+    stays = f"Pod {cluster.created[0]} (Succeeded) stays, for the next try"
+    assert ("warning", stays) in first.log.lines
 
     second = run_task(make_task(), cluster, try_number=2)
     assert second.error is None

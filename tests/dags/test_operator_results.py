@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from kubernetes.client import models as k8s
@@ -148,9 +149,35 @@ def test_an_injected_sidecar_does_not_hold_the_task_up(
     # The sidecar of a pod that has failed would run for ever.
     assert done.cluster.deleted == done.cluster.created
     if fails:
-        assert f"failed: exit code 3: {json.dumps(RESULT)}" in done.message
+        assert done.message.endswith(f" failed: exit code 3: {json.dumps(RESULT)}")
     else:
         assert done.result == RESULT | RAN
+
+
+def test_an_injected_sidecar_is_known_by_any_name_of_the_container(clock, run) -> None:
+    cluster = Cluster(clock, until(60, SUCCEEDED), injected=[k8s.V1Container(name="istio-proxy")])
+    done = run(cluster=cluster, base_container_name="main")
+    assert done.error is None
+    assert clock.passed < 62
+
+
+@pytest.mark.parametrize("injected", [True, False])
+def test_containers_of_values_and_of_the_tasks_own_pod_are_declared(
+    make_task, settings_file, injected: bool
+) -> None:
+    def named(*names: str) -> list[k8s.V1Container]:
+        return [k8s.V1Container(name=name, image="i") for name in names]
+
+    beside = {"name": "uploader", "image": "i"}
+    settings_file({"pod": {"spec": {"containers": [{"name": "base", "image": IMAGE}, beside]}}})
+    own = k8s.V1Pod(spec=k8s.V1PodSpec(containers=named("base", "cache")))
+    task = make_task(full_pod_spec=own)
+    there = named("base", "uploader", "cache", *(["istio-proxy"] if injected else []))
+    pod = k8s.V1Pod(spec=k8s.V1PodSpec(containers=there))
+    vars(task)["pod_manager"] = SimpleNamespace(last_seen=None)
+    assert task.is_istio_enabled(pod) is injected
+    task.full_pod_spec = k8s.V1Pod()
+    assert task.is_istio_enabled(pod) is True
 
 
 def test_a_declared_container_is_waited_for(clock, run, settings_file) -> None:

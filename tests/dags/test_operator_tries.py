@@ -180,7 +180,9 @@ def test_what_ends_a_task_stays_the_reason_and_the_pod_goes(
     assert isinstance(done.error, kind)
     assert cluster.deleted == cluster.created
     assert cluster.there == [] or clock.passed >= 80
-    assert "failed: it was deleted" in done.log.text or "failed: its phase is" in done.log.text
+    (name,) = cluster.created
+    ends = (f"Pod {name} failed: it was deleted", f"Pod {name} failed: its phase is Running")
+    assert [line for level, line in done.log.lines if level == "error" and line in ends]
     asked = len(cluster.graces)
     done.task.on_kill()
     assert len(cluster.graces) == asked
@@ -205,6 +207,35 @@ def test_a_task_that_is_killed_deletes_its_pod_and_waits_for_its_end(
     assert cluster.deleted == cluster.created
     # Its grace period is over: nothing writes any more.
     assert 80 <= clock.passed <= 82
+    assert not [line for level, line in done.log.lines if level == "error"]
+
+
+def test_a_pod_that_is_to_be_kept_runs_on_after_its_task(clock, make_task, run_task, cluster) -> None:
+    kind = interruptions()[0]
+
+    def interrupt() -> None:
+        raise kind("enough")
+
+    cluster.timelines = [[(0, RUNNING)]]
+    clock.at(50, interrupt)
+    done = run_task(make_task(on_finish_action="keep_pod"), cluster)
+    assert isinstance(done.error, kind)
+    assert cluster.deleted == []
+
+
+def test_a_pod_that_is_gone_when_its_task_ends_is_told_of(clock, run, cluster) -> None:
+    kind = interruptions()[0]
+
+    def end() -> None:
+        cluster.delete_namespaced_pod(cluster.created[0], "default", grace_period_seconds=0)
+        raise kind("enough")
+
+    cluster.timelines = [[(0, RUNNING)]]
+    clock.at(50, end)
+    done = run(cluster)
+    assert isinstance(done.error, kind)
+    said = "is gone: it was deleted or evicted, or its node was lost"
+    assert [line for level, line in done.log.lines if level == "error" and said in line]
 
 
 @pytest.mark.parametrize("done", [True, False], ids=["made", "not made"])

@@ -12,7 +12,7 @@ import pytest
 from airflow import DAG
 
 from ml_pipelines import PodOperator
-from tests.dags.cluster import LABELS, RUNNING, STARTING, Cluster, ended
+from tests.dags.cluster import LABELS, RUNNING, STARTING, Cluster, Log, ended
 from tests.dags.conftest import AIRFLOW_2, RUN_ID, START, hook_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -110,10 +110,13 @@ else:
 
 
 @pytest.mark.parametrize("timeline", [[(0, RUNNING)], [(0, STARTING)]], ids=["runs", "starts"])
-def test_the_pod_of_a_dead_worker_goes(cluster, lose_worker, timeline) -> None:
+def test_the_pod_of_a_dead_worker_goes(cluster, lose_worker, monkeypatch, timeline) -> None:
+    log = Log()
+    monkeypatch.setattr(PodOperator, "log", log)
     cluster.add("left", timeline, **LABELS)
     lose_worker(make_dag(mapped=False))
     assert cluster.deleted == ["left"]
+    assert ("warning", "Pod left still runs and is deleted") in log.lines
 
 
 def test_of_a_mapped_task_its_own_pod_goes(cluster, lose_worker) -> None:

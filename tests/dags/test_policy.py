@@ -11,6 +11,11 @@ from ml_pipelines import PodOperator
 from tests.dags.conftest import START
 from tests.helpers.pipelines import EVERY_TASK, stored
 
+try:
+    from airflow.sdk import TaskGroup
+except ImportError:  # Airflow 2
+    from airflow.utils.task_group import TaskGroup
+
 
 def test_every_task_is_listed_here(load_dag, chart_settings) -> None:
     tasks = {
@@ -135,11 +140,6 @@ def test_a_task_in_a_group_has_its_whole_id_in_the_values(settings_file, render_
     settings_file(
         {"tasks": {"g.score": {"operator": {"retries": 7}, "pod": {"spec": {"hostname": "h"}}}}}
     )
-    try:
-        from airflow.sdk import TaskGroup
-    except ImportError:  # Airflow 2
-        from airflow.utils.task_group import TaskGroup
-
     with DAG("churn", schedule=None, start_date=START):
         with TaskGroup("g"):
             task = PodOperator(task_id="score", image="i")
@@ -147,6 +147,23 @@ def test_a_task_in_a_group_has_its_whole_id_in_the_values(settings_file, render_
     assert (task.retries, alone.retries) == (7, 0)
     assert render_pod(task, "r")["spec"]["hostname"] == "h"
     assert "hostname" not in render_pod(alone, "r")["spec"]
+
+
+def test_dag_and_group_may_be_given_as_arguments(settings_file) -> None:
+    settings_file(
+        {
+            "tasks": {
+                "churn.score": {"operator": {"retries": 7}},
+                "churn.g.score": {"operator": {"retries": 8}},
+            }
+        }
+    )
+    dag = DAG("churn", schedule=None, start_date=START)
+    group = TaskGroup("g", dag=dag)
+    alone = PodOperator(task_id="score", image="i", dag=dag)
+    grouped = PodOperator(task_id="score", image="i", dag=dag, task_group=group)
+    nowhere = PodOperator(task_id="score", image="i")
+    assert (alone.retries, grouped.retries, nowhere.retries) == (7, 8, 0)
 
 
 def test_what_holds_where_nobody_says_anything(settings_file, make_task) -> None:
