@@ -116,7 +116,7 @@ def test_the_page_lets_logins_and_logs_be_elsewhere():
     before = mentioned(render(environment="production"))
     added = {name: keys for name, keys in mentioned(manifests).items() if name not in before}
     assert added == {
-        "ml-pipelines-oidc": {"client-secret"},
+        "ml-pipelines-oidc": set(),  # a file
         "ml-pipelines-log-bucket": {"connection"},
     }
     airflow = [c for c in manifests.containers() if c.spec["name"] in AIRFLOW]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers.helm import OPTIONAL_PARTS, HelmError, render
+from tests.helpers.helm import OPTIONAL_PARTS, OWN_DATABASE_SECRET, HelmError, render
 
 REFUSED = {
     "another executor": ({"airflow": {"executor": "LocalExecutor"}}, "airflow.executor"),
@@ -133,17 +133,21 @@ REFUSED = {
     ),
     "PgBouncer before a database that it made up": (
         {
+            **OWN_DATABASE_SECRET,
             "airflow": {
                 "pgbouncer": {
                     "enabled": True,
                     "metricsExporterSidecar": {"statsSecretName": "stats"},
                 }
-            }
+            },
         },
         "airflow.pgbouncer.configSecretName: must name a Secret of yours",
     ),
     "PgBouncer's figures with a password that it made up": (
-        {"airflow": {"pgbouncer": {"enabled": True, "configSecretName": "config"}}},
+        {
+            **OWN_DATABASE_SECRET,
+            "airflow": {"pgbouncer": {"enabled": True, "configSecretName": "config"}},
+        },
         "airflow.pgbouncer.metricsExporterSidecar.statsSecretName: must name",
     ),
     "PgBouncer that nobody goes through": (

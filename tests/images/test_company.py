@@ -219,9 +219,12 @@ def test_somebody_logs_in_by_oidc_and_gets_the_roles_of_the_groups(
     images: dict[str, Image], packages: Path, httpserver: HTTPServer, disk: Path
 ):
     config = documented("webserver")["webserver"]["webserverConfig"]
-    issuer = httpserver.url_for("/realms/company")
-    (disk / "webserver_config.py").write_text(config.replace(ISSUER, issuer))
+    issuer, secrets = httpserver.url_for("/realms/company"), "/run/secrets/oidc"
     assert ISSUER in config
+    assert secrets in config
+    (disk / "client-secret").write_text("s")
+    config = config.replace(ISSUER, issuer).replace(secrets, "/home/airflow/new")
+    (disk / "webserver_config.py").write_text(config)
     protocol = f"{issuer}/protocol/openid-connect"
     httpserver.expect_request("/realms/company/.well-known/openid-configuration").respond_with_json(
         {
@@ -241,7 +244,7 @@ def test_somebody_logs_in_by_oidc_and_gets_the_roles_of_the_groups(
     }
     login = {"Authorization": "Bearer of-vera"}
     httpserver.expect_request(f"{base}/userinfo", headers=login).respond_with_json(person)
-    env = {"OIDC_CLIENT_SECRET": "s", "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR"}
+    env = {"AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR"}
     printed = script(images["airflow"], packages, LOGIN, disk, env).splitlines()
     assert [line for line in printed if line.startswith(("to", "back", "home", "user"))] == [
         f"to {protocol}/auth ['{REDIRECT}'] ['openid email profile']",
