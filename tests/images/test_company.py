@@ -128,7 +128,7 @@ def bucket(images: dict[str, Image], port: int) -> Iterator[str]:
         return False
 
     with Container(images["classic-example"], command) as server:
-        server.until(120, made)
+        server.until(SECONDS, made)
         yield url
 
 

@@ -59,6 +59,8 @@ OWN_SECRETS: dict[str, Any] = {
 SMALL: dict[str, Any] = {
     "mlflow": {"enabled": False, "trackingUri": "http://mlflow.example.com"},
     "airflow": {"triggerer": {"enabled": False}},
+    # kubectl takes objects of one namespace.
+    "pipelines": {"namespaces": []},
 }
 
 pytestmark = pytest.mark.timeout(3600)
@@ -212,7 +214,7 @@ def test_the_last_release_is_upgraded_with_its_own_values(
     (before / "charts").mkdir()
     shutil.copy(dependency(), before / "charts")
     file = tmp_path / "my.yaml"
-    file.write_text(json.dumps(all_values(release, model("of before"))))
+    file.write_text(json.dumps(all_values(release, model("of-before"))))
 
     with helm_of(major):
         helm_waits(release, "install", RELEASE, str(before), "--values", str(file))
@@ -220,7 +222,7 @@ def test_the_last_release_is_upgraded_with_its_own_values(
         upgrade = ("upgrade", RELEASE, str(CHART))
         helm_waits(release, *upgrade, "--reset-then-reuse-values")
         assert helm(release, "get", "values", RELEASE) == values
-        assert told(stack) == "of before"
+        assert told(stack) == "of-before"
         upgraded = helm(release, "get", "manifest", RELEASE)
         helm_test(release)
         # As with all values given again.
