@@ -3,24 +3,27 @@
 It scrapes the image's exporter, which is fed what Airflow sends.
 """
 
+import json
+import signal
 import socket
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import pytest
+import yaml
 
+from mlctl.base.packages import ensure_packages
 from mlctl.base.waiting import until
-from tests.helpers.metrics import mappings, metered, panels
-from tests.helpers.prometheus import (
-    BUSY_SECONDS,
-    Prometheus,
-    free_port,
-    prometheus,
-    read,
-    running,
-)
+from tests.helpers.metrics import JOB, mappings, metered, panels, rules
 from tests.helpers.statsd import TASKS, lines
 from tools.in_image.container import Image
 
+BUSY_SECONDS = 120
 # What is true of those lines.
 FIRING = {
     "AirflowRunFailed",
@@ -28,6 +31,46 @@ FIRING = {
     "MlPipelinesDrift",
     "MlPipelinesModelOld",
 }
+
+
+def free_port(kind: socket.SocketKind) -> int:
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def running(*words: str | Path, log: Path) -> Iterator[None]:
+    with log.open("w") as out:
+        process = subprocess.Popen([str(w) for w in words], stdout=out, stderr=subprocess.STDOUT)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+
+def read(url: str) -> str:
+    """Return what a server answers, '' while it does not."""
+    try:
+        with urlopen(url, timeout=BUSY_SECONDS) as answer:
+            return answer.read().decode()
+    except OSError:
+        return ""
+
+
+class Prometheus:
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+
+    def query(self, text: str) -> list[dict[str, Any]]:
+        """Return the result of a query. Raises HTTPError for one that is wrong."""
+        with urlopen(f"{self.url}/api/v1/query?{urlencode({'query': text})}") as answer:
+            return json.load(answer)["data"]["result"]
+
+    def firing(self) -> set[str]:
+        found = json.loads(read(f"{self.url}/api/v1/alerts"))["data"]["alerts"]
+        return {one["labels"]["alertname"] for one in found if one["state"] == "firing"}
 
 
 def send(port: int, lines: list[str]) -> None:
@@ -41,14 +84,28 @@ def manifests():
     return metered()
 
 
-@pytest.fixture(scope="module", params=[2, 3], name="prometheus")
-def fed(
+@pytest.fixture(scope="module", params=[2, 3])
+def prometheus(
     request, manifests, images: dict[str, Image], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Prometheus]:
     """A Prometheus that has scraped what an Airflow of a version has told."""
+    ensure_packages("tests of metrics", ["prometheus"])
     at = tmp_path_factory.mktemp("prometheus")
     (at / "mappings.yml").write_text(mappings(manifests))
-    udp, scraped = free_port(socket.SOCK_DGRAM), free_port(socket.SOCK_STREAM)
+    (at / "rules.yml").write_text(yaml.safe_dump(rules(manifests)))
+    udp, scraped, page = (
+        *(free_port(socket.SOCK_DGRAM), free_port(socket.SOCK_STREAM)),
+        free_port(socket.SOCK_STREAM),
+    )
+    target = {"targets": [f"127.0.0.1:{scraped}"], "labels": JOB}
+    scrape = {"job_name": "x", "static_configs": [target], "scrape_interval": "1s"}
+    # A failed run is noticed by its counter, which was not there a quarter of an hour ago.
+    config = {
+        "global": {"evaluation_interval": "1s"},
+        "rule_files": ["rules.yml"],
+        "scrape_configs": [scrape],
+    }
+    (at / "prometheus.yml").write_text(yaml.safe_dump(config))
     exporter = [
         images["statsd-exporter"].file("/statsd-exporter"),
         f"--statsd.mapping-config={at / 'mappings.yml'}",
@@ -56,9 +113,17 @@ def fed(
         "--statsd.listen-tcp=",
         f"--web.listen-address=127.0.0.1:{scraped}",
     ]
-    with running(*exporter, log=at / "exporter"), prometheus(at, scraped, manifests) as found:
+    server = [
+        "prometheus",
+        f"--config.file={at / 'prometheus.yml'}",
+        f"--storage.tsdb.path={at / 'data'}",
+        f"--web.listen-address=127.0.0.1:{page}",
+    ]
+    with running(*exporter, log=at / "exporter"), running(*server, log=at / "server"):
         metrics = f"http://127.0.0.1:{scraped}/metrics"
         until(BUSY_SECONDS, lambda: read(metrics), "the exporter does not answer")
+        found = Prometheus(page)
+        until(BUSY_SECONDS, lambda: read(f"{found.url}/-/ready"), "Prometheus does not answer")
         said = lines(request.param)
 
         def told() -> bool:

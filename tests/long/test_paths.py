@@ -79,7 +79,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A cluster with the images and the namespace's Secrets."""
     with own_cluster() as made:
         made.prepare(Phases())
-        made.kube.run("create", "namespace", NAMESPACE)
+        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+        made.kube.apply(namespace)
         for name, keys in SECRETS.items():
             metadata = {"name": name}
             made.kube.apply(
