@@ -95,7 +95,8 @@ def show(found: dict[str, Any]) -> None:
         say(f"disk of {node['name']}: {used:.1f} of {all_of_it:.1f} GiB in use")
     pages = found["pages"]
     login = f"user {pages['user']}, password: `{PASSWORD_COMMAND}`"
-    say(f"pages: Airflow {pages['airflow']} ({login}), registry {pages['mlflow']}")
+    airflow, mlflow = (pages[name] or "`make ui`" for name in ("airflow", "mlflow"))
+    say(f"pages: Airflow {airflow} ({login}), MLflow {mlflow}")
     say(f"kubeconfig: {pages['kubeconfig']}")
 
 

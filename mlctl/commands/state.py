@@ -21,8 +21,8 @@ FORWARD_SECONDS = 10
 def state_of(stack: Stack) -> dict[str, Any]:
     """Return what there is of a release: `release`, `pods`, `dags`, `model`, `storage`, `pages`.
 
-    Nothing is waited for: what does not serve now is None. Raises UserError when nothing is
-    installed, or Airflow refuses.
+    Nothing is waited for: what does not serve now is None. A page without a public address is ''.
+    Raises UserError when nothing is installed, or Airflow refuses.
     """
     status, values = stack.release().status(), stack.release().installed_values()
     pods = stack.kube.items("pods")
@@ -43,8 +43,9 @@ def state_of(stack: Stack) -> dict[str, Any]:
         "model": model(stack, values, serves="mlflow" in serving),
         "storage": {"claims": claims(stack.kube), "nodes": disks(stack.kube)},
         "pages": {
-            "airflow": public_address(values) or "`make ui`",
-            "mlflow": values["mlflow"]["pageUrl"] or values["mlflow"]["trackingUri"] or "`make ui`",
+            "airflow": public_address(values),
+            # A release of before knows no pageUrl.
+            "mlflow": values["mlflow"].get("pageUrl") or values["mlflow"]["trackingUri"],
             "user": values["admin"]["username"],
             "kubeconfig": str(stack.cluster.kubeconfig),
         },
