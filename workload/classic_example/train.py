@@ -38,7 +38,6 @@ def train(config_path: Path) -> dict[str, Any]:
     import_torch()
     from classic_example.config import read_config
     from classic_example.fine_tuning import FineTuning, Tracking
-    from classic_example.reports import write_reports
 
     config = read_config(config_path)
     output, first = Path(config.output_dir), config.process_index == 0
@@ -93,6 +92,8 @@ def train(config_path: Path) -> dict[str, Any]:
                 "eval_samples": len(held_out),
             }
             with heartbeat(f"saving the model to {directory}"):
+                from classic_example.reports import write_reports
+
                 model.classifier.save_pretrained(directory)
                 model.tokenizer.save_pretrained(directory)
             # safetensors makes its files readable for the owner alone.

@@ -173,7 +173,7 @@ class MlflowRegistry(Registry):
             fetched = Path(download_artifacts(known["uri"], dst_path=place))
             whole = not (fetched / "MLmodel").is_file()
             for pattern in ("*",) if whole else ("model/*", "components/tokenizer/*"):
-                for path in fetched.glob(pattern):
+                for path in sorted(fetched.glob(pattern)):
                     if not (directory / path.name).exists():
                         path.rename(directory / path.name)
         return known
