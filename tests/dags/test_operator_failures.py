@@ -17,6 +17,7 @@ from tests.dags.cluster import (
     STARTING,
     Cluster,
     Status,
+    answer,
     ended,
     terminated,
     until,
@@ -275,7 +276,25 @@ def test_pod_that_can_never_start_fails_at_once(clock, run, reason: str) -> None
     assert done.cluster.deleted == done.cluster.created
 
 
-if "schedule_timeout_seconds" in inspect.signature(KubernetesPodOperator.__init__).parameters:
+PARAMETERS = inspect.signature(KubernetesPodOperator.__init__).parameters
+if "log_events_on_startup" in PARAMETERS:
+
+    @pytest.mark.parametrize("wanted", [True, False])
+    def test_events_of_a_start_are_told_where_they_are_wanted(clock, run, wanted: bool) -> None:
+        timeline = ((0, STARTING), (5, RUNNING), (9, ended(0)))
+        events = [("Pulling", "the event of the pod")]
+        done = run(*timeline, events=events, log_events_on_startup=wanted)
+        assert done.error is None
+        assert ("the event of the pod" in done.log.text) is wanted
+
+    def test_events_that_nobody_may_read_are_no_obstacle(clock, make_task, run_task) -> None:
+        cluster = Cluster(clock, until(9, ended(0)))
+        cluster.trouble(0, 10_000, answer(403, "Forbidden"), "list_namespaced_event")
+        done = run_task(make_task(log_events_on_startup=True), cluster)
+        assert done.error is None
+
+
+if "schedule_timeout_seconds" in PARAMETERS:
     # The provider of Airflow 2.9 has one limit for both.
     def test_a_pod_that_is_slow_to_find_a_node_may_start_later(clock, run) -> None:
         done = run((0, UNSCHEDULABLE), (500, STARTING), (900, RUNNING), (910, ended(0)))

@@ -9,7 +9,17 @@ from airflow.exceptions import AirflowException
 from kubernetes.client import models as k8s
 from urllib3.exceptions import HTTPError
 
-from tests.dags.cluster import LABELS, RUNNING, STARTING, Cluster, answer, ended, until
+from tests.dags.cluster import (
+    LABELS,
+    RUNNING,
+    RUNNING_STATE,
+    STARTING,
+    Cluster,
+    Status,
+    answer,
+    ended,
+    until,
+)
 from tests.dags.conftest import interruptions
 
 RESULT = {"accuracy": 0.82}
@@ -20,6 +30,9 @@ HAS_SUCCEEDED = [(0, RUNNING), (30, SUCCEEDED)]
 HAS_FAILED = [(0, RUNNING), (30, ended(255, "Unknown"))]
 STARTED = "2026-11-23T09:00:00+00:00"
 GENERATION = {"ml-pipelines/generation": f"{STARTED}/2"}
+EVICTION = k8s.V1PodCondition(
+    type="DisruptionTarget", status="True", reason="EvictionByEvictionAPI", message="by hand"
+)
 
 
 @pytest.fixture
@@ -210,7 +223,7 @@ def test_a_task_that_is_killed_deletes_its_pod_and_waits_for_its_end(
     assert not [line for level, line in done.log.lines if level == "error"]
 
 
-def test_a_pod_that_is_to_be_kept_runs_on_after_its_task(clock, make_task, run_task, cluster) -> None:
+def test_a_kept_pod_runs_on_after_its_task(clock, make_task, run_task, cluster) -> None:
     kind = interruptions()[0]
 
     def interrupt() -> None:
@@ -226,16 +239,21 @@ def test_a_pod_that_is_to_be_kept_runs_on_after_its_task(clock, make_task, run_t
 def test_a_pod_that_is_gone_when_its_task_ends_is_told_of(clock, run, cluster) -> None:
     kind = interruptions()[0]
 
+    def evict() -> None:
+        made = cluster.made[cluster.created[0]]
+        made.timeline = [(0, Status(RUNNING_STATE, more={"conditions": [EVICTION]}))]
+
     def end() -> None:
         cluster.delete_namespaced_pod(cluster.created[0], "default", grace_period_seconds=0)
         raise kind("enough")
 
     cluster.timelines = [[(0, RUNNING)]]
+    clock.at(30, evict)
     clock.at(50, end)
-    done = run(cluster)
+    done = run(cluster, {"get_logs": False})
     assert isinstance(done.error, kind)
-    said = "is gone: it was deleted or evicted, or its node was lost"
-    assert [line for level, line in done.log.lines if level == "error" and said in line]
+    said = f"Pod {cluster.created[0]} is gone: it was evicted (EvictionByEvictionAPI: by hand)"
+    assert ("error", said) in done.log.lines
 
 
 @pytest.mark.parametrize("done", [True, False], ids=["made", "not made"])
@@ -265,6 +283,16 @@ def test_a_caller_that_handles_an_exception_sees_the_failure(clock, run, cluster
         done = run(cluster)
     assert "failed: exit code 2" in done.message
     assert "return_value" not in done.xcoms
+
+
+def test_such_a_caller_sees_it_after_the_triggerer_too(run, cluster) -> None:
+    cluster.add("old", HAS_FAILED, **LABELS)
+    event = {"status": "failed", "name": "old", "namespace": "default", "message": "m"}
+    try:
+        raise ValueError("another's")
+    except ValueError:
+        done = run(cluster, {"deferrable": True}, event=event)
+    assert "failed: " in done.message
 
 
 def test_a_stranger_with_the_same_name_is_left_alone(run, cluster) -> None:

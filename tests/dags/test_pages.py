@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.dags.cluster import Log
 from tests.dags.conftest import AIRFLOW_2
 
 INSIDE = "http://ml-pipelines-mlflow.ml:5000"
@@ -145,12 +146,15 @@ def test_a_note_is_one_that_the_database_takes(ended) -> None:
     assert len(run.note) == 1000
 
 
-def test_a_fault_of_the_note_does_not_end_the_scheduler(ended, monkeypatch, caplog) -> None:
+def test_a_fault_of_the_note_does_not_end_the_scheduler(ended, monkeypatch) -> None:
     import ml_pipelines_pages
 
+    log = Log()
+    monkeypatch.setattr(ml_pipelines_pages, "log", log)
     monkeypatch.setattr(ml_pipelines_pages, "lines_of", lambda *_: 1 / 0)
-    assert ended({"train": ("success", result(note="fine"))}).state == "success"
-    assert "cannot be written" in caplog.text
+    run = ended({"train": ("success", result(note="fine"))})
+    assert run.state == "success"
+    assert ("exception", f"The note of {run.run_id} cannot be written") in log.lines
 
 
 @pytest.mark.parametrize(
