@@ -117,6 +117,7 @@ ALL_CASES = [
     case("without result", do_xcom_push=False),
     case("XCom sidecar", do_xcom_push=True),
     case("XCom sidecar of a failure", until(20, BAD), do_xcom_push=True),
+    case("XCom sidecar that fails", until(20, Status(GOOD.base, "Failed")), do_xcom_push=True),
     case("name", name="my_Name"),
     case("fixed name", name="fixed", random_name_suffix=False),
     case("fixed name of the task", random_name_suffix=False),
@@ -409,6 +410,15 @@ def test_deferrable_goes_on_after_the_triggerer(both, status, timeline, callback
         assert "failed: " in ours.message
         assert "return_value" not in ours.xcoms
     assert ours.cluster.deleted == ["old"]
+
+
+if "dry_run" in inspect.signature(KubernetesPodOperator.build_pod_request_obj).parameters:
+
+    def test_a_dry_run_asks_no_cluster(make_task, capsys: pytest.CaptureFixture[str]) -> None:
+        task = make_task()
+        vars(task)["hook"] = None
+        task.dry_run()
+        assert "kind: Pod" in capsys.readouterr().out
 
 
 ON_KILL = [{"on_kill_action": action} for action in ("delete_pod", "keep_pod")]
