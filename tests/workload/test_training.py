@@ -62,8 +62,9 @@ def test_result_agrees_with_the_files(trained: tuple[Ended, Path]):
     trainer = json.loads((model / "all_results.json").read_text())
     assert set(ended.result) == {
         *("accuracy", "baseline_accuracy", "f1", "eval_loss", "steps", "seconds", "output_dir"),
-        "device",
+        *("device", "note"),
     }
+    assert ended.result["note"].startswith(f"accuracy {metrics['accuracy']:.4f} on held-out rows")
     for name in ("accuracy", "baseline_accuracy", "f1", "eval_loss", "steps", "seconds"):
         assert ended.result[name] == pytest.approx(metrics[name], abs=1e-6)
     assert ended.result["output_dir"] == str(model)
@@ -108,9 +109,9 @@ def test_same_seed_gives_the_same_model_to_the_last_bit(
 ):
     # The first in a process of its own, this one beside everything that the tests have loaded.
     again = train(make_config(tmp_path / "config.json"))
-    assert {k: v for k, v in again.items() if k not in ("seconds", "output_dir")} == {
-        k: v for k, v in trained[0].result.items() if k not in ("seconds", "output_dir")
-    }
+    # The command adds the note.
+    first = {k: v for k, v in trained[0].result.items() if k != "note"}
+    assert again | {k: first[k] for k in ("seconds", "output_dir")} == first
     for name in ("model.safetensors", "trainer_state.json", "confusion_matrix.png"):
         assert (tmp_path / "results" / name).read_bytes() == (trained[1] / name).read_bytes()
 
@@ -308,12 +309,14 @@ def test_training_is_shown_while_it_goes_on(
 
     registry = SimpleNamespace(
         track=lambda params, tags: seen.append((params, tags)) or "run-7",
+        run_url=lambda run_id: f"http://registry/{run_id}",
         log=lambda run_id, step, metrics: seen.append((run_id, step, metrics["loss"])),
         finish=lambda _, status: seen.append(status),
     )
     monkeypatch.setattr(fine_tuning, "registry_from_environment", lambda: registry)
     monkeypatch.setenv("REGISTRY", "mlflow")
-    train(make_config(tmp_path / "config.json", max_steps=10))
+    result = train(make_config(tmp_path / "config.json", max_steps=10))
+    assert result["run_url"] == "http://registry/run-7"
     (params, tags), *points, finished = seen
     assert (params["max_steps"], tags["device"]) == (10, "cpu")
     assert [one[:2] for one in points] == [("run-7", 5), ("run-7", 10)]

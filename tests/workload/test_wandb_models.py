@@ -164,6 +164,7 @@ def test_run_and_version_tell_of_the_training(
     uploaded: list[dict], server: Server, models: list[Path]
 ):
     run = run_of(server, uploaded[0]["run_url"])
+    assert uploaded[0]["version_url"].endswith(f"/artifacts/model/{MODEL}/v0")
     assert (run.job_type, run.state) == ("upload-model", "finished")
     metrics = json.loads((models[0] / "metrics.json").read_text())
     assert {name: run.summary[name] for name in metrics} == pytest.approx(metrics)

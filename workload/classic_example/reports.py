@@ -33,7 +33,7 @@ metrics: [accuracy, f1]
 # Text classification: {labels}
 
 Fine-tuned from `{base_model}` on {train_samples} rows ({rows}) in {steps} steps of {batch_size}, in
-{precision} on {device}.
+{numbers} on {device}.
 
 | | held out ({eval_samples} rows) | tf-idf + logistic regression on {baseline_samples} rows |
 |---|---|---|
@@ -115,6 +115,7 @@ def model_card(
         "base_model": settings["model_name_or_path"],
         "batch_size": settings[steps[0]] * settings[steps[1]],
         "labels": ", ".join(labels),
+        "numbers": settings["precision"],  # a metric has that name
         "rows": ", ".join(f"{name} {rows[name]}" for name in labels),
         "chosen": chosen,
         "f1_of": "F1" if len(labels) == 2 else "F1, weighted by rows",

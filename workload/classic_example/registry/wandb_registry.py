@@ -225,13 +225,15 @@ class WandbRegistry(Registry):
 
     def known(self, artifact: Any) -> dict[str, Any]:
         """Return what `find` returns."""
-        run = artifact.logged_by()
+        run, name = artifact.logged_by(), artifact.name.partition(":")[0]
+        project, _, _ = run.url.partition("/runs/") if run else ("", "", "")
         return {
-            "name": artifact.name.partition(":")[0],
+            "name": name,
             "version": artifact.version,
             "uri": artifact.source_qualified_name,
             "run_url": run.url if run else "",
-            "version_url": artifact.url,
+            # The SDK would ask the server for it.
+            "version_url": f"{project}/artifacts/model/{name}/{artifact.version}" if run else "",
             "tags": {key: one for key, one in artifact.metadata.items() if isinstance(one, str)},
         }
 
