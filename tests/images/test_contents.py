@@ -234,7 +234,7 @@ def test_a_build_argument_takes_torch_from_another_index(tmp_path: Path, index: 
     )
     if index:
         assert called[2][1:3] == ["--python", "/opt/venv/bin/python"]
-        assert called[2][-3:] == ["--index-url", index, "torch==2.6.0+cu126"]
+        assert called[2][-3:] == ["-i", index, "torch==2.6.0+cu126"]
 
 
 def commands() -> set[str]:
