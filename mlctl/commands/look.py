@@ -31,23 +31,23 @@ def status(stack: Stack, as_json: bool = False) -> int:
     JSON=1: one object, for scripts.
     """
     rows = stack.cluster.status()
+    release = stack.release().status() if rows else None
     if as_json:
-        there = bool(rows) and stack.release().status() is not None
         cluster = {
             "name": stack.cluster.name,
             "kind": stack.cluster.kind,
             "parts": rows,
             "remarks": stack.cluster.remarks(),
         }
-        print(json.dumps({"cluster": cluster} | (state_of(stack) if there else {}), indent=2))
-        return 0 if there else 1
-    if cluster_status(stack.cluster) != 0 and not rows:
-        return 1
-    if stack.release().status() is None:
+        found = {"cluster": cluster} | (state_of(stack, release) if release else {})
+        print(json.dumps(found, indent=2))
+        return 0 if release else 1
+    show_cluster(stack.cluster, rows)
+    if release:
+        show(state_of(stack, release))
+    elif rows:
         say(f"release {RELEASE}: not installed (`make up`)")
-        return 1
-    show(state_of(stack))
-    return 0
+    return 0 if release else 1
 
 
 def show(found: dict[str, Any]) -> None:
@@ -164,7 +164,11 @@ def ui(stack: Stack) -> None:
 
 def cluster_status(cluster: Provider) -> int:
     """Print a table of the cluster's parts; status 1 when it is down."""
-    rows = cluster.status()
+    return show_cluster(cluster, cluster.status())
+
+
+def show_cluster(cluster: Provider, rows: list[dict[str, Any]]) -> int:
+    """Print what `Provider.status` returns; status 1 when a part of it is down."""
     if not rows:
         print(f"cluster {cluster.name} ({cluster.kind}) is down: `make up`")
         return 1

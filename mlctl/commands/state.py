@@ -13,18 +13,19 @@ from mlctl.clients.forward import Forward
 from mlctl.clients.kube import Kube, KubectlError
 from mlctl.clients.mlflow import Mlflow
 from mlctl.clients.pods import component, is_ready, restarts, state
+from mlctl.release.release import Status
 from mlctl.stack import Stack
 
 FORWARD_SECONDS = 10
 
 
-def state_of(stack: Stack) -> dict[str, Any]:
+def state_of(stack: Stack, status: Status) -> dict[str, Any]:
     """Return what there is of a release: `release`, `pods`, `dags`, `model`, `storage`, `pages`.
 
     Nothing is waited for: what does not serve now is None. A page without a public address is ''.
-    Raises UserError when nothing is installed, or Airflow refuses.
+    `status` is what Helm says of it. Raises UserError when Airflow refuses.
     """
-    status, values = stack.release().status(), stack.release().installed_values()
+    values = stack.release().installed_values()
     pods = stack.kube.items("pods")
     serving = {component(pod) for pod in pods if is_ready(pod)}
     return {
