@@ -402,13 +402,13 @@ def tell_failure(context: Any) -> None:
         context["ti"].xcom_push(key=FAILURE, value=str(error))
 
 
+AT_FAILURE = (delete_unwatched_pod, tell_failure)
+
+
 def _and_ours(callbacks: Any) -> list[Any]:
     """What a task wants to be called when it has failed, and what follows in any case."""
-    own, ours = [callbacks] if callable(callbacks) else callbacks or [], AT_FAILURE
-    return [*(one for one in own if one not in ours), *ours]
-
-
-AT_FAILURE = (delete_unwatched_pod, tell_failure)
+    own = [callbacks] if callable(callbacks) else callbacks or []
+    return [*(one for one in own if one not in AT_FAILURE), *AT_FAILURE]
 
 
 def _defaults(known: dict, given: dict, presets: Iterable[str]) -> dict[str, Any]:
