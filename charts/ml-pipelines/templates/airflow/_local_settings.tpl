@@ -38,13 +38,6 @@ def _ml_pipelines():
 
     os.register_at_fork(after_in_child=forget_inherited_connections)
 
-    is_worker = sys.argv[1:3] == ["tasks", "run"]
-
-    # A worker of Airflow 2.9 asks the auth manager for the commands that it adds to the command line,
-    # and for nothing else: that of FAB brings Flask along, a seventh of what a worker imports.
-    if is_worker:
-        conf.read_dict({"core": {"auth_manager": f"{__name__}._NoAuthManager"}})
-
     # A worker of Airflow 2.9 that finds no database ends, which costs a try: one that starts, or
     # hands over a result, while the database fails over waits for it. Others are restarted.
     def wait_for_database(dialect, _record, arguments, options):
@@ -58,8 +51,11 @@ def _ml_pipelines():
                 logging.getLogger("airflow.task").warning("Waiting for the database: %s", error)
             time.sleep(2)
 
-    if is_worker:
+    # Such a worker asks the auth manager for the commands that it adds to the command line, and for
+    # nothing else: that of FAB brings Flask along, a seventh of what a worker imports.
+    if sys.argv[1:3] == ["tasks", "run"]:
         event.listen(Engine, "do_connect", wait_for_database)
+        conf.read_dict({"core": {"auth_manager": f"{__name__}._NoAuthManager"}})
 
     # Of an id without a Latin letter or digit only a hash is left, behind a dash; Kubernetes
     # refuses a label or name that begins with one.
