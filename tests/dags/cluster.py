@@ -194,6 +194,13 @@ KILLED_STATE = terminated(137)
 PENDING = Status()
 STARTING = waits("ContainerCreating")
 RUNNING = Status(RUNNING_STATE)
+EVICTION = k8s.V1PodCondition(
+    type="DisruptionTarget",
+    status="True",
+    reason="EvictionByEvictionAPI",
+    message="Eviction API: evicting",
+)
+EVICTED = Status(RUNNING_STATE, more={"conditions": [EVICTION]})
 Timeline = Sequence[tuple[float, Status]]
 
 

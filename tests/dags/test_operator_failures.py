@@ -11,6 +11,8 @@ from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperato
 from kubernetes.client import models as k8s
 
 from tests.dags.cluster import (
+    EVICTED,
+    EVICTION,
     PENDING,
     RUNNING,
     RUNNING_STATE,
@@ -24,12 +26,6 @@ from tests.dags.cluster import (
     waits,
 )
 
-EVICTION = k8s.V1PodCondition(
-    type="DisruptionTarget",
-    status="True",
-    reason="EvictionByEvictionAPI",
-    message="Eviction API: evicting",
-)
 UNSCHEDULABLE = Status(
     placed=False,
     more={
@@ -181,7 +177,7 @@ def test_pod_that_was_deleted_by_hand_says_so(run, get_logs: bool) -> None:
 def test_pod_evicted_through_the_api_says_so_when_it_is_gone(run) -> None:
     def evict(cluster: Cluster) -> None:
         made = cluster.made[cluster.created[0]]
-        made.timeline = [(0, Status(RUNNING_STATE, more={"conditions": [EVICTION]}))]
+        made.timeline = [(0, EVICTED)]
         cluster.delete_namespaced_pod(cluster.created[0], "default", grace_period_seconds=0.5)
 
     done = run((0, RUNNING), after=evict, get_logs=False)

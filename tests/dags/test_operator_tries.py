@@ -9,17 +9,7 @@ from airflow.exceptions import AirflowException
 from kubernetes.client import models as k8s
 from urllib3.exceptions import HTTPError
 
-from tests.dags.cluster import (
-    LABELS,
-    RUNNING,
-    RUNNING_STATE,
-    STARTING,
-    Cluster,
-    Status,
-    answer,
-    ended,
-    until,
-)
+from tests.dags.cluster import EVICTED, LABELS, RUNNING, STARTING, Cluster, answer, ended, until
 from tests.dags.conftest import interruptions
 
 RESULT = {"accuracy": 0.82}
@@ -30,9 +20,6 @@ HAS_SUCCEEDED = [(0, RUNNING), (30, SUCCEEDED)]
 HAS_FAILED = [(0, RUNNING), (30, ended(255, "Unknown"))]
 STARTED = "2026-11-23T09:00:00+00:00"
 GENERATION = {"ml-pipelines/generation": f"{STARTED}/2"}
-EVICTION = k8s.V1PodCondition(
-    type="DisruptionTarget", status="True", reason="EvictionByEvictionAPI", message="by hand"
-)
 
 
 @pytest.fixture
@@ -241,7 +228,7 @@ def test_a_pod_that_is_gone_when_its_task_ends_is_told_of(clock, run, cluster) -
 
     def evict() -> None:
         made = cluster.made[cluster.created[0]]
-        made.timeline = [(0, Status(RUNNING_STATE, more={"conditions": [EVICTION]}))]
+        made.timeline = [(0, EVICTED)]
 
     def end() -> None:
         cluster.delete_namespaced_pod(cluster.created[0], "default", grace_period_seconds=0)
@@ -252,8 +239,8 @@ def test_a_pod_that_is_gone_when_its_task_ends_is_told_of(clock, run, cluster) -
     clock.at(50, end)
     done = run(cluster, {"get_logs": False})
     assert isinstance(done.error, kind)
-    said = f"Pod {cluster.created[0]} is gone: it was evicted (EvictionByEvictionAPI: by hand)"
-    assert ("error", said) in done.log.lines
+    said = "it was evicted (EvictionByEvictionAPI: Eviction API: evicting)"
+    assert ("error", f"Pod {cluster.created[0]} is gone: {said}") in done.log.lines
 
 
 @pytest.mark.parametrize("done", [True, False], ids=["made", "not made"])
