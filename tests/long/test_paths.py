@@ -75,7 +75,7 @@ class Way:
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack() -> Iterator[Stack]:
     """A cluster with the images and the namespace's Secrets."""
     with own_cluster() as made:
         made.prepare(Phases())
