@@ -15,8 +15,6 @@ comes from its DAG's `default_args`, then from the chart's values (settings.py),
 For cncf-kubernetes 8.3.3 (Airflow 2.9.3) to 10.25.0 (Airflow 3.3.2).
 """
 
-from __future__ import annotations
-
 import random
 import sys
 import time
@@ -379,12 +377,14 @@ class PodOperator(KubernetesPodOperator):
                 self.pod_manager.delete_and_wait(self.pod, self.termination_grace_period)
 
 
-def delete_unwatched_pod(context: Any) -> None:
-    """Delete the pod that still runs though its task has failed: nobody follows it any more.
+def after_failure(context: Any) -> None:
+    """Leave as XCom what has ended the task, and delete its pod if it still runs.
 
-    Airflow calls it, in its DAG processor, when a worker has died in the last try. A try that ends
-    by itself has seen to its pod. Raises ApiException or HTTPError.
+    Airflow calls it, in its DAG processor when a worker has died in the last try: nobody follows
+    that pod any more. A try that ends by itself has seen to it. Raises ApiException or HTTPError.
     """
+    if (error := context.get("exception")) is not None:  # Airflow 3 has none of a worker that died
+        context["ti"].xcom_push(key=FAILURE, value=str(error))
     task = context["task"].unmap({})
     if task.on_finish_action == "keep_pod":
         return
@@ -396,19 +396,10 @@ def delete_unwatched_pod(context: Any) -> None:
             task.pod_manager.delete_pod(pod)
 
 
-def tell_failure(context: Any) -> None:
-    """Leave what has ended the task as an XCom."""
-    if (error := context.get("exception")) is not None:  # Airflow 3 has none of a worker that died
-        context["ti"].xcom_push(key=FAILURE, value=str(error))
-
-
-AT_FAILURE = (delete_unwatched_pod, tell_failure)
-
-
 def _and_ours(callbacks: Any) -> list[Any]:
     """What a task wants to be called when it has failed, and what follows in any case."""
     own = [callbacks] if callable(callbacks) else callbacks or []
-    return [*(one for one in own if one not in AT_FAILURE), *AT_FAILURE]
+    return [*(one for one in own if one is not after_failure), after_failure]
 
 
 def _defaults(known: dict, given: dict, presets: Iterable[str]) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from uuid import uuid4
 
 import pytest
 from airflow import DAG
+from airflow.exceptions import AirflowException
+from kubernetes.client.exceptions import ApiException
 
 from ml_pipelines import PodOperator
-from tests.dags.cluster import LABELS, RUNNING, STARTING, Cluster, Log, ended
+from tests.dags.cluster import LABELS, RUNNING, STARTING, Cluster, Log, answer, ended
 from tests.dags.conftest import AIRFLOW_2, RUN_ID, START, hook_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -177,6 +179,18 @@ def test_a_failed_pod_stays_for_a_look_at_it(cluster, make_task, run_task, conte
     assert cluster.there == cluster.created
     # For the note of the run.
     assert context["ti"].xcoms == {"failure": done.message}
+
+
+def test_what_has_failed_is_told_also_where_pods_may_not_be_listed(
+    cluster, make_task, context_of
+) -> None:
+    task = make_task()
+    cluster.trouble(0, 10_000, answer(403, "Forbidden"))
+    context = context_of(task, RUN_ID) | {"exception": AirflowException("Pod a was refused")}
+    for call in task.on_failure_callback:
+        with pytest.raises(ApiException):
+            call(context)
+    assert context["ti"].xcoms == {"failure": "Pod a was refused"}
 
 
 def test_a_worker_that_died_has_nothing_to_say(cluster, make_task, context_of) -> None:
