@@ -1,7 +1,5 @@
 """What a DAG file needs: `from ml_pipelines import PodOperator`."""
 
-__all__ = ["PodOperator"]
-
 
 def __getattr__(name: str) -> object:
     """Import the operator when it is asked for: other modules here are used without Airflow."""

@@ -1,7 +1,5 @@
 """Why a pod does not start, or has failed, in words for the task log."""
 
-from __future__ import annotations
-
 import json
 from contextlib import suppress
 
@@ -21,9 +19,7 @@ STUCK_WAITS = {
     "CreateContainerConfigError": "check the Secrets and ConfigMaps that the pod names",
     "CreateContainerError": "",
 }
-UNPLACED = {
-    "Unschedulable": "check the task's resources, nodeSelector and tolerations, and the claim",
-}
+UNPLACED = {"Unschedulable": "check the task's resources, nodeSelector, tolerations and claim"}
 
 
 def waiting_for(pod: k8s.V1Pod, container: str) -> tuple[str, str] | None:
@@ -98,7 +94,10 @@ def _eviction(pod: k8s.V1Pod) -> str | None:
 
 def _explain_end(pod: k8s.V1Pod, container: str, ended: k8s.V1ContainerStateTerminated) -> str:
     if ended.reason == "OOMKilled":
-        needed = f"the container needed more memory than its limit of {_memory(pod, container)}"
+        containers = [*pod.spec.containers, *(pod.spec.init_containers or [])]
+        (limits,) = [one.resources.limits for one in containers if one.name == container]
+        limit = (limits or {}).get("memory", "the node's memory")
+        needed = f"the container needed more memory than its limit of {limit}"
         return f"OOMKilled: {needed} (raise the task's resources.limits.memory)"
     if ended.exit_code == 137:
         return "killed by SIGKILL (exit code 137): deleted, or out of memory on the node"
@@ -116,9 +115,3 @@ def _containers(pod: k8s.V1Pod, own: str) -> list[tuple[str, k8s.V1ContainerStat
     init = [("init container", one) for one in pod.status.init_container_statuses or []]
     found = init + [("container", one) for one in pod.status.container_statuses or []]
     return [("" if one.name == own else f"{what} {one.name}: ", one) for what, one in found]
-
-
-def _memory(pod: k8s.V1Pod, container: str) -> str:
-    containers = [*pod.spec.containers, *(pod.spec.init_containers or [])]
-    (limits,) = [one.resources.limits for one in containers if one.name == container]
-    return (limits or {}).get("memory", "the node's memory")

@@ -1,7 +1,5 @@
 """What a task has left, and where it comes from: the commit of the DAGs, the image that ran."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess
@@ -17,8 +15,7 @@ from kubernetes.client import models as k8s
 DIRECTORY = Path(__file__).resolve().parents[1]
 GIT_SECONDS = 5
 MESSAGE_BYTES = 4096  # where the kubelet cuts a termination message off
-# A gauge for each number in a task's result, with the labels dag_id, task_id and figure.
-FIGURES = "ml_pipelines.result"
+FIGURES = "ml_pipelines.result"  # gauge of each number in one, by dag_id, task_id and figure
 FAILURE = "failure"  # XCom with what has ended a task, for the note of its run
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -35,15 +32,14 @@ def dags_commit(directory: Path = DIRECTORY) -> str:
         if _COMMIT.fullmatch(part):
             return part
     status = ["status", "--porcelain=v2", "--branch", "--untracked-files=no", "--", "."]
-    # Without locks: nothing is written to the checkout.
-    git = ["git", "--no-optional-locks", "-C", str(directory), *status]
+    git = ["git", "--no-optional-locks", "-C", str(directory), *status]  # nothing is written
     try:
         done = subprocess.run(git, capture_output=True, text=True, timeout=GIT_SECONDS, check=False)
     except (OSError, subprocess.SubprocessError):
         return ""
-    found = re.search(rf"^# branch\.oid ({_COMMIT.pattern})$", done.stdout, re.MULTILINE)
-    changed = re.search(r"^[^#]", done.stdout, re.MULTILINE)
-    return f"{found[1]}{'-dirty' if changed else ''}" if found else ""
+    # Lines about the branch begin with "#"; those below them are changes.
+    found = re.search(rf"^# branch\.oid ({_COMMIT.pattern})(?:\n#.*)*(\n.)?", done.stdout)
+    return f"{found[1]}{'-dirty' if found[2] else ''}" if found else ""
 
 
 def result_of(pod: k8s.V1Pod, container: str, warn: Any) -> Any:

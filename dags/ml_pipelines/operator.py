@@ -1,7 +1,8 @@
 """KubernetesPodOperator for any image, with what it lacks.
 
-Every argument is KubernetesPodOperator's and means what it means there. What a task does not say
-comes from its DAG's `default_args`, then from the chart's values (settings.py), then from HOUSE.
+Every argument is that of cncf-kubernetes 8.3.3 (Airflow 2.9.3) to 10.25.0 (Airflow 3.3.2) and means
+what it means there. What a task does not say comes from its DAG's `default_args`, then from the
+chart's values (settings.py), then from HOUSE.
 
 * The container's termination message, as JSON, is the task's result, with the image that it ran.
   Numbers in it are metrics.
@@ -11,8 +12,6 @@ comes from its DAG's `default_args`, then from the chart's values (settings.py),
 * A pod of an earlier try is followed while it runs, its success is taken over, its failure is not.
   One that still runs when its task has failed is deleted, also if its worker has died.
 * A sidecar that the cluster injects does not hold the task up when its own container has ended.
-
-For cncf-kubernetes 8.3.3 (Airflow 2.9.3) to 10.25.0 (Airflow 3.3.2).
 """
 
 import random

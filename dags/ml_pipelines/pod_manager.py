@@ -1,15 +1,9 @@
 """Asks the API server about a pod with patience and a time limit, without the provider's sleeps."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 
-from airflow.providers.cncf.kubernetes.utils.pod_manager import (
-    PodManager,
-    PodPhase,
-    container_is_completed,
-)
+from airflow.providers.cncf.kubernetes.utils import pod_manager as provider
 from airflow.providers.cncf.kubernetes.utils.xcom_sidecar import PodDefaults
 from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
@@ -31,14 +25,14 @@ LOG_END_SECONDS = 1.6
 LOST_SECONDS = 60
 
 
-class PatientPodManager(PodManager):
+class PatientPodManager(provider.PodManager):
     """PodManager that rides out an API server which is away for a while."""
 
     last_seen: k8s.V1Pod | None = None  # it tells why a pod is gone
     log_pause = RETRY_SECONDS
 
     @classmethod
-    def of(cls, manager: PodManager) -> PatientPodManager:
+    def of(cls, manager: provider.PodManager) -> "PatientPodManager":
         """The provider's, with patience; requests without a time limit get REQUEST_SECONDS."""
         rest = manager._client.api_client.rest_client
         send = rest.request
@@ -76,7 +70,7 @@ class PatientPodManager(PodManager):
         self.last_seen = seen
         gone_at = seen.metadata.deletion_timestamp  # the grace period is in it
         lost = gone_at is not None and gone_at.timestamp() + LOST_SECONDS < time.time()
-        if lost and seen.status.phase not in PodPhase.terminal_states:
+        if lost and seen.status.phase not in provider.PodPhase.terminal_states:
             raise ApiException(status=404, reason="Its node does not answer")
         return seen
 
@@ -97,7 +91,7 @@ class PatientPodManager(PodManager):
     def await_deletion(self, pod: k8s.V1Pod) -> None:
         """Return when a pod that is being deleted writes no more: it has ended, or is lost."""
         try:
-            while self.read_pod(pod).status.phase not in PodPhase.terminal_states:
+            while self.read_pod(pod).status.phase not in provider.PodPhase.terminal_states:
                 time.sleep(POLL_SECONDS)
         except ApiException as error:
             if error.status != 404:
@@ -106,7 +100,7 @@ class PatientPodManager(PodManager):
     def read_pod_logs(self, pod: k8s.V1Pod, container_name: str, *args: Any, **kwargs: Any) -> Any:
         """The lines of a container's log; none, after a pause, if it cannot be read now."""
         try:
-            read = PodManager.read_pod_logs.__wrapped__  # without the provider's repetitions
+            read = provider.PodManager.read_pod_logs.__wrapped__  # without its repetitions
             lines = read(self, pod, container_name, *args, **kwargs)
         except REQUEST_ERRORS as error:
             self.log.warning("The log cannot be read: %s", explain_refusal(error))
@@ -142,8 +136,8 @@ class PatientPodManager(PodManager):
         while True:
             seen = self.read_pod(pod)
             beside = istio_enabled or (do_xcom_push and _has_xcom_sidecar(seen))
-            done = beside and container_is_completed(seen, container_name)
-            if done or seen.status.phase in PodPhase.terminal_states:
+            done = beside and provider.container_is_completed(seen, container_name)
+            if done or seen.status.phase in provider.PodPhase.terminal_states:
                 return seen
             time.sleep(polling_time)
 

@@ -13,8 +13,6 @@ The chart writes one JSON file and mounts it, so that a change reaches the DAGs 
 chart has checked them. Keys that are not known are left alone: chart and DAGs are rolled out apart.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable

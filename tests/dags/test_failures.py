@@ -145,8 +145,8 @@ def test_what_a_pod_waits_for(seen: k8s.V1Pod, found: tuple[str, str] | None) ->
         (
             "Unschedulable",
             "no node",
-            "Unschedulable: no node (check the task's resources, nodeSelector and tolerations, and "
-            "the claim)",
+            "Unschedulable: no node (check the task's resources, nodeSelector, tolerations and "
+            "claim)",
         ),
         ("ContainerCreating", "", "ContainerCreating"),
     ],
@@ -228,8 +228,8 @@ UNLIMITED = k8s.V1Container(name="base", resources=k8s.V1ResourceRequirements())
         ),
         (
             pod(conditions=[condition("DisruptionTarget", "False", "x"), UNPLACED]),
-            "Unschedulable: no node (check the task's resources, nodeSelector and tolerations, and "
-            "the claim)",
+            "Unschedulable: no node (check the task's resources, nodeSelector, tolerations and "
+            "claim)",
         ),
         (pod(ended("base", 2), waits("helper", "ErrImagePull")), "exit code 2"),
         (
