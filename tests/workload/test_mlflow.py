@@ -130,6 +130,11 @@ def uploaded(upload: Cli) -> list[Ended]:
     return ended
 
 
+def run_of(url: str) -> str:
+    """The run whose page has this address."""
+    return url.rpartition("/runs/")[2].partition("?")[0]
+
+
 def test_each_upload_is_a_new_version(uploaded: list[Ended], server: str):
     assert [ended.result["version"] for ended in uploaded] == ["v1", "v2"]
     second = uploaded[1].result
@@ -167,7 +172,7 @@ def test_upload_that_is_repeated_by_the_same_run_is_the_same_version(
 def test_run_holds_metrics_curve_params_plots_and_files(
     uploaded: list[Ended], client, trained: tuple[Ended, Path]
 ):
-    run = client.get_run(uploaded[1].result["run_url"].rpartition("/")[2])
+    run = client.get_run(run_of(uploaded[1].result["run_url"]))
     assert run.info.status == "FINISHED"
     assert client.get_experiment(run.info.experiment_id).name == "tests"
     metrics = json.loads((trained[1] / "metrics.json").read_text())
@@ -273,7 +278,8 @@ def test_model_comes_back_as_it_was(
         "registry": "mlflow",
         "name": "airflow-pipeline",
         "version": version,
-        "version_url": f"{server}/#/models/airflow-pipeline/versions/{version[1:]}",
+        "version_url": f"{server}/#/models/airflow-pipeline/versions/{version[1:]}"
+        "?workflowType=machine_learning",
         "path": str(target),
         "accuracy": trained[0].result["accuracy"],
         "note": f"airflow-pipeline {version}",
@@ -400,7 +406,7 @@ def test_training_is_shown_while_it_goes_on_and_the_upload_goes_on_in_its_run(
         models.log(run_id, step, {"loss": 1 / step})
         times.append(time.time())
     assert client.get_run(run_id).info.status == "RUNNING"
-    assert models.run_url(run_id).endswith(f"/runs/{run_id}")
+    assert run_of(models.run_url(run_id)) == run_id
     points = client.get_metric_history(run_id, "curve_loss")
     assert [(point.step, point.value) for point in points] == [(1, 1.0), (2, 0.5)]
     for point, begin, end in zip(points, times, times[1:], strict=False):
@@ -425,7 +431,7 @@ def test_training_is_shown_while_it_goes_on_and_the_upload_goes_on_in_its_run(
     (model / "lineage.json").write_text(json.dumps({**lineage, "tracking_run": run_id}))
     env = variables(server, MLFLOW_EXPERIMENT_NAME="live", ML_PIPELINES_RUN_ID="live1")
     ended = cli("upload-to-registry", "live", model, env=env)
-    assert ended.result["run_url"].endswith(f"/runs/{run_id}")
+    assert run_of(ended.result["run_url"]) == run_id
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["accuracy"] == pytest.approx(trained[0].result["accuracy"], abs=1e-6)
@@ -565,7 +571,7 @@ def kept(server: str, client, trained: tuple[Ended, Path]) -> list[str]:
             # A run registers a model once.
             patch.setenv("ML_PIPELINES_RUN_ID", f"kept{number}")
             result = upload_to_registry(registry(server, "retention"), "kept", trained[1])
-        runs.append(result["run_url"].rpartition("/")[2])
+        runs.append(run_of(result["run_url"]))
     client.set_registered_model_alias("kept", "champion", "1")
     return runs
 

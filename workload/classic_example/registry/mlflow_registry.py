@@ -35,6 +35,8 @@ DEFAULTS = {
 TASK = "text-classification"
 # The page of an experiment opens on its training runs, not on traces of language models.
 EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
+# The same of pages further in, for who has not chosen yet which of MLflow's two menus to see.
+VIEW = "?workflowType=machine_learning"
 
 
 class MlflowRegistry(Registry):
@@ -237,17 +239,17 @@ class MlflowRegistry(Registry):
     def page_of(self, client: Any, run_id: str) -> str:
         """Return the address of the page of a run."""
         place = client.get_run(run_id).info.experiment_id
-        return f"{scrub(self.tracking_uri)}/#/experiments/{place}/runs/{run_id}"
+        return f"{scrub(self.tracking_uri)}/#/experiments/{place}/runs/{run_id}{VIEW}"
 
     def known(self, client: Any, version: Any) -> dict[str, Any]:
         """Return what `find` returns of a version."""
-        page = f"{scrub(self.tracking_uri)}/#/models/{version.name}/versions/{version.version}"
+        place = f"models/{version.name}/versions/{version.version}"
         return {
             "name": version.name,
             "version": f"v{version.version}",
             "uri": f"models:/{version.name}/{version.version}",
             "run_url": self.page_of(client, version.run_id) if version.run_id else "",
-            "version_url": page,
+            "version_url": f"{scrub(self.tracking_uri)}/#/{place}{VIEW}",
             "tags": dict(version.tags),
         }
 
