@@ -11,7 +11,6 @@ otherwise. What a failing test leaves behind is described in build/artifacts/<te
 import json
 import os
 import re
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -37,6 +36,7 @@ from mlctl.publishing import publish
 from mlctl.release.release import Release, values_files
 from mlctl.stack import Stack
 from mlctl.trials.drill.faults import Scene, chosen
+from tests.helpers.ports import free_port
 from tests.helpers.releases import helm_of
 from tests.helpers.secret_search import PodRecorder
 
@@ -105,7 +105,7 @@ def prepared(request: pytest.FixtureRequest) -> Iterator[tuple[Stack, Release]]:
         environ.setenv("CLUSTER", kind)
         environ.setenv("CLUSTER_NAME", os.environ.get("CLUSTER_NAME") or "ml-pipelines-test")
         # Beside a cluster that is in use, which has the usual port.
-        environ.setenv("API_PORT", os.environ.get("API_PORT") or str(any_port()))
+        environ.setenv("API_PORT", os.environ.get("API_PORT") or str(free_port()))
         environ.setenv("ENV", "local")
         stack = Stack()
         if kind == "existing" and stack.release().status() is not None:
@@ -131,12 +131,6 @@ def prepared(request: pytest.FixtureRequest) -> Iterator[tuple[Stack, Release]]:
                 release.uninstall()
             else:
                 stack.cluster.clean(Phases())
-
-
-def any_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Debian's registry of images and charts, on the loopback and without TLS."""
 
-import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from mlctl.base.packages import ensure_packages
 from mlctl.base.waiting import until
+from tests.helpers.ports import free_port
 
 CONFIG = """version: 0.1
 storage: {{filesystem: {{rootdirectory: {root}}}}}
@@ -28,9 +28,7 @@ def ask(address: str, path: str) -> tuple[dict[str, str], bytes]:
 def registry(directory: Path) -> Iterator[str]:
     """Yield the address of an empty registry, which keeps its files in the directory."""
     ensure_packages("a registry for tests", ["docker-registry"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     config = directory / "registry.yaml"
     config.write_text(CONFIG.format(root=directory / "registry", address=address))
     with (directory / "registry.log").open("w") as log:

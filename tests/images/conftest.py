@@ -1,7 +1,6 @@
 """The built images, each built and opened when the first test asks for it."""
 
 import os
-import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from mlctl.base.paths import CACHE
 from mlctl.base.progress import Phases
 from mlctl.builder.build import Entry, build_all
 from mlctl.cluster.embedded.pause import pause
+from tests.helpers.ports import free_port
 from tools.in_image.container import Image, open_image
 
 
@@ -59,6 +59,4 @@ def disk() -> Iterator[Path]:
 @pytest.fixture
 def port() -> int:
     """A port of this machine that was free a moment ago."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    return free_port()

@@ -20,6 +20,7 @@ import yaml
 from mlctl.base.packages import ensure_packages
 from mlctl.base.waiting import until
 from tests.helpers.metrics import JOB, mappings, metered, panels, rules
+from tests.helpers.ports import free_port
 from tests.helpers.statsd import TASKS, lines
 from tools.in_image.container import Image
 
@@ -31,12 +32,6 @@ FIRING = {
     "MlPipelinesDrift",
     "MlPipelinesModelOld",
 }
-
-
-def free_port(kind: socket.SocketKind) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager
@@ -94,8 +89,8 @@ def prometheus(
     (at / "mappings.yml").write_text(mappings(manifests))
     (at / "rules.yml").write_text(yaml.safe_dump(rules(manifests)))
     udp, scraped, page = (
-        *(free_port(socket.SOCK_DGRAM), free_port(socket.SOCK_STREAM)),
-        free_port(socket.SOCK_STREAM),
+        *(free_port(socket.SOCK_DGRAM), free_port()),
+        free_port(),
     )
     target = {"targets": [f"127.0.0.1:{scraped}"], "labels": JOB}
     scrape = {"job_name": "x", "static_configs": [target], "scrape_interval": "1s"}

@@ -26,8 +26,8 @@ from mlctl.clients.kube import Kube
 from mlctl.cluster.embedded.components import NETWORK_POLICIES
 from mlctl.release.release import Release, image_values, merge
 from mlctl.stack import Stack
-from tests.e2e.conftest import any_port
 from tests.helpers.helm import page, production
+from tests.helpers.ports import free_port
 
 SERVICES = "services"
 """The namespace of what the release finds there already."""
@@ -55,7 +55,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with pytest.MonkeyPatch.context() as environ:
         environ.setenv("CLUSTER", "embedded")
         environ.setenv("CLUSTER_NAME", os.environ.get("CLUSTER_NAME") or "ml-pipelines-production")
-        environ.setenv("API_PORT", os.environ.get("API_PORT") or str(any_port()))
+        environ.setenv("API_PORT", os.environ.get("API_PORT") or str(free_port()))
         environ.setenv("ENV", "production")
         environ.setenv("VALUES", str(mine))
         found = Stack()
