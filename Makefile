@@ -7,7 +7,7 @@ MLCTL := tools/python -m mlctl
         upgrade-airflow new-dag sync kubeconfig doctor lint chart images images-list images-save \
         images-load lock bench soak drill mutation package backup restore clean clean-cache \
         test-mlctl test-chart test-dags test-images test-workload test-cluster test-e2e test-long \
-        test-production test-wandb
+        test-production test-wandb screenshots
 
 help: ## Show the targets and variables (this text)
 	@awk -f tools/help.awk $(MAKEFILE_LIST)
@@ -96,18 +96,21 @@ test-cluster: ## Tests of the cluster providers
 	@$(MLCTL) test cluster
 test-e2e: ## Install and run everything on a cluster of its own
 	@$(MLCTL) test e2e
-test-long: ## Soak, faults, killed trainings, lost cluster, upgrade, install paths, production, mutants
+test-long: ## Soak, faults, killed trainings, lost cluster, upgrade, install paths, pages, production, mutants
 	@$(MLCTL) up
 	@$(MLCTL) soak --n 3
 	@$(MLCTL) drill
 	@$(MLCTL) test-trainings
 	@$(MLCTL) test-loss
+	@LOCKS='tools browser' $(MLCTL) screenshots
 	@$(MLCTL) test e2e --airflow 3 --k 'test_ui or test_inference'
 	@$(MLCTL) test e2e --airflow 3 --values tests/e2e/one_pod.yaml --k 'test_one_pod or test_inference'
 	@$(MLCTL) test-production
 	@$(MLCTL) mutation
 test-production: ## values/production.yaml as its page fills it, from an empty cluster to the end
 	@$(MLCTL) test-production
+screenshots: ## Take the pictures of the pages for docs/pictures anew, on a cluster of its own
+	@LOCKS='tools browser' $(MLCTL) screenshots
 test-wandb: ## Upload and load a small model at the real W&B service (needs WANDB_API_KEY)
 	@$(MLCTL) test-wandb
 

@@ -240,6 +240,8 @@ text = "Lose a cluster and bring it back; go from Airflow 2 to 3; install in eve
 tool("test-loss", "pytest -v tests/long", text)
 text = "Install values/production.yaml as its page fills it, on a cluster of its own."
 tool("test-production", "pytest tests/production --verbose --capture=no", text)
+text = "Take the pictures of docs/pictures anew, on a cluster of its own."
+tool("screenshots", "pytest tests/e2e -k browser --pictures --verbose --capture=no", text)
 modules = click.Argument(["words"], metavar="[survivors] [MODULE]...", nargs=-1)
 text = "Change dags/ml_pipelines in every small way, and see whether the DAG tests find it."
 tool("mutation", "tools.mutation", text, modules)

@@ -11,6 +11,8 @@ otherwise. What a failing test leaves behind is described in build/artifacts/<te
 import json
 import os
 import re
+import shutil
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -19,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Page
 
 from ml_pipelines.settings import merge
 from mlctl.base.names import MLFLOW_PORT, MLFLOW_SERVICE, SETTINGS_CONFIG_MAP
-from mlctl.base.paths import BUILD, CHART
+from mlctl.base.paths import BUILD, CHART, ROOT
 from mlctl.base.progress import Phase, Phases
 from mlctl.clients.airflow import Airflow, Task, telling_lines
 from mlctl.clients.forward import Forward
@@ -36,11 +39,16 @@ from mlctl.publishing import publish
 from mlctl.release.release import Release, values_files
 from mlctl.stack import Stack
 from mlctl.trials.drill.faults import Scene, chosen
+from tests.helpers import browser
 from tests.helpers.ports import free_port
 from tests.helpers.releases import helm_of
 from tests.helpers.secret_search import PodRecorder
 
 ARTIFACTS = BUILD / "artifacts"
+PICTURES = BUILD / "pictures"
+PICTURES_OF_THE_README = ROOT / "docs" / "pictures"
+ALIKE = 0.1
+"""Pictures of the same page: an empty one, or another page, is further away."""
 TRAINING_SECONDS = 1800
 INFERENCE_SECONDS = 900
 FAULTS = "api-server postgres scheduler-pod"
@@ -58,11 +66,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="never",
         help="keep the test cluster at the end (default: never)",
     )
+    parser.addoption(
+        "--pictures",
+        action="store_true",
+        help="put the pictures of the pages into docs/pictures, whatever is there",
+    )
 
 
 FIRST = [
-    *("install", "existing", "ui", "training", "storage", "inference", "dag_sync"),
-    *("isolation", "failures", "pipelines"),
+    *("install", "existing", "ui", "browser", "training", "storage", "inference", "dag_sync"),
+    *("isolation", "failures", "browser_later", "browser_form", "pipelines"),
 ]
 """Upgrades right after the install, then what goes on beside the full training and beside an
 inference with its model. The models of short trainings come after what looks at that one."""
@@ -71,8 +84,12 @@ LAST = ["wandb", "secrets", "uninstall"]
 """The search for secrets in what all the others have left. Other files have their place before."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place(item.path.stem.removeprefix("test_")))
+    if not config.getoption("--pictures"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if item not in long]
+        config.hook.pytest_deselected(items=long)
 
 
 def place(name: str) -> int:
@@ -387,6 +404,55 @@ def inference_started(training_run: Run, start: Callable[[str], str]) -> str:
 def inference_run(training_run: Run, inference_started: str, follow_run: FollowRun) -> Run:
     assert training_run.state == "success", training_run.told()
     return follow_run("inference_dag", inference_started, INFERENCE_SECONDS)
+
+
+# The pages in a browser
+
+
+Picture = Callable[..., None]
+
+
+@pytest.fixture(scope="session")
+def window(client: Airflow, mlflow: Mlflow) -> Iterator[Page]:
+    """A page in a browser, in which MLflow is where the values say that people open it."""
+    client.get("version")
+    registry = mlflow.connection.url.removeprefix("http://")
+    with browser.chromium({"localhost:5000": registry}) as chromium:
+        yield browser.new_page(chromium, client.connection.url)
+
+
+@pytest.fixture(scope="session")
+def logged_in(window: Page, client: Airflow) -> browser.Pages2:
+    """Airflow's pages after the login."""
+    pages = browser.pages_of(window, client)
+    pages.log_in()
+    return pages
+
+
+@pytest.fixture
+def pages(logged_in: browser.Pages2, airflow: Airflow) -> browser.Pages2:
+    """Airflow's pages, with a way to them that is open."""
+    return logged_in
+
+
+@pytest.fixture
+def picture(window: Page, client: Airflow, request: pytest.FixtureRequest) -> Picture:
+    """Take a picture of a page (build/pictures); the README's of that name has to look like it."""
+
+    def take(name: str, page: Page = window) -> None:
+        file = PICTURES / f"airflow{client.version[0]}" / f"{name}.png"
+        page.screenshot(path=file)
+        if client.is_3:
+            return
+        of_the_readme = PICTURES_OF_THE_README / file.name
+        if request.config.getoption("--pictures"):
+            shutil.copy(file, of_the_readme)
+        size = struct.unpack(">II", of_the_readme.read_bytes()[16:24])
+        assert size == tuple(browser.SIZE.values())
+        far = browser.difference(page, file, of_the_readme)
+        assert far < ALIKE, f"{of_the_readme.name} shows something else ({far}): make screenshots"
+
+    return take
 
 
 # What a failing test leaves behind

@@ -1,0 +1,141 @@
+"""Airflow's pages in Chromium, as a person sees and clicks them.
+
+Airflow 2 and 3 have different pages; a class for each knows where things are on them.
+"""
+
+import base64
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from mlctl.base.packages import ensure_packages
+from mlctl.clients.airflow import Airflow
+
+BROWSERS = ("chromium", "google-chrome")
+SIZE = {"width": 1280, "height": 800}
+"""Of the window and so of its pictures, in pixels."""
+
+PATIENCE_SECONDS = 120
+"""What a page is to show comes within so long, also on a busy machine."""
+
+DIFFERENCE = """async (pictures) => {
+  const [width, height] = [64, 40];
+  const greys = [];
+  for (const picture of pictures) {
+    const image = new Image();
+    image.src = `data:image/png;base64,${picture}`;
+    await image.decode();
+    const canvas = new OffscreenCanvas(width, height).getContext("2d");
+    canvas.drawImage(image, 0, 0, width, height);
+    const { data } = canvas.getImageData(0, 0, width, height);
+    greys.push(Array.from({ length: width * height }, (_, i) =>
+      (data[4 * i] + data[4 * i + 1] + data[4 * i + 2]) / 765));
+  }
+  const sum = greys[0].reduce((sum, grey, i) => sum + Math.abs(grey - greys[1][i]), 0);
+  return sum / (width * height);
+}"""
+
+
+@contextmanager
+def chromium(elsewhere: Mapping[str, str]) -> Iterator[Browser]:
+    """Yield a browser without a window.
+
+    `elsewhere`: hosts with their ports, and where they are in truth.
+    """
+    if not any(map(shutil.which, BROWSERS)):
+        ensure_packages("the tests of the pages", ["chromium"])
+    program = next(filter(None, map(shutil.which, BROWSERS)))
+    rules = ", ".join(f"MAP {host} {place}" for host, place in elsewhere.items())
+    # Without a sandbox: the tests run as root.
+    options = ["--no-sandbox", f"--host-resolver-rules={rules}"]
+    expect.set_options(timeout=PATIENCE_SECONDS * 1000)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=options)
+        yield browser
+        browser.close()
+
+
+def new_page(browser: Browser, url: str) -> Page:
+    """Return an empty page of a person who has not been here before."""
+    page = browser.new_context(viewport=SIZE, base_url=url).new_page()
+    page.set_default_timeout(PATIENCE_SECONDS * 1000)
+    return page
+
+
+def difference(page: Page, one: Path, other: Path) -> float:
+    """Return how far two pictures are from each other, 0 to 1, seen from afar.
+
+    It is the mean difference of the greys of thumbnails, to which figures and names add little.
+    """
+    pictures = [base64.b64encode(file.read_bytes()).decode() for file in (one, other)]
+    return page.evaluate(DIFFERENCE, pictures)
+
+
+class Pages2:
+    """The pages of Airflow 2.9."""
+
+    def __init__(self, page: Page, airflow: Airflow) -> None:
+        self.page, self.airflow = page, airflow
+
+    def log_in(self) -> None:
+        """Fill in name and password, and see the list of DAGs."""
+        self.page.goto("/login/")
+        self.page.fill("[name=username]", self.airflow.user)
+        self.page.fill("[name=password]", self.airflow.password)
+        self.page.click("[type=submit]")
+        self.page.wait_for_url("**/home")
+
+    def list_dags(self) -> Locator:
+        """Open the list of DAGs; return what tells of import errors on it."""
+        self.page.goto("/home")
+        return self.page.get_by_text("DAG Import Errors")
+
+    def dag(self, dag_id: str) -> Locator:
+        """Return a DAG in that list."""
+        return self.page.get_by_role("link", name=dag_id, exact=True)
+
+    def open_form(self, dag_id: str) -> None:
+        """Open the form in which a run is started."""
+        self.page.goto(f"/dags/{dag_id}/trigger")
+
+    def field(self, parameter: str) -> Locator:
+        """Return the field of a parameter in that form."""
+        return self.page.locator(f"#element_{parameter}")
+
+    def send_form(self) -> None:
+        """Ask for the run."""
+        self.page.get_by_role("button", name="Trigger", exact=True).click()
+
+    def refusal(self) -> Locator:
+        """Return what tells that the form was refused."""
+        return self.page.locator(".alert", has_text="Invalid input")
+
+    def open_run(self, dag_id: str, run_id: str, task_id: str = "", tab: str = "") -> None:
+        """Open a run, or one of its tasks: `tab` is "logs", or "" for its details."""
+        words = {"dag_run_id": run_id, "task_id": task_id, "tab": tab}
+        query = urlencode({name: word for name, word in words.items() if word}, quote_via=quote)
+        self.page.goto(f"/dags/{dag_id}/grid?{query}")
+
+    def status(self, state: str) -> Locator:
+        """Return what says that the run or the task which is shown is in this state."""
+        return self.page.get_by_role("row", name=f"Status {state}")
+
+    def link(self, name: str) -> Locator:
+        """Return one of the links of the task that is shown."""
+        return self.page.get_by_role("link", name=name)
+
+    def approve(self, dag_id: str, run_id: str, task_id: str) -> None:
+        """Answer yes for the task that waits for a person: mark it as done."""
+        self.open_run(dag_id, run_id, task_id)
+        self.page.get_by_text("Mark state as").click()
+        self.page.get_by_role("menuitem", name="success").click()
+        self.page.get_by_role("button", name="Mark as success").click()
+
+
+def pages_of(page: Page, airflow: Airflow) -> Pages2:
+    """Return the pages of this Airflow."""
+    return Pages2(page, airflow)
