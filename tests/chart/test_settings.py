@@ -9,7 +9,7 @@ import yaml
 
 from ml_pipelines import settings as reader
 from mlctl.base.paths import CHART, ROOT, VALUES
-from tests.helpers.helm import ENVIRONMENTS, render, rendered
+from tests.helpers.helm import ENVIRONMENTS, HelmError, render, rendered
 from tests.helpers.pages import blocks
 
 NEWEST_KUBERNETES = ".".join(kubernetes_validate.latest_version().split(".")[:2])
@@ -158,6 +158,26 @@ def test_links_of_airflow_lead_to_mlflow_as_people_open_it(case):
     values, inside, outside = PAGES[case]
     variables = render({"mlflow": values}).one("ConfigMap", "ml-pipelines-environment")["data"]
     assert json.loads(variables["ML_PIPELINES_PAGES"]) == {inside: outside}
+
+
+@pytest.mark.parametrize("wandb", [False, True])
+def test_links_of_airflow_lead_to_storages_and_pods(wandb: bool):
+    storage = {"s3://predictions": "https://s3.example.com/ui"}
+    pod = "https://console.example.com/{namespace}/{pod}"
+    values = {
+        "pipelines": {"pages": {"pod": pod, "storage": storage}},
+        "wandb": {"enabled": wandb, **({"existingSecret": "my-key"} if wandb else {})},
+    }
+    variables = render(values).one("ConfigMap", "ml-pipelines-environment")["data"]
+    _, inside, outside = PAGES["local"]
+    of_mlflow = {} if wandb else {inside: outside}
+    assert json.loads(variables["ML_PIPELINES_PAGES"]) == storage | of_mlflow
+    assert variables["ML_PIPELINES_POD_PAGE"] == pod
+
+
+def test_a_page_of_pods_has_to_name_the_pod():
+    with pytest.raises(HelmError, match="pod"):
+        render({"pipelines": {"pages": {"pod": "https://console.example.com"}}})
 
 
 def test_wandb_is_the_registry_when_enabled():

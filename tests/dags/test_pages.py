@@ -164,6 +164,10 @@ def test_a_fault_of_the_note_does_not_end_the_scheduler(ended, monkeypatch) -> N
         (f"{INSIDE}/#/experiments/1/runs/a", "http://localhost:5000/#/experiments/1/runs/a"),
         (f"{INSIDE}1/x", f"{INSIDE}1/x"),
         ("https://wandb.ai/team/runs/a", "https://wandb.ai/team/runs/a"),
+        ("s3://bucket/2024/pred.parquet", "https://s3.example.com/ui/bucket/2024/pred.parquet"),
+        ("s3://bucket/open/pred.csv", "https://open.example.com/pred.csv"),
+        ("s3://another/pred.csv", ""),
+        ("/tmp/pred.csv", ""),
         ("javascript:alert(1)", ""),
         (None, ""),
     ],
@@ -171,10 +175,37 @@ def test_a_fault_of_the_note_does_not_end_the_scheduler(ended, monkeypatch) -> N
 def test_links_lead_where_people_open_the_pages(
     ended, session, monkeypatch, url: str, shown: str
 ) -> None:
-    monkeypatch.setenv("ML_PIPELINES_PAGES", json.dumps({INSIDE: "http://localhost:5000/"}))
-    run = ended({"train": ("success", result(run_url=url, version_url=url))})
+    pages = {
+        INSIDE: "http://localhost:5000/",
+        "s3://bucket": "https://s3.example.com/ui/bucket",
+        "s3://bucket/open": "https://open.example.com",
+    }
+    monkeypatch.setenv("ML_PIPELINES_PAGES", json.dumps(pages))
+    run = ended({"train": ("success", result(run_url=url, version_url=url, predictions=url))})
     (instance,) = run.get_task_instances(session=session)
     task = run.shown.get_task("train")
-    assert {"Run in the registry", "Model version"} <= {*task.extra_links}
-    for name in ("Run in the registry", "Model version"):
+    links = {"Run in the registry", "Model version", "Predictions"}
+    assert links <= {*task.extra_links}
+    for name in links:
         assert task.get_extra_links(instance, name) == shown
+
+
+POD = {"pod_name": "train-1", "pod_namespace": "team"}
+
+
+@pytest.mark.parametrize(
+    ("page", "left", "shown"),
+    [
+        ("https://c.example.com/{namespace}/{pod}", POD, "https://c.example.com/team/train-1"),
+        ("https://c.example.com/{namespace}/{pod}", {}, ""),
+        ("", POD, ""),
+    ],
+    ids=["pod", "none yet", "no page"],
+)
+def test_a_link_leads_to_the_pod(
+    ended, session, monkeypatch, page: str, left: dict[str, str], shown: str
+) -> None:
+    monkeypatch.setenv("ML_PIPELINES_POD_PAGE", page)
+    run = ended({"train": ("success", left)})
+    (instance,) = run.get_task_instances(session=session)
+    assert run.shown.get_task("train").get_extra_links(instance, "Pod") == shown

@@ -2,7 +2,7 @@
 
 * `note` of a result, a line of text, is part of the note of its run, when that has ended; so is why
   a task has failed (the XCom `failure`). What people have written there stays.
-* `run_url` and `version_url` of a result are links of its task.
+* `run_url`, `version_url` and `predictions` of a result are links of its task, and so is its pod.
 
 A plugin of both Airflows. The scheduler writes the notes, the web server makes the links.
 """
@@ -26,6 +26,8 @@ except ImportError:  # Airflow 2
 
 # As JSON: addresses inside the cluster, and those at which people open the same pages.
 PAGES = "ML_PIPELINES_PAGES"
+# The address of the page of a pod, with {namespace} and {pod} in it.
+POD_PAGE = "ML_PIPELINES_POD_PAGE"
 NOTE_LENGTH = 1000  # of the database's column
 RESULT, FAILURE = "return_value", "failure"
 # Airflow compares names: the web server does not import the operator.
@@ -118,21 +120,29 @@ def on_dag_run_failed(dag_run: Any) -> None:
     write_note(dag_run)
 
 
-class ResultLink(BaseOperatorLink):
-    """A link whose address is in a task's result."""
+class TaskLink(BaseOperatorLink):
+    """A link of a task, made of XComs that it has left."""
 
     operators = [OPERATOR]
-    key = ""
+    keys = (RESULT,)
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """The address at which people open it, '' where the result has none."""
+        """The address at which people open it, '' where there is none."""
         from airflow.utils.session import create_session
 
         with create_session() as session:
-            for _, _, result in xcoms(session, ti_key, RESULT):
-                if isinstance(result, dict):
-                    return address_for_people(result.get(self.key))
-        return ""
+            left = {key: value for _, key, value in xcoms(session, ti_key, *self.keys)}
+        return self.address(*(left.get(key) for key in self.keys))
+
+
+class ResultLink(TaskLink):
+    """A link whose address is in a task's result, as `key`."""
+
+    key = ""
+
+    def address(self, result: Any) -> str:
+        """The address at which people open it, '' where the result has none."""
+        return address_for_people(result.get(self.key)) if isinstance(result, dict) else ""
 
 
 class RunLink(ResultLink):
@@ -147,14 +157,31 @@ class VersionLink(ResultLink):
     name, key = "Model version", "version_url"
 
 
+class PredictionsLink(ResultLink):
+    """To the predictions, where a storage has pages."""
+
+    name, key = "Predictions", "predictions"
+
+
+class PodLink(TaskLink):
+    """To the task's pod and its events, in the cluster's console."""
+
+    name, keys = "Pod", ("pod_namespace", "pod_name")
+
+    def address(self, namespace: Any, pod: Any) -> str:
+        """The address of the pod's page, '' where the cluster has none, or the task no pod yet."""
+        page = os.environ.get(POD_PAGE, "") if pod else ""
+        return page.replace("{namespace}", str(namespace)).replace("{pod}", str(pod))
+
+
 def address_for_people(url: Any) -> str:
     """The address as a browser outside of the cluster opens it, '' for what is no web page."""
-    if not str(url).startswith(("http://", "https://")):
-        return ""
-    for inside, outside in json.loads(os.environ.get(PAGES) or "{}").items():
+    url = str(url)
+    pages = json.loads(os.environ.get(PAGES) or "{}")
+    for inside, outside in sorted(pages.items(), reverse=True):  # a folder before its storage
         if url == inside or url.startswith(f"{inside}/"):
             return outside.rstrip("/") + url.removeprefix(inside)
-    return url
+    return url if url.startswith(("http://", "https://")) else ""
 
 
 class Pages(AirflowPlugin):
@@ -162,4 +189,4 @@ class Pages(AirflowPlugin):
 
     name = "ml_pipelines_pages"
     listeners = [sys.modules[__name__]]
-    operator_extra_links = [RunLink(), VersionLink()]
+    operator_extra_links = [RunLink(), VersionLink(), PredictionsLink(), PodLink()]
