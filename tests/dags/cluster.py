@@ -338,7 +338,7 @@ class Cluster:
         self, name: str, namespace: str, _request_timeout: Any = None
     ) -> k8s.V1Pod:
         with self._request("read_namespaced_pod"):
-            return self._read(name)
+            return self._read(name, namespace)
 
     def list_namespaced_pod(
         self, namespace: str, label_selector: str = "", _request_timeout: Any = None
@@ -357,7 +357,7 @@ class Cluster:
         self, name: str, namespace: str, body: dict[str, Any], _request_timeout: Any = None
     ) -> k8s.V1Pod:
         with self._request("patch_namespaced_pod"):
-            pod = self._read(name)
+            pod = self._read(name, namespace)
             assert set(body) == {"metadata"}
             assert set(body["metadata"]) == {"labels"}
             labels = body["metadata"]["labels"]
@@ -373,7 +373,7 @@ class Cluster:
         _request_timeout: Any = None,
     ) -> None:
         with self._request("delete_namespaced_pod"):
-            pod, made = self._read(name), self.made[name]
+            pod, made = self._read(name, namespace), self.made[name]
             if made.deleted is None:
                 self.deleted.append(name)
                 self.graces.append(grace_period_seconds)
@@ -398,6 +398,7 @@ class Cluster:
         _request_timeout: Any = None,
     ) -> LogStream:
         with self._request("read_namespaced_pod_log"):
+            self._read(name, namespace)
             if self._state(name, container) is None:
                 raise answer(400, "Bad Request", f'container "{container}" is waiting to start')
             return LogStream(self, name, container, follow, timestamps, since_seconds)
@@ -486,8 +487,9 @@ class Cluster:
             return made.killed
         return status
 
-    def _read(self, name: str) -> k8s.V1Pod:
-        if not self._there(name):
+    def _read(self, name: str, namespace: str | None = "") -> k8s.V1Pod:
+        """The pod now; one of this namespace, where it is asked for with one."""
+        if not self._there(name) or namespace not in ("", self.made[name].pod.metadata.namespace):
             raise NOT_FOUND
         made = self.made[name]
         status = self._status_at(made, self.clock.now)
