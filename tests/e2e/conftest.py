@@ -430,8 +430,9 @@ def logged_in(window: Page, client: Airflow) -> browser.Pages2:
 
 
 @pytest.fixture
-def pages(logged_in: browser.Pages2, airflow: Airflow) -> browser.Pages2:
-    """Airflow's pages, with a way to them that is open."""
+def pages(logged_in: browser.Pages2, airflow: Airflow, mlflow: Mlflow) -> browser.Pages2:
+    """Airflow's pages, with a way to them and to MLflow that is open."""
+    assert mlflow.connection.url
     return logged_in
 
 

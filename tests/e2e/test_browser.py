@@ -3,10 +3,12 @@
 import pytest
 from playwright.sync_api import expect
 
+from mlctl.base.waiting import until
 from mlctl.clients.airflow import Airflow
 from tests.e2e.conftest import Picture
 from tests.helpers.browser import Pages2
 
+SECONDS = 600
 pytestmark = pytest.mark.usefixtures("training_started")
 
 
@@ -45,9 +47,11 @@ def test_a_wrong_parameter_is_refused(
 def test_a_log_is_shown_while_its_task_runs(
     pages: Pages2, airflow: Airflow, training_started: str
 ) -> None:
+    def runs() -> bool:
+        tasks = airflow.tasks("training_dag", training_started)
+        return ("train_model", "running") in [(one.name, one.state) for one in tasks]
+
+    until(SECONDS, runs, "train_model does not run")
     pages.open_run("training_dag", training_started, "train_model", "logs")
     expect(pages.page.get_by_text("sentences/s").first).to_be_visible()
-    (task,) = (
-        one for one in airflow.tasks("training_dag", training_started) if one.name == "train_model"
-    )
-    assert task.state == "running"
+    assert runs()
