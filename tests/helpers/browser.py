@@ -35,8 +35,8 @@ DIFFERENCE = """async (pictures) => {
     greys.push(Array.from({ length: width * height }, (_, i) =>
       (data[4 * i] + data[4 * i + 1] + data[4 * i + 2]) / 765));
   }
-  const sum = greys[0].reduce((sum, grey, i) => sum + Math.abs(grey - greys[1][i]), 0);
-  return sum / (width * height);
+  const sum = (of) => greys[0].reduce((sum, grey, i) => sum + of(grey, greys[1][i]), 0);
+  return sum((one, other) => Math.abs(one - other)) / sum((one, other) => 2 - one - other);
 }"""
 
 
@@ -67,9 +67,9 @@ def new_page(browser: Browser, url: str) -> Page:
 
 
 def difference(page: Page, one: Path, other: Path) -> float:
-    """Return how far two pictures are from each other, 0 to 1, seen from afar.
+    """Return how different two pictures of white pages are, 0 (alike) to 1 (one of them is empty).
 
-    It is the mean difference of the greys of thumbnails, to which figures and names add little.
+    Seen from afar: it is the part of the ink in thumbnails that is not in both.
     """
     pictures = [base64.b64encode(file.read_bytes()).decode() for file in (one, other)]
     return page.evaluate(DIFFERENCE, pictures)
