@@ -12,6 +12,9 @@ from tests.helpers.helm import ENVIRONMENTS, HelmError, render, rendered
 WANDB = {"wandb": {"enabled": True, "existingSecret": "key"}, "mlflow": {"enabled": False}}
 
 
+PASSWORD = {"valueFrom": {"secretKeyRef": {"name": "mlflow-login", "key": "password"}}}
+
+
 def job(manifests):
     return manifests.one("CronJob", "ml-pipelines-janitor")["spec"]
 
@@ -57,7 +60,8 @@ def test_it_is_the_user_of_the_task_pods_and_holds_no_key(environment):
     assert (security["runAsUser"], security["runAsGroup"], security["fsGroup"]) == (10001,) * 3
     assert found["automountServiceAccountToken"] is False
     (container,) = found["containers"]
-    assert "env" not in container
+    assert [one for one in container.get("env", []) if "valueFrom" in one] == []
+    assert "envFrom" not in container
     assert "envFrom" not in container
 
 
@@ -103,6 +107,25 @@ def test_values_reach_the_program():
 def test_an_mlflow_elsewhere_is_cleaned_there():
     values = {"mlflow": {"enabled": False, "trackingUri": "https://mlflow.example.com"}}
     assert "--mlflow-url=https://mlflow.example.com" in arguments(values)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"env": {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": PASSWORD}},
+        {"envFrom": [{"secretRef": {"name": "mlflow-login"}}]},
+    ],
+    ids=["variables", "Secret"],
+)
+def test_it_logs_in_as_the_tasks_do(given):
+    elsewhere = {"enabled": False, "trackingUri": "https://mlflow.example.com"}
+    manifests = render({"mlflow": elsewhere, "pipelines": {"presets": {"registry": given}}})
+    (container,) = job(manifests)["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    variables = {one["name"]: one for one in container["env"]}
+    for name, value in given.get("env", {}).items():
+        wanted = value if isinstance(value, dict) else {"value": value}
+        assert variables[name] == {"name": name, **wanted}
+    assert container.get("envFrom") == given.get("envFrom")
 
 
 def test_with_wandb_no_registry_is_looked_at():

@@ -358,6 +358,28 @@ def prune(storage: Path, mlflow: MlflowState, monkeypatch) -> Prune:
     return go
 
 
+@pytest.mark.parametrize(
+    ("variables", "sent"),
+    [
+        ({}, None),
+        ({"USERNAME": "ann", "PASSWORD": "pö"}, "Basic YW5uOnDDtg=="),
+        ({"TOKEN": "t0ken"}, "Bearer t0ken"),
+        ({"USERNAME": "ann", "PASSWORD": "pw", "TOKEN": "t"}, "Basic YW5uOnB3"),
+    ],
+    ids=["none", "password", "token", "both"],
+)
+def test_a_server_behind_a_login_is_told_who_asks(
+    mlflow: MlflowState, httpserver: HTTPServer, prune: Prune, monkeypatch, variables, sent
+) -> None:
+    for name in ("USERNAME", "PASSWORD", "TOKEN"):
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+    mlflow.add_versions(1, 2)
+    assert prune(1) == 0
+    assert {request.headers.get("Authorization") for request, _ in httpserver.log} == {sent}
+
+
 def test_all_versions_stay_unless_a_number_is_set(mlflow: MlflowState, prune: Prune) -> None:
     mlflow.add_versions(*range(1, 6))
     assert prune() == 0

@@ -19,6 +19,7 @@ the status 1, after all the others had their turn.
 from __future__ import annotations
 
 import argparse
+import base64
 import errno
 import json
 import os
@@ -257,6 +258,19 @@ def ask(
     raise Failed(f"{what}: {problem}")
 
 
+def authorization() -> str:
+    """Return the header for a server behind a login, from the variables of MLflow's own client.
+
+    https://mlflow.org/docs/latest/self-hosting/security/basic-http-auth/
+    """
+    user, password, token = (
+        os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD", "TOKEN")
+    )
+    if user:
+        return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+    return f"Bearer {token}" if token else ""
+
+
 class Mlflow:
     """The REST API of an MLflow server."""
 
@@ -276,6 +290,8 @@ class Mlflow:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(address, data, method=method)
         request.add_header("Content-Type", "application/json")
+        if login := authorization():
+            request.add_header("Authorization", login)
         return ask(
             "MLflow",
             request,

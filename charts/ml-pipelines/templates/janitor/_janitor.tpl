@@ -1,8 +1,8 @@
 {{/*
 What the CronJobs have in common: (dict "root" . "namespace" "..." "name" "..." "component" "..."
 "schedule" "..." "program" "file" "arguments" list "volume" dict), and if wanted "readOnly" of the
-volume's mount and "serviceAccount". From "program" on it is about ml-pipelines.janitor.pod; "pod"
-takes its place.
+volume's mount, "variables" (env and envFrom of the container) and "serviceAccount". From "program" on
+it is about ml-pipelines.janitor.pod; "pod" takes its place.
 */}}
 {{- define "ml-pipelines.janitor.cronjob" -}}
 {{- $root := .root -}}
@@ -73,6 +73,9 @@ spec:
       command: [python, /janitor/{{ .program }}]
       args:
         {{- toYaml .arguments | nindent 8 }}
+      {{- with .variables }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
       resources:
         {{- toYaml $root.Values.janitor.resources | nindent 8 }}
       volumeMounts:
