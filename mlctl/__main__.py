@@ -138,6 +138,10 @@ def dag(name: str, **more: Any) -> click.Option:
     return click.Option(["--dag", name], envvar="DAG", help="Its id.", show_envvar=True, **more)
 
 
+PICTURED = ("browser", "failures", "browser_later", "browser_form")
+"""The end-to-end tests that take pictures, and the one that makes what they show."""
+
+
 def tool(name: str, module: str, text: str, *parameters: click.Parameter) -> None:
     """Add a command that only a developer of this project runs: a module above this package."""
 
@@ -241,7 +245,8 @@ tool("test-loss", "pytest -v tests/long", text)
 text = "Install values/production.yaml as its page fills it, on a cluster of its own."
 tool("test-production", "pytest tests/production --verbose --capture=no", text)
 text = "Take the pictures of docs/pictures anew, on a cluster of its own."
-tool("screenshots", "pytest tests/e2e -k browser --pictures --verbose --capture=no", text)
+files = " ".join(f"tests/e2e/test_{name}.py" for name in PICTURED)
+tool("screenshots", f"pytest {files} --pictures --verbose --capture=no", text)
 modules = click.Argument(["words"], metavar="[survivors] [MODULE]...", nargs=-1)
 text = "Change dags/ml_pipelines in every small way, and see whether the DAG tests find it."
 tool("mutation", "tools.mutation", text, modules)
