@@ -11,7 +11,17 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from ml_pipelines.pod_manager import PatientPodManager
-from tests.dags.cluster import RUNNING, XCOM_SIDECAR, Clock, Cluster, Log, answer, ended
+from tests.dags.cluster import (
+    RUNNING,
+    RUNNING_STATE,
+    XCOM_SIDECAR,
+    Clock,
+    Cluster,
+    Log,
+    answer,
+    ended,
+    terminated,
+)
 
 RESET = HTTPError("reset")
 
@@ -82,3 +92,27 @@ def test_a_log_that_cannot_be_read_is_asked_for_less_and_less(clock, cluster, ma
     assert manager.read_pod_logs(pod, "base")
     cluster.trouble(0, 10_000, refused, "read_namespaced_pod_log")
     assert pause() == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "after"),
+    [
+        ({}, 9),  # the whole pod
+        ({"istio_enabled": True}, 3),  # its first container, however that is called by default
+        ({"istio_enabled": True, "container_name": "helper"}, 6),
+        ({"do_xcom_push": True}, 9),  # there is no XCom sidecar that would go on
+    ],
+)
+def test_what_is_waited_for(clock, cluster, manager, asked: dict[str, Any], after: float) -> None:
+    late = {"helper": RUNNING_STATE, "last": RUNNING_STATE}
+    timeline = [
+        (0, RUNNING),
+        (3, ended(0, others=late)),
+        (6, ended(0, others=late | {"helper": terminated(0)})),
+        (9, ended(0, others={"helper": terminated(0), "last": terminated(0)})),
+    ]
+    pod = cluster.add("a", timeline, age=0)
+    pod.spec.containers += [k8s.V1Container(name=name) for name in ("helper", "last")]
+    manager.await_pod_completion(pod, **asked)
+    assert clock.passed == pytest.approx(after, abs=0.21)
+    assert set(clock.slept) == {0.2}
