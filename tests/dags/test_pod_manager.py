@@ -95,24 +95,28 @@ def test_a_log_that_cannot_be_read_is_asked_for_less_and_less(clock, cluster, ma
 
 
 @pytest.mark.parametrize(
-    ("asked", "after"),
+    ("asked", "last", "after"),
     [
-        ({}, 9),  # the whole pod
-        ({"istio_enabled": True}, 3),  # its first container, however that is called by default
-        ({"istio_enabled": True, "container_name": "helper"}, 6),
-        ({"do_xcom_push": True}, 9),  # there is no XCom sidecar that would go on
+        ({}, "last", 9),  # the whole pod
+        ({}, XCOM_SIDECAR, 9),
+        ({"istio_enabled": True}, "last", 3),  # its container "base"
+        ({"istio_enabled": True, "container_name": "helper"}, "last", 6),
+        ({"do_xcom_push": True}, "last", 9),  # there is no sidecar that would go on
+        ({"do_xcom_push": True}, XCOM_SIDECAR, 3),
     ],
 )
-def test_what_is_waited_for(clock, cluster, manager, asked: dict[str, Any], after: float) -> None:
-    late = {"helper": RUNNING_STATE, "last": RUNNING_STATE}
+def test_what_is_waited_for(
+    clock, cluster, manager, asked: dict[str, Any], last: str, after: float
+) -> None:
+    going = {"helper": RUNNING_STATE, last: RUNNING_STATE}
     timeline = [
         (0, RUNNING),
-        (3, ended(0, others=late)),
-        (6, ended(0, others=late | {"helper": terminated(0)})),
-        (9, ended(0, others={"helper": terminated(0), "last": terminated(0)})),
+        (3, ended(0, others=going)),
+        (6, ended(0, others=going | {"helper": terminated(0)})),
+        (9, ended(0, others=dict.fromkeys(going, terminated(0)))),
     ]
     pod = cluster.add("a", timeline, age=0)
-    pod.spec.containers += [k8s.V1Container(name=name) for name in ("helper", "last")]
+    pod.spec.containers += [k8s.V1Container(name=name) for name in going]
     manager.await_pod_completion(pod, **asked)
     assert clock.passed == pytest.approx(after, abs=0.21)
     assert set(clock.slept) == {0.2}
