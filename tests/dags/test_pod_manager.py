@@ -10,7 +10,7 @@ from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from ml_pipelines.pod_manager import PatientPodManager
+from ml_pipelines.pod_manager import PatientPodManager, is_transient
 from tests.dags.cluster import (
     RUNNING,
     RUNNING_STATE,
@@ -120,3 +120,61 @@ def test_what_is_waited_for(
     manager.await_pod_completion(pod, **asked)
     assert clock.passed == pytest.approx(after, abs=0.21)
     assert set(clock.slept) == {0.2}
+
+
+def test_a_container_is_waited_for_by_its_name(clock, cluster, manager) -> None:
+    going = {"helper": RUNNING_STATE, "last": RUNNING_STATE}
+    timeline = [(0, RUNNING), (6, ended(0, others=going | {"helper": terminated(0)}))]
+    pod = cluster.add("a", timeline, age=0)
+    pod.spec.containers += [k8s.V1Container(name=name) for name in going]
+    manager.await_container_completion(pod, "helper", polling_time=0.5)
+    assert clock.passed == 6
+    assert set(clock.slept) == {0.5}
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["no sidecar", "sidecar"])
+def test_the_sidecar_for_xcoms_is_waited_for_where_there_is_one(
+    cluster, manager, monkeypatch, there: bool
+) -> None:
+    waited = []
+    monkeypatch.setattr(
+        PodManager,
+        "await_xcom_sidecar_container_start",
+        lambda self, *args, **kwargs: waited.append((args, kwargs)),
+    )
+    pod = cluster.add("a", [(0, RUNNING)])
+    if there:
+        pod.spec.containers.append(k8s.V1Container(name=XCOM_SIDECAR))
+    manager.await_xcom_sidecar_container_start(pod, 900, log_interval=30)  # a newer provider's
+    assert waited == ([((pod, 900), {"log_interval": 30})] if there else [])
+    # What was seen last is not asked for again.
+    cluster.trouble(0, 10_000, answer(500, "away"))
+    manager.await_xcom_sidecar_container_start(pod)
+    assert waited[1:] == ([((pod,), {})] if there else [])
+
+
+QUOTA = answer(403, "Forbidden", "exceeded quota: team")
+
+
+@pytest.mark.parametrize(
+    ("error", "first", "later"),
+    [
+        (RESET, True, True),
+        (answer(401, "Unauthorized"), False, True),
+        (answer(403, "Forbidden"), False, True),
+        (QUOTA, False, False),
+        (answer(409, "Conflict", why="AlreadyExists"), False, False),
+        (answer(409, "Conflict"), True, True),
+        (answer(0, "no answer"), True, True),
+        (answer(None, "no answer"), True, True),
+        (answer(429, "Too Many Requests"), True, True),
+        (answer(500, "Internal Server Error"), True, True),
+        (answer(499, "of a proxy"), False, False),
+        (answer(404, "Not Found"), False, False),
+        (answer(422, "Unprocessable Entity"), False, False),
+    ],
+    ids=lambda one: str(getattr(one, "status", one)),
+)
+def test_what_may_succeed_in_a_moment(error: Exception, first: bool, later: bool) -> None:
+    assert is_transient(error) is first
+    assert is_transient(error, outage=True) is later
