@@ -18,6 +18,7 @@ from tests.dags.cluster import (
     Clock,
     Cluster,
     Log,
+    Status,
     answer,
     ended,
     terminated,
@@ -124,7 +125,7 @@ def test_what_is_waited_for(
 
 def test_a_container_is_waited_for_by_its_name(clock, cluster, manager) -> None:
     going = {"helper": RUNNING_STATE, "last": RUNNING_STATE}
-    timeline = [(0, RUNNING), (6, ended(0, others=going | {"helper": terminated(0)}))]
+    timeline = [(0, RUNNING), (6, Status(RUNNING_STATE, others={"helper": terminated(0)}))]
     pod = cluster.add("a", timeline, age=0)
     pod.spec.containers += [k8s.V1Container(name=name) for name in going]
     manager.await_container_completion(pod, "helper", polling_time=0.5)
