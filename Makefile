@@ -102,7 +102,7 @@ test-long: ## Soak, faults, killed trainings, lost cluster, upgrade, install pat
 	@$(MLCTL) drill
 	@$(MLCTL) test-trainings
 	@$(MLCTL) test-loss
-	@LOCKS='tools browser' $(MLCTL) screenshots
+	@$(MLCTL) screenshots
 	@$(MLCTL) test e2e --airflow 3 --k 'test_ui or test_inference'
 	@$(MLCTL) test e2e --airflow 3 --values tests/e2e/one_pod.yaml --k 'test_one_pod or test_inference'
 	@$(MLCTL) test-production
@@ -110,7 +110,7 @@ test-long: ## Soak, faults, killed trainings, lost cluster, upgrade, install pat
 test-production: ## values/production.yaml as its page fills it, from an empty cluster to the end
 	@$(MLCTL) test-production
 screenshots: ## Take the pictures of the pages for docs/pictures anew, on a cluster of its own
-	@LOCKS='tools browser' $(MLCTL) screenshots
+	@$(MLCTL) screenshots
 test-wandb: ## Upload and load a small model at the real W&B service (needs WANDB_API_KEY)
 	@$(MLCTL) test-wandb
 

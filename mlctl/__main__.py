@@ -246,7 +246,8 @@ text = "Install values/production.yaml as its page fills it, on a cluster of its
 tool("test-production", "pytest tests/production --verbose --capture=no", text)
 text = "Take the pictures of docs/pictures anew, on a cluster of its own."
 files = " ".join(f"tests/e2e/test_{name}.py" for name in PICTURED)
-tool("screenshots", f"pytest {files} --pictures --verbose --capture=no", text)
+options = "--pictures --verbose --capture=no"
+tool("screenshots", f"tools.with_locks tools,browser -m pytest {files} {options}", text)
 modules = click.Argument(["words"], metavar="[survivors] [MODULE]...", nargs=-1)
 text = "Change dags/ml_pipelines in every small way, and see whether the DAG tests find it."
 tool("mutation", "tools.mutation", text, modules)

@@ -43,10 +43,8 @@ END_SECONDS = 120.0
 
 PYTEST = [sys.executable, "-m", "pytest"]
 # The environment is made by the suite's own process: its output stays together.
-WITH_LOCKS = 'python=$("$0" tools/bootstrap.py "$1" "$2"); shift 2; exec "$python" "$@"'
+WITH_LOCKS = [sys.executable, "-m", "tools.with_locks"]
 IN_IMAGE = [sys.executable, "-m", "tools.in_image.pytest_in_image"]
-DAGS = ["sh", "-euc", WITH_LOCKS, sys.executable]
-WITH_BROWSER = ["sh", "-euc", WITH_LOCKS, sys.executable, "tools", "browser", "-m", "pytest"]
 # Once is enough.
 NO_AIRFLOW = ["tests/dags/test_settings.py"]
 
@@ -68,12 +66,11 @@ SUITES = {
     "mlctl": Suite([*PYTEST, "tests/mlctl", "tests/tools"], 90),
     # A hundred times helm, which is one program after the other: two at a time.
     "chart": Suite([*PYTEST, "-n", "2", "tests/chart"], 60),
-    "dags": Suite([*DAGS, "airflow", "dag-tests", "-m", "pytest", "tests/dags"], 90),
+    "dags": Suite([*WITH_LOCKS, "airflow,dag-tests", "-m", "pytest", "tests/dags"], 90),
     "dags-airflow3": Suite(
         [
-            *DAGS,
-            "airflow3",
-            "dag-tests",
+            *WITH_LOCKS,
+            "airflow3,dag-tests",
             "-m",
             "pytest",
             "tests/dags",
@@ -86,7 +83,7 @@ SUITES = {
     "images": Suite([*PYTEST, "tests/images"], 180, built=True),
     # Half of its time is waiting, for servers that do not answer: two files at a time.
     "workload": Suite([*IN_IMAGE, "-n", "2", "--dist", "loadfile"], 300, built=True),
-    "e2e": Suite([*WITH_BROWSER, "tests/e2e"], 1080, built=True),
+    "e2e": Suite([*WITH_LOCKS, "tools,browser", "-m", "pytest", "tests/e2e"], 1080, built=True),
 }
 """In the order in which they are summed up."""
 

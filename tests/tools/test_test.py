@@ -204,21 +204,6 @@ def test_silence_is_broken(play, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "s still at it: slow\n" in printed
 
 
-@pytest.mark.parametrize("suite", ["dags", "dags-airflow3"])
-def test_environment_of_a_suite_is_made_by_its_own_process(suite: str, tmp_path: Path) -> None:
-    program, flags, script, _, lock, *words = SUITES[suite].command
-    assert lock == {"dags": "airflow", "dags-airflow3": "airflow3"}[suite]
-    played = tmp_path / "python"
-    played.write_text('#!/bin/sh\necho making "$@" >&2\necho echo\n')
-    played.chmod(0o755)
-    command = [program, flags, script, str(played), lock, *words]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.stderr == f"making tools/bootstrap.py {lock} dag-tests\n"
-    assert ended.stdout.startswith("-m pytest ")
-    failed = [program, flags, script, "/bin/false", lock, *words]
-    assert subprocess.run(failed, capture_output=True).returncode == 1
-
-
 def test_pytest_that_is_terminated_takes_its_fixtures_down(tmp_path: Path) -> None:
     """What `kill`, a CI that gives up and the end of a terminal do to one suite."""
     (tmp_path / "test_long.py").write_text(
