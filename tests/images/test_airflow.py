@@ -63,7 +63,7 @@ except AttributeError:  # Airflow 2
 print(sorted(link.name for link in links), get_listener_manager().has_listeners)
 """
     ended = run(airflow, Command(arguments=["python", "-c", script]))
-    shown = "['Model version', 'Run in the registry'] True"
+    shown = "['Model version', 'Pod', 'Predictions', 'Run in the registry'] True"
     assert shown in ended.stdout, ended.stdout + ended.stderr
 
 
