@@ -116,7 +116,9 @@ class Pages2:
 
     def open_run(self, dag_id: str, run_id: str, task_id: str = "", tab: str = "") -> None:
         """Open a run, or one of its tasks: `tab` is "logs", or "" for its details."""
-        words = {"dag_run_id": run_id, "task_id": task_id, "tab": tab}
+        # Beside it no other runs, of which there are more each time.
+        alone = {"num_runs": 1, "base_date": self.airflow.run(dag_id, run_id)["execution_date"]}
+        words = {"dag_run_id": run_id, "task_id": task_id, "tab": tab, **alone}
         query = urlencode({name: word for name, word in words.items() if word}, quote_via=quote)
         self.page.goto(f"/dags/{dag_id}/grid?{query}")
 
