@@ -272,9 +272,11 @@ def test_a_caller_that_handles_an_exception_sees_the_failure(clock, run, cluster
     assert "return_value" not in done.xcoms
 
 
-def test_such_a_caller_sees_it_after_the_triggerer_too(run, cluster) -> None:
+@pytest.mark.parametrize("status", ["failed", "success"])
+def test_such_a_caller_sees_it_after_the_triggerer_too(run, cluster, status: str) -> None:
+    """Also of a pod that has failed after the triggerer has looked, or beside its container."""
     cluster.add("old", HAS_FAILED, **LABELS)
-    event = {"status": "failed", "name": "old", "namespace": "default", "message": "m"}
+    event = {"status": status, "name": "old", "namespace": "default", "message": "m"}
     try:
         raise ValueError("another's")
     except ValueError:
