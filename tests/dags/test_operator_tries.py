@@ -43,6 +43,13 @@ def test_a_pod_carries_what_tells_it_apart(run, cluster) -> None:
     assert done.error is None
 
 
+def test_a_run_without_a_start_has_pods_too(make_task, run_task, cluster) -> None:
+    """As one that is only tried: Airflow does not always say when a run has started."""
+    cluster.timelines = [until(1, SUCCEEDED)]
+    assert run_task(make_task(), cluster, started=None).error is None
+    assert cluster.pod()["metadata"]["annotations"] == {"ml-pipelines/generation": "/2"}
+
+
 @pytest.mark.parametrize("timeline", [RUNS_ON, HAS_SUCCEEDED], ids=["runs", "has succeeded"])
 @pytest.mark.parametrize("annotations", [GENERATION, None], ids=["ours", "the stock operator's"])
 def test_a_pod_whose_worker_died_is_taken_over(run, cluster, timeline, annotations) -> None:
