@@ -272,6 +272,13 @@ def test_pod_that_can_never_start_fails_at_once(clock, run, reason: str) -> None
     assert done.cluster.deleted == done.cluster.created
 
 
+def test_events_of_a_start_are_not_told(run) -> None:
+    timeline = ((0, STARTING), (5, RUNNING), (9, ended(0)))
+    done = run(*timeline, events=[("Pulling", "the event of the pod")])
+    assert done.error is None
+    assert "the event of the pod" not in done.log.text
+
+
 PARAMETERS = inspect.signature(KubernetesPodOperator.__init__).parameters
 if "log_events_on_startup" in PARAMETERS:
 
