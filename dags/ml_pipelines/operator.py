@@ -421,5 +421,5 @@ def _surroundings(known: dict[str, Any]) -> tuple[Any, Any]:
 
 def _generation(context: Any) -> str:
     """Changes when the task is cleared (Airflow allows more tries), or its run (starts anew)."""
-    started = context["dag_run"].start_date
-    return f"{started.isoformat() if started else ''}/{context['ti'].max_tries}"
+    started = getattr(context.get("dag_run"), "start_date", None)
+    return f"{started.isoformat() if started else ''}/{getattr(context['ti'], 'max_tries', '')}"
