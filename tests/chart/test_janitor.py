@@ -10,8 +10,6 @@ from tests.chart.test_start_order import run
 from tests.helpers.helm import ENVIRONMENTS, HelmError, render, rendered
 
 WANDB = {"wandb": {"enabled": True, "existingSecret": "key"}, "mlflow": {"enabled": False}}
-
-
 PASSWORD = {"valueFrom": {"secretKeyRef": {"name": "mlflow-login", "key": "password"}}}
 
 
@@ -61,7 +59,6 @@ def test_it_is_the_user_of_the_task_pods_and_holds_no_key(environment):
     assert found["automountServiceAccountToken"] is False
     (container,) = found["containers"]
     assert [one for one in container.get("env", []) if "valueFrom" in one] == []
-    assert "envFrom" not in container
     assert "envFrom" not in container
 
 

@@ -88,10 +88,7 @@ def prometheus(
     at = tmp_path_factory.mktemp("prometheus")
     (at / "mappings.yml").write_text(mappings(manifests))
     (at / "rules.yml").write_text(yaml.safe_dump(rules(manifests)))
-    udp, scraped, page = (
-        *(free_port(socket.SOCK_DGRAM), free_port()),
-        free_port(),
-    )
+    udp, scraped, page = free_port(socket.SOCK_DGRAM), free_port(), free_port()
     target = {"targets": [f"127.0.0.1:{scraped}"], "labels": JOB}
     scrape = {"job_name": "x", "static_configs": [target], "scrape_interval": "1s"}
     # A failed run is noticed by its counter, which was not there a quarter of an hour ago.
