@@ -424,7 +424,7 @@ def window(client: Airflow, mlflow: Mlflow) -> Iterator[Page]:
 @pytest.fixture(scope="session")
 def logged_in(window: Page, client: Airflow) -> browser.Pages2:
     """Airflow's pages after the login."""
-    pages = browser.pages_of(window, client)
+    pages = browser.Pages2(window, client)
     pages.log_in()
     return pages
 
@@ -437,14 +437,12 @@ def pages(logged_in: browser.Pages2, airflow: Airflow, mlflow: Mlflow) -> browse
 
 
 @pytest.fixture
-def picture(window: Page, client: Airflow, request: pytest.FixtureRequest) -> Picture:
+def picture(window: Page, request: pytest.FixtureRequest) -> Picture:
     """Take a picture of a page (build/pictures); the README's of that name has to look like it."""
 
     def take(name: str, page: Page = window) -> None:
-        file = PICTURES / f"airflow{client.version[0]}" / f"{name}.png"
+        file = PICTURES / f"{name}.png"
         page.screenshot(path=file)
-        if client.is_3:
-            return
         of_the_readme = PICTURES_OF_THE_README / file.name
         if request.config.getoption("--pictures"):
             shutil.copy(file, of_the_readme)

@@ -1,7 +1,4 @@
-"""Airflow's pages in Chromium, as a person sees and clicks them.
-
-Airflow 2 and 3 have different pages; a class for each knows where things are on them.
-"""
+"""Airflow's pages in Chromium, as a person sees and clicks them."""
 
 import base64
 import shutil
@@ -76,7 +73,7 @@ def difference(page: Page, one: Path, other: Path) -> float:
 
 
 class Pages2:
-    """The pages of Airflow 2.9."""
+    """Knows where things are on the pages of Airflow 2.9; those of Airflow 3 are others."""
 
     def __init__(self, page: Page, airflow: Airflow) -> None:
         self.page, self.airflow = page, airflow
@@ -136,8 +133,3 @@ class Pages2:
         self.page.get_by_text("Mark state as").click()
         self.page.get_by_role("menuitem", name="success").click()
         self.page.get_by_role("button", name="Mark as success").click()
-
-
-def pages_of(page: Page, airflow: Airflow) -> Pages2:
-    """Return the pages of this Airflow."""
-    return Pages2(page, airflow)
