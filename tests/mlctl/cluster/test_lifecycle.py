@@ -77,13 +77,17 @@ def test_a_signal_reaches_its_program_past_one_that_has_just_ended(
     process = psutil.Process(gone.pid)
     gone.wait()
     # The node's program is one for all of Kubernetes: its first argument says which it is.
-    with subprocess.Popen(["sleep", "600"]) as there:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(["cat", "-"], stdin=pipe, stdout=pipe, bufsize=0) as there:
+        # Before it answers, /proc may have no arguments of it yet.
+        there.stdin.write(b"x")
+        assert there.stdout.read(1) == b"x"
         children = [process, psutil.Process(there.pid)]
         node = SimpleNamespace(children=lambda *, recursive: children)
         monkeypatch.setattr(cluster, "_running", lambda: node)
         with pytest.raises(UserError, match="etcd does not run"):
             cluster.signal("etcd", signal.SIGTERM)
-        cluster.signal("600", signal.SIGTERM)
+        cluster.signal("-", signal.SIGTERM)
     assert there.returncode == -signal.SIGTERM
 
 
