@@ -67,10 +67,11 @@ def test_the_page_of_the_run_says_what_it_came_to(training_run, airflow: Airflow
     assert f"- gate_model: {uploaded['version']} is promoted: {gate['reason']}" in note
     answer = airflow.get(f"{path}/taskInstances/upload_model/links")
     links = answer.get("extra_links", answer)
-    pages = "http://localhost:5000/#"
+    pages, view = "http://localhost:5000/#", "?workflowType=machine_learning"
     assert links["Run in the registry"].startswith(f"{pages}/experiments/")
+    assert links["Run in the registry"].endswith(view)
     version = uploaded["version"].removeprefix("v")
-    assert links["Model version"] == f"{pages}/models/{uploaded['name']}/versions/{version}"
+    assert links["Model version"] == f"{pages}/models/{uploaded['name']}/versions/{version}{view}"
 
 
 def test_the_version_says_what_made_it(training_run, commit: str, mlflow, stack: Stack) -> None:
