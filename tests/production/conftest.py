@@ -57,11 +57,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         environ.setenv("CLUSTER_NAME", os.environ.get("CLUSTER_NAME") or "ml-pipelines-production")
         environ.setenv("API_PORT", os.environ.get("API_PORT") or str(free_port()))
         environ.setenv("ENV", "production")
-        environ.setenv("VALUES", str(mine))
         found = Stack()
         found.cluster.clean(Phases())
         found.prepare(Phases())
         mine.write_text(yaml.safe_dump(values(found)))
+        environ.setenv("VALUES", str(mine))
         found.cluster.component("start", NETWORK_POLICIES)
         yield found
         if not os.environ.get("KEEP"):
