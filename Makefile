@@ -138,3 +138,4 @@ test-wandb: ## Upload and load a small model at the real W&B service (needs WAND
 #: K=expression         what pytest's -k takes, for the test targets
 #: JSON=1               one JSON object in place of the tables of `make status`
 #: YES=1                install missing Debian packages without asking
+#: QUIET=1              results and errors, no progress

@@ -64,6 +64,7 @@ VARIABLES = [
     variable("HELM", "another helm than the pinned one"),
     variable("CHART_REPOSITORY", "where the official chart is: package, upstream or a URL"),
     variable("YES", "1: install and delete without asking", is_flag=True, flag_value="1"),
+    variable("QUIET", "1: results and errors, no progress", is_flag=True, flag_value="1"),
 ]
 
 

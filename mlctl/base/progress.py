@@ -53,7 +53,7 @@ class Phase:
 
     def say(self, text: str) -> None:
         """Print a line that belongs to the phase."""
-        console.print(f"    [dim]{self.age:5.0f}s[/] {self.name}: {_plain(text)}")
+        _show(f"    [dim]{self.age:5.0f}s[/] {self.name}: {_plain(text)}")
 
 
 class Phases:
@@ -79,7 +79,7 @@ class Phases:
         processes.check()
         current = Phase(name)
         self.all.append(current)
-        console.print(f"[bold]==>[/] {name}")
+        _show(f"[bold]==>[/] {name}")
         stop = threading.Event()
         beat = threading.Thread(target=_heartbeat, args=(current, stop), daemon=True)
         beat.start()
@@ -93,10 +93,15 @@ class Phases:
             raise
         else:
             current.seconds = current.age
-            console.print(f"[green]ok [/] {name} [dim]({current.seconds:.1f} s)[/]")
+            _show(f"[green]ok [/] {name} [dim]({current.seconds:.1f} s)[/]")
         finally:
             stop.set()
             beat.join()
+
+
+def _show(progress: str) -> None:
+    if os.environ.get("QUIET") != "1":
+        console.print(progress)
 
 
 def _heartbeat(phase: Phase, stop: threading.Event) -> None:
