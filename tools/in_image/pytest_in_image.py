@@ -115,7 +115,6 @@ def run_pytest(
             },
             mounts={
                 ROOT / "tests": f"{TESTS}/tests:ro",
-                ROOT / "docs": f"{TESTS}/docs:ro",
                 # Runs against the MLflow of this image.
                 ROOT / JANITOR: f"{TESTS}/{JANITOR}:ro",
                 # Whose commands are run.
