@@ -6,43 +6,46 @@ from pathlib import Path
 from typing import Any
 
 from mlctl.base.names import RELEASE
+from mlctl.base.paths import CHART
 from mlctl.clients.helper_pod import HelperPod
 from mlctl.clients.kube import Kube
 
 USER = 999
-# The programs of PostgreSQL take no name of SQLAlchemy's driver: postgresql+psycopg2://.
-_URL = '"postgresql://${DATABASE_URL#*://}"'
-# It may be starting again, or its name not be known yet.
-_WAIT = f"""
-tries=0
-until pg_isready --quiet --dbname {_URL}; do
-  tries=$((tries + 1))
-  if [ "$tries" -ge 60 ]; then echo 'The database does not answer.' >&2; exit 1; fi
-  sleep 2
-done"""
+# Sets $url, as for the chart's own dump.
+_URL = (CHART / "files" / "database.sh").read_text()
 # The dump is a file before it is sent, inside a tar: one that breaks off is noticed.
-_DUMP = f"""{_WAIT}
+_DUMP = f"""{_URL}
 cd /tmp
-pg_dump --format=custom --no-owner --file database.dump --dbname {_URL}
+pg_dump --format=custom --no-owner --file database.dump --dbname "$url"
 exec tar --create database.dump"""
 # In one transaction, and not before all of the dump is there and is one. Dropped by schema: tables
 # that came after the dump are not in it.
-_RESTORE = f"""{_WAIT}
+_RESTORE = f"""{_URL}
 cd /tmp
 tar --extract
 pg_restore --no-owner --file database.sql database.dump
-exec psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --single-transaction --dbname {_URL} \\
+exec psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --single-transaction --dbname "$url" \\
   --command 'DROP SCHEMA public CASCADE' --command 'CREATE SCHEMA public' --file database.sql"""
-_QUERY = f"exec psql --no-psqlrc --tuples-only --csv --dbname {_URL} --command"
+_QUERY = f"""{_URL}
+exec psql --no-psqlrc --tuples-only --csv --dbname "$url" --command "$0"
+"""
 
 
 class Database(HelperPod):
-    """A pod with PostgreSQL's programs and the login that Airflow has, for one block."""
+    """A pod with PostgreSQL's programs and the login that Airflow has, for one block.
+
+    Its methods raise KubectlError or UserError when the login leads to a connection pooler: the
+    Secret of the database's URL needs the key ``direct`` then.
+    """
 
     def __init__(self, kube: Kube, values: Mapping[str, Any], image: str) -> None:
         """``values`` are the release's, ``image`` has PostgreSQL's programs."""
         airflow = values["airflow"]
-        address = {"name": airflow["data"]["metadataSecretName"], "key": "connection"}
+        secret = airflow["data"]["metadataSecretName"]
+        keys = {
+            "DATABASE_URL": {"name": secret, "key": "connection"},
+            "DIRECT_URL": {"name": secret, "key": "direct", "optional": True},
+        }
         identity = {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER}
         programs = {
             "name": "postgres",
@@ -53,7 +56,10 @@ class Database(HelperPod):
                 "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
             },
-            "env": [{"name": "DATABASE_URL", "valueFrom": {"secretKeyRef": address}}],
+            "env": [
+                {"name": "URL_SECRET", "value": secret},
+                *({"name": name, "valueFrom": {"secretKeyRef": key}} for name, key in keys.items()),
+            ],
             "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
         }
         spec = {
@@ -91,7 +97,7 @@ class Database(HelperPod):
 
     def query(self, sql: str) -> list[list[str]]:
         """Return the rows that a statement gives, as text. Raises UserError when it fails."""
-        return list(csv.reader(self.run("sh", "-ceu", f'{_QUERY} "$0"', sql).splitlines()))
+        return list(csv.reader(self.run("sh", "-ceu", _QUERY, sql).splitlines()))
 
     def number(self, sql: str) -> int:
         """Return the one number that a statement gives. Raises UserError as ``query``."""

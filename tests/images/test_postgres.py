@@ -1,17 +1,22 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
+from mlctl.base import processes
 from mlctl.base.errors import UserError, output
+from mlctl.base.packages import ensure_packages
 from mlctl.clients.database import Database
 from mlctl.clients.kube import Kube
 from mlctl.release.chart import dependency
 from tests.helpers.helm import render
+from tests.helpers.ports import free_port
 from tools.in_image.container import Command, Container, Image, run
 
 PASSWORD = "pass word'\"$\\"
@@ -104,9 +109,13 @@ def test_database_is_utf8_keeps_its_data_and_stops_while_clients_are_connected(
     assert "was not properly shut down" not in log
 
 
-def test_the_setup_job_dumps_the_database_before_it_migrates(
-    postgres: Image, volume: Path, port: int, secret: Path, tmp_path: Path
-):
+def address(port: int) -> str:
+    """Return the URL that Airflow has of the server at a port."""
+    return f"postgresql+psycopg2://airflow:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/air%20flow"
+
+
+def dump_job(place: Path, url: str, direct: str = "") -> Command:
+    """Return what the container of the setup Job does that dumps the database into a place."""
     dependency()
     dump = {"dump": {"claimName": "dumps", "keep": 2}}
     (container,) = [
@@ -114,22 +123,29 @@ def test_the_setup_job_dumps_the_database_before_it_migrates(
         for c in render({"setup": dump}, environment="local").containers()
         if c.spec["name"] == "dump-database"
     ]
+    here = {"DUMPS": "/dumps", "DATABASE_URL": url, "DIRECT_URL": direct}
+    return Command(
+        entrypoint=[],
+        arguments=[*container["command"], *container["args"]],
+        env={one["name"]: one.get("value", "") for one in container["env"]} | here,
+        mounts={place: "/dumps"},
+        user="50000:0",
+        read_only=True,
+        memory={"/tmp": 1 << 20},
+    )
+
+
+def test_the_setup_job_dumps_the_database_before_it_migrates(
+    postgres: Image, volume: Path, port: int, secret: Path, tmp_path: Path
+):
     place = tmp_path / "dumps"
     place.mkdir()
     os.chown(place, 50000, 0)
     names = ["20250101T000000Z", "20250102T000000Z", "later"]
     for name in names:
         (place / f"ml-pipelines-{name}.dump").touch()
-    url = f"postgresql+psycopg2://airflow:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/air%20flow"
-    job = Command(
-        entrypoint=[],
-        arguments=[*container["command"], *container["args"]],
-        env={"DUMPS": "/dumps", "RELEASE": "ml-pipelines", "KEEP": "2", "DATABASE_URL": url},
-        mounts={place: "/dumps"},
-        user="50000:0",
-        read_only=True,
-        memory={"/tmp": 1 << 20},
-    )
+    url = address(port)
+    job = dump_job(place, url)
     with Container(postgres, server(volume, port, secret)) as database:
         wait_ready(postgres, port, database)
         assert psql(postgres, port, "create table kept as select 'x' as y").returncode == 0
@@ -159,14 +175,15 @@ def test_the_setup_job_dumps_the_database_before_it_migrates(
 class Here(Kube):
     """Has the commands of a pod run here, in the image, with the login of the database."""
 
-    def __init__(self, image: Image, url: str) -> None:
-        self.image, self.url = image, url
+    def __init__(self, image: Image, url: str, direct: str = "") -> None:
+        self.image = image
+        self.env = {"DATABASE_URL": url, "DIRECT_URL": direct, "URL_SECRET": "a-secret"}
 
     def command(self, *words: str) -> list[str]:
         command = Command(
             entrypoint=[],
             arguments=words[words.index("--") + 1 :],
-            env={"DATABASE_URL": self.url},
+            env=self.env,
             user="50000:0",
             read_only=True,
             memory={"/tmp": 1 << 24},
@@ -174,13 +191,17 @@ class Here(Kube):
         return command.line(self.image)
 
 
+def database_at(postgres: Image, url: str, direct: str = "") -> Database:
+    values = {"nodeSelector": {}, "tolerations": [], "affinity": {}}
+    values["data"] = {"metadataSecretName": "a-secret"}
+    here = Here(postgres, url, direct)
+    return Database(here, {"airflow": values, "imagePullSecrets": []}, "image")
+
+
 def test_a_database_is_restored_to_what_it_was_or_stays_as_it_is(
     postgres: Image, volume: Path, port: int, secret: Path, tmp_path: Path
 ):
-    url = f"postgresql+psycopg2://airflow:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/air%20flow"
-    values = {"nodeSelector": {}, "tolerations": [], "affinity": {}}
-    values["data"] = {"metadataSecretName": "secret"}
-    database = Database(Here(postgres, url), {"airflow": values, "imagePullSecrets": []}, "image")
+    database = database_at(postgres, address(port))
     dump, half = tmp_path / "all.tar", tmp_path / "half.tar"
     with Container(postgres, server(volume, port, secret)) as running:
         wait_ready(postgres, port, running)
@@ -202,6 +223,64 @@ def test_a_database_is_restored_to_what_it_was_or_stays_as_it_is(
         assert database.query("select count(*), max(text) from kept") == [["20000", "a, b"]]
         with pytest.raises(UserError, match='relation "later" does not exist'):
             database.query("select * from later")
+
+
+@contextmanager
+def pooler(port: int, at: Path, ignored: str) -> Iterator[int]:
+    """Run a PgBouncer in transaction mode before the server at a port; yield its own."""
+    ensure_packages("tests of dumps", ["pgbouncer"])
+    own = free_port()
+    (at / "users.txt").write_text('"airflow" "{}"\n'.format(PASSWORD.replace('"', '""')))
+    (at / "pgbouncer.ini").write_text(
+        f"""[databases]
+* = host=127.0.0.1 port={port}
+[pgbouncer]
+pool_mode = transaction
+default_pool_size = 1
+listen_port = {own}
+listen_addr = 127.0.0.1
+unix_socket_dir =
+auth_type = scram-sha-256
+auth_file = {at / "users.txt"}
+ignore_startup_parameters = {ignored}
+"""
+    )
+    with processes.started(["pgbouncer", "--user=nobody", at / "pgbouncer.ini"]) as process:
+        yield own
+        process.kill()
+
+
+@pytest.mark.parametrize("ignored", ["extra_float_digits", "extra_float_digits, options"])
+def test_a_dump_through_a_pooler_is_refused_and_past_it_leaves_the_sessions_alone(
+    postgres: Image, volume: Path, port: int, secret: Path, tmp_path: Path, ignored: str
+):
+    place = tmp_path / "dumps"
+    place.mkdir(mode=0o777)
+    place.chmod(0o777)
+    with (
+        Container(postgres, server(volume, port, secret)) as running,
+        pooler(port, tmp_path, ignored) as pooled,
+    ):
+        wait_ready(postgres, port, running)
+        wait_ready(postgres, pooled, running)
+        assert psql(postgres, port, "create table kept as select 'x' as y").returncode == 0
+        told = run(postgres, dump_job(place, address(pooled)))
+        assert told.returncode == 1
+        assert "add the key direct, a URL of Postgres itself, to the Secret ml-" in told.stdout
+        refused = database_at(postgres, address(pooled))
+        for call in (refused.dump, refused.restore):
+            with pytest.raises(UserError, match="to the Secret a-secret"):
+                call(tmp_path / "password")
+        assert list(place.iterdir()) == []
+
+        assert run(postgres, dump_job(place, address(pooled), address(port))).returncode == 0
+        database = database_at(postgres, address(pooled), address(port))
+        database.dump(tmp_path / "all.tar")
+        assert psql(postgres, port, "delete from kept").returncode == 0
+        database.restore(tmp_path / "all.tar")
+        # Airflow's next statement, in the one session that the pooler has.
+        found = psql(postgres, pooled, "select y from kept")
+        assert found.stdout.strip() == "x", found.stdout
 
 
 def test_start_that_was_killed_is_taken_up_again(

@@ -58,14 +58,7 @@ one, and what goes are older dumps of this release only.
   command: [sh, -ceu]
   args:
     - |
-      # Without SQLAlchemy's driver, postgresql+psycopg2://.
-      url="postgresql://${DATABASE_URL#*://}"
-      tries=0
-      until pg_isready --quiet --dbname "$url"; do
-        tries=$((tries + 1))
-        if [ "$tries" -ge 60 ]; then echo 'The database does not answer.' >&2; exit 1; fi
-        sleep 2
-      done
+      {{- .Files.Get "files/database.sh" | nindent 6 }}
       cd "$DUMPS"
       pg_dump --format=custom --no-owner --file "$RELEASE.part" --dbname "$url"
       mv "$RELEASE.part" "$RELEASE-$(date -u +%Y%m%dT%H%M%SZ).dump"
@@ -78,11 +71,19 @@ one, and what goes are older dumps of this release only.
       value: {{ .Release.Name }}
     - name: KEEP
       value: {{ .Values.setup.dump.keep | quote }}
+    - name: URL_SECRET
+      value: {{ .Values.airflow.data.metadataSecretName }}
     - name: DATABASE_URL
       valueFrom:
         secretKeyRef:
           name: {{ .Values.airflow.data.metadataSecretName }}
           key: connection
+    - name: DIRECT_URL
+      valueFrom:
+        secretKeyRef:
+          name: {{ .Values.airflow.data.metadataSecretName }}
+          key: direct
+          optional: true
   resources:
     {{- toYaml .Values.setup.resources | nindent 4 }}
   volumeMounts:
