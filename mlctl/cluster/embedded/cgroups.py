@@ -1,5 +1,6 @@
 """The cgroup that holds the pods of a cluster, in every hierarchy of the machine."""
 
+import os
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
@@ -31,13 +32,12 @@ def remove(name: str) -> list[Path]:
     """Remove the cgroup with all below it; return what could not be removed."""
     left = []
     for hierarchy in hierarchies():
-        top = hierarchy / name
-        if not top.is_dir():
-            continue
-        below = [path for path in top.rglob("*") if path.is_dir()]
-        for path in [*sorted(below, key=lambda p: len(p.parts), reverse=True), top]:
+        # Some go by themselves meanwhile, with the processes in them.
+        for path, *_ in os.walk(hierarchy / name, topdown=False):
             try:
-                path.rmdir()
+                Path(path).rmdir()
+            except FileNotFoundError:
+                pass
             except OSError:
-                left.append(path)
+                left.append(Path(path))
     return left
