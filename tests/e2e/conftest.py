@@ -422,27 +422,32 @@ def window(client: Airflow, mlflow: Mlflow) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="session")
-def logged_in(window: Page, client: Airflow) -> browser.Pages2:
+def logged_in(window: Page, client: Airflow) -> browser.Pages:
     """Airflow's pages after the login."""
-    pages = browser.Pages2(window, client)
+    pages = (browser.Pages3 if client.is_3 else browser.Pages2)(window, client)
     pages.log_in()
     return pages
 
 
 @pytest.fixture
-def pages(logged_in: browser.Pages2, airflow: Airflow, mlflow: Mlflow) -> browser.Pages2:
+def pages(logged_in: browser.Pages, airflow: Airflow, mlflow: Mlflow) -> browser.Pages:
     """Airflow's pages, with a way to them and to MLflow that is open."""
     assert mlflow.connection.url
     return logged_in
 
 
 @pytest.fixture
-def picture(window: Page, request: pytest.FixtureRequest) -> Picture:
-    """Take a picture of a page (build/pictures); the README's of that name has to look like it."""
+def picture(window: Page, client: Airflow, request: pytest.FixtureRequest) -> Picture:
+    """Take a picture of a page (build/pictures); the README's of that name has to look like it.
+
+    Those are of the default Airflow.
+    """
 
     def take(name: str, page: Page = window) -> None:
-        file = PICTURES / f"{name}.png"
+        file = PICTURES / f"{'airflow3-' if client.is_3 else ''}{name}.png"
         page.screenshot(path=file)
+        if client.is_3:
+            return
         of_the_readme = PICTURES_OF_THE_README / file.name
         if request.config.getoption("--pictures"):
             shutil.copy(file, of_the_readme)

@@ -6,7 +6,7 @@ from playwright.sync_api import expect
 from mlctl.clients.airflow import Airflow, Task
 from mlctl.clients.mlflow import Mlflow
 from tests.e2e.conftest import FollowRun, Picture, WithSettings
-from tests.helpers.browser import Pages2
+from tests.helpers.browser import Pages
 
 pytestmark = pytest.mark.long
 
@@ -25,7 +25,7 @@ TO_APPROVE = {
 
 
 def test_from_the_form_to_a_champion_and_its_predictions(
-    pages: Pages2,
+    pages: Pages,
     airflow: Airflow,
     mlflow: Mlflow,
     with_settings: WithSettings,

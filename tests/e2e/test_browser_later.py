@@ -5,27 +5,27 @@ from playwright.sync_api import Page, expect
 
 from mlctl.clients.airflow import Airflow
 from tests.e2e.conftest import Picture, Run
-from tests.helpers.browser import Pages2
+from tests.helpers.browser import Pages
 
 
 def test_a_good_run_is_green_and_says_what_came_of_it(
-    training_run: Run, pages: Pages2, picture: Picture
+    training_run: Run, pages: Pages, picture: Picture
 ) -> None:
     pages.open_run("training_dag", training_run.run_id)
     expect(pages.status("success")).to_be_visible()
     accuracy = training_run.results["train_model"]["accuracy"]
     for text in (f"accuracy {accuracy:.4f} on held-out rows", "is promoted"):
-        expect(pages.page.get_by_text(text)).to_be_visible()
+        expect(pages.note(text)).to_be_visible()
     picture("training")
 
 
-def test_an_inference_says_where_the_predictions_are(inference_run: Run, pages: Pages2) -> None:
+def test_an_inference_says_where_the_predictions_are(inference_run: Run, pages: Pages) -> None:
     pages.open_run("inference_dag", inference_run.run_id)
-    expect(pages.page.get_by_text("run_inference: 1000 rows by")).to_contain_text("pred.csv")
+    expect(pages.note("run_inference: 1000 rows by")).to_contain_text("pred.csv")
 
 
 @pytest.fixture
-def registry_run(training_run: Run, pages: Pages2, picture: Picture) -> Page:
+def registry_run(training_run: Run, pages: Pages, picture: Picture) -> Page:
     """The page of the registry to which the task of the training leads."""
     pages.open_run("training_dag", training_run.run_id, "train_model")
     expect(pages.link("Run in the registry")).to_be_enabled()
@@ -49,7 +49,7 @@ def test_a_task_leads_to_its_run_in_mlflow_with_its_pictures(
 
 
 def test_a_task_leads_to_the_version_of_its_model(
-    training_run: Run, pages: Pages2, picture: Picture
+    training_run: Run, pages: Pages, picture: Picture
 ) -> None:
     pages.open_run("training_dag", training_run.run_id, "upload_model")
     with pages.page.expect_popup() as opened:
@@ -62,14 +62,12 @@ def test_a_task_leads_to_the_version_of_its_model(
     version.close()
 
 
-def test_a_failed_run_is_red_and_says_why(
-    pages: Pages2, airflow: Airflow, picture: Picture
-) -> None:
+def test_a_failed_run_is_red_and_says_why(pages: Pages, airflow: Airflow, picture: Picture) -> None:
     """One of those that tests/e2e/test_failures.py has made."""
     failed = [run for run in airflow.all_runs("training_dag") if run["state"] == "failed"]
     if not failed:
         pytest.skip("no run has failed: test_failures was not run")
     pages.open_run("training_dag", failed[0]["dag_run_id"])
     expect(pages.status("failed")).to_be_visible()
-    expect(pages.page.get_by_text("train_model: failed:")).to_be_visible()
+    expect(pages.note("train_model: failed:")).to_be_visible()
     picture("failed")

@@ -2,6 +2,7 @@
 
 import base64
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,14 +73,65 @@ def difference(page: Page, one: Path, other: Path) -> float:
     return page.evaluate(DIFFERENCE, pictures)
 
 
-class Pages2:
-    """Knows where things are on the pages of Airflow 2.9; those of Airflow 3 are others."""
+class Pages(ABC):
+    """Knows where things are on Airflow's pages; those of 2.9 and of 3 are two programs."""
 
     def __init__(self, page: Page, airflow: Airflow) -> None:
         self.page, self.airflow = page, airflow
 
+    @abstractmethod
     def log_in(self) -> None:
-        """Fill in name and password, and see the list of DAGs."""
+        """Fill in name and password, and see the first page."""
+
+    @abstractmethod
+    def list_dags(self) -> Locator:
+        """Open the list of DAGs; return what tells of import errors on it."""
+
+    def dag(self, dag_id: str) -> Locator:
+        """Return a DAG in that list."""
+        return self.page.get_by_role("link", name=dag_id, exact=True)
+
+    @abstractmethod
+    def open_form(self, dag_id: str) -> None:
+        """Open the form in which a run is started."""
+
+    def field(self, parameter: str) -> Locator:
+        """Return the field of a parameter in that form."""
+        return self.page.locator(f"[name=element_{parameter}]")
+
+    @abstractmethod
+    def send_form(self) -> None:
+        """Ask for the run."""
+
+    @abstractmethod
+    def refusal(self, parameter: str) -> Locator:
+        """Return what tells that the form was refused, for a parameter where the page says that."""
+
+    @abstractmethod
+    def open_run(self, dag_id: str, run_id: str, task_id: str = "", tab: str = "") -> None:
+        """Open a run, or one of its tasks: `tab` is "logs", or "" for its details."""
+
+    @abstractmethod
+    def note(self, text: str) -> Locator:
+        """Return the note of the run that is shown, which has this text."""
+
+    @abstractmethod
+    def status(self, state: str) -> Locator:
+        """Return what says that the run or the task which is shown is in this state."""
+
+    def link(self, name: str) -> Locator:
+        """Return one of the links of the task that is shown."""
+        return self.page.get_by_role("link", name=name)
+
+    @abstractmethod
+    def approve(self, dag_id: str, run_id: str, task_id: str) -> None:
+        """Answer yes for the task that waits for a person."""
+
+
+class Pages2(Pages):
+    """Airflow 2.9."""
+
+    def log_in(self) -> None:
         self.page.goto("/login/")
         self.page.fill("[name=username]", self.airflow.user)
         self.page.fill("[name=password]", self.airflow.password)
@@ -87,32 +139,19 @@ class Pages2:
         self.page.wait_for_url("**/home")
 
     def list_dags(self) -> Locator:
-        """Open the list of DAGs; return what tells of import errors on it."""
         self.page.goto("/home")
         return self.page.get_by_text("DAG Import Errors")
 
-    def dag(self, dag_id: str) -> Locator:
-        """Return a DAG in that list."""
-        return self.page.get_by_role("link", name=dag_id, exact=True)
-
     def open_form(self, dag_id: str) -> None:
-        """Open the form in which a run is started."""
         self.page.goto(f"/dags/{dag_id}/trigger")
 
-    def field(self, parameter: str) -> Locator:
-        """Return the field of a parameter in that form."""
-        return self.page.locator(f"#element_{parameter}")
-
     def send_form(self) -> None:
-        """Ask for the run."""
         self.page.get_by_role("button", name="Trigger", exact=True).click()
 
-    def refusal(self) -> Locator:
-        """Return what tells that the form was refused."""
-        return self.page.locator(".alert", has_text="Invalid input")
+    def refusal(self, parameter: str) -> Locator:
+        return self.page.locator(".alert", has_text="Invalid input").filter(has_text=parameter)
 
     def open_run(self, dag_id: str, run_id: str, task_id: str = "", tab: str = "") -> None:
-        """Open a run, or one of its tasks: `tab` is "logs", or "" for its details."""
         # Beside it no other runs, of which there are more each time.
         alone = {"num_runs": 1, "base_date": self.airflow.run(dag_id, run_id)["execution_date"]}
         words = {"dag_run_id": run_id, "task_id": task_id, "tab": tab, **alone}
@@ -120,16 +159,60 @@ class Pages2:
         self.page.goto(f"/dags/{dag_id}/grid?{query}")
 
     def status(self, state: str) -> Locator:
-        """Return what says that the run or the task which is shown is in this state."""
         return self.page.get_by_role("row", name=f"Status {state}")
 
-    def link(self, name: str) -> Locator:
-        """Return one of the links of the task that is shown."""
-        return self.page.get_by_role("link", name=name)
+    def note(self, text: str) -> Locator:
+        return self.page.get_by_text(text)
 
     def approve(self, dag_id: str, run_id: str, task_id: str) -> None:
-        """Answer yes for the task that waits for a person: mark it as done."""
         self.open_run(dag_id, run_id, task_id)
         self.page.get_by_text("Mark state as").click()
         self.page.get_by_role("menuitem", name="success").click()
         self.page.get_by_role("button", name="Mark as success").click()
+
+
+class Pages3(Pages):
+    """Airflow 3."""
+
+    def log_in(self) -> None:
+        self.page.goto("/")
+        self.page.fill("[name=username]", self.airflow.user)
+        self.page.fill("[name=password]", self.airflow.password)
+        self.page.click("[type=submit]")
+        expect(self.page.get_by_text("Active Dags")).to_be_visible()
+
+    def list_dags(self) -> Locator:
+        self.page.goto("/dags")
+        return self.page.get_by_text("Dag Import Error")
+
+    def open_form(self, dag_id: str) -> None:
+        self.page.goto(f"/dags/{dag_id}")
+        self.page.get_by_test_id("trigger-dag-button").click()
+
+    def send_form(self) -> None:
+        dialog = self.page.get_by_role("dialog")
+        dialog.get_by_role("button", name="Trigger", exact=True).click()
+
+    def refusal(self, parameter: str) -> Locator:
+        # "Bad Request", whatever it is.
+        return self.page.get_by_text("Failed to Trigger Dag").first
+
+    def open_run(self, dag_id: str, run_id: str, task_id: str = "", tab: str = "") -> None:
+        task = f"/tasks/{task_id}" if task_id else ""
+        # The log is what a task's page begins with.
+        tab = "" if tab == "logs" else "/details"
+        self.page.goto(f"/dags/{dag_id}/runs/{quote(run_id)}{task}{tab}")
+
+    def status(self, state: str) -> Locator:
+        return self.page.get_by_test_id("state-badge").get_by_text(state.title())
+
+    def note(self, text: str) -> Locator:
+        # The page itself has its beginning only.
+        whole = self.page.get_by_role("dialog")
+        if not whole.count():
+            self.page.get_by_label("Edit note").click()
+        return whole.get_by_text(text)
+
+    def approve(self, dag_id: str, run_id: str, task_id: str) -> None:
+        self.page.goto(f"/dags/{dag_id}/runs/{quote(run_id)}/tasks/{task_id}/required_actions")
+        self.page.get_by_role("button", name="Approve").click()
