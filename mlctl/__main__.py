@@ -244,7 +244,8 @@ tool("test-trainings", "tools.in_image.pytest_in_image trainings", text)
 text = "Lose a cluster and bring it back; go from Airflow 2 to 3; install in every way."
 tool("test-loss", "pytest -v tests/long", text)
 text = "Install values/production.yaml as its page fills it, on a cluster of its own."
-tool("test-production", "pytest tests/production --verbose --capture=no", text)
+words = "-m pytest tests/production --verbose --capture=no"
+tool("test-production", f"tools.with_locks tools,browser {words}", text)
 text = "Take the pictures of docs/pictures anew, on a cluster of its own."
 files = " ".join(f"tests/e2e/test_{name}.py" for name in PICTURED)
 options = "--pictures --verbose --capture=no"

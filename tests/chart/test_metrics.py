@@ -11,9 +11,18 @@ import pytest
 import yaml
 
 from mlctl.base.packages import ensure_packages
-from mlctl.builder import go
+from mlctl.base.paths import ROOT
 from tests.helpers.helm import AIRFLOW_3, HelmError, render, rendered
-from tests.helpers.metrics import JOB, mappings, metered, panels, rules
+from tests.helpers.metrics import (
+    JOB,
+    dashboard,
+    mappings,
+    metered,
+    operator_crd,
+    panels,
+    picture_text,
+    rules,
+)
 
 RUNS = ("airflow_dagrun_duration_count", {"dag_id": "a_dag", "state": "failed"})
 LOST = {"dag_id": "a_dag", "task_id": "a_task"}
@@ -79,11 +88,9 @@ def promtool(*words):
 @pytest.fixture(scope="module")
 def schemas():
     """Kind -> schema, by the Prometheus Operator's own definitions."""
-    where = go.module("prometheus-operator") / "example" / "prometheus-operator-crd"
     found = {}
     for name in ("servicemonitors", "prometheusrules"):
-        text = (where / f"monitoring.coreos.com_{name}.yaml").read_text()
-        definition = yaml.load(text, yaml.CSafeLoader)["spec"]
+        definition = yaml.load(operator_crd(name).read_text(), yaml.CSafeLoader)["spec"]
         (version,) = [one for one in definition["versions"] if one["name"] == "v1"]
         found[definition["names"]["kind"]] = closed(version["schema"]["openAPIV3Schema"])
     return found
@@ -186,12 +193,19 @@ def test_alerts_fire_when_they_should_and_only_then(tmp_path):
 
 
 def test_the_dashboard_has_no_panel_without_a_query(manifests):
-    found = panels(manifests)
+    found = panels(dashboard(manifests.one("ConfigMap", "ml-pipelines-dashboard")))
     assert len(found) == 12
     for queries in found.values():
-        for query in queries:
+        for query in queries.values():
             assert "RELEASE" not in query
             assert 'namespace="ml-pipelines",job="ml-pipelines-statsd"' in query
+
+
+def test_the_picture_in_the_docs_is_of_these_panels(manifests):
+    """Else `make test-production` draws it anew."""
+    text = picture_text(dashboard(manifests.one("ConfigMap", "ml-pipelines-dashboard")))
+    # A PNG keeps texts as they are.
+    assert text.encode() in (ROOT / "docs" / "pictures" / "dashboard.png").read_bytes()
 
 
 def test_ids_are_labels_on_both_airflows():

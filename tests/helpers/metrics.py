@@ -1,16 +1,24 @@
 """What the chart gives to Prometheus and Grafana, and the queries in it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from mlctl.base.paths import VALUES
+from mlctl.builder import go
 from tests.helpers.helm import render
 from tests.helpers.manifests import Manifests
 
 JOB = {"namespace": "ml-pipelines", "job": "ml-pipelines-statsd"}
 """Labels of all that is scraped of the release: its namespace and the exporter's Service."""
+
+
+def operator_crd(kind: str) -> Path:
+    """Return the Prometheus Operator's own definition of ``servicemonitors`` or the like."""
+    where = go.module("prometheus-operator") / "example" / "prometheus-operator-crd"
+    return where / f"monitoring.coreos.com_{kind}.yaml"
 
 
 def metered(*values: dict[str, Any], environment: str | None = None) -> Manifests:
@@ -29,8 +37,19 @@ def rules(manifests: Manifests) -> dict[str, Any]:
     return manifests.one("PrometheusRule", "ml-pipelines")["spec"]
 
 
-def panels(manifests: Manifests) -> dict[str, list[str]]:
-    """Return the queries of each panel of the dashboard, by its title."""
-    data = manifests.one("ConfigMap", "ml-pipelines-dashboard")["data"]
-    found = json.loads(data["ml-pipelines.json"])["panels"]
-    return {one["title"]: [target["expr"] for target in one["targets"]] for one in found}
+def dashboard(config_map: dict[str, Any]) -> dict[str, Any]:
+    """Return the dashboard as Grafana reads it from the chart's ConfigMap."""
+    return json.loads(config_map["data"]["ml-pipelines.json"])
+
+
+def panels(dashboard: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Return title -> legend -> query of the dashboard's panels."""
+    return {
+        panel["title"]: {target["legendFormat"]: target["expr"] for target in panel["targets"]}
+        for panel in dashboard["panels"]
+    }
+
+
+def picture_text(dashboard: dict[str, Any]) -> str:
+    """Return what docs/pictures/dashboard.png says of itself: the panels that it shows."""
+    return "; ".join(panels(dashboard))

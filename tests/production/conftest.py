@@ -1,8 +1,8 @@
 """values/production.yaml as docs/production.md fills it, on an embedded cluster of its own.
 
-What the page takes for granted is made here: a database behind PgBouncer and an MLflow outside of
-the release, a class whose volumes are as plain NFS gives them, and a program that enforces
-NetworkPolicies.
+What the page takes for granted is made here: outside of the release a database behind PgBouncer, an
+MLflow and a Prometheus; a class whose volumes are as plain NFS gives them, and a program that
+enforces NetworkPolicies.
 """
 
 import os
@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from mlctl.base.packages import ensure_packages
+from mlctl.base.paths import VALUES
 from mlctl.base.progress import Phase, Phases
 from mlctl.base.waiting import until
 from mlctl.base.wheels import kubectl
@@ -27,6 +28,7 @@ from mlctl.cluster.embedded.components import NETWORK_POLICIES
 from mlctl.release.release import Release, image_values, merge
 from mlctl.stack import Stack
 from tests.helpers.helm import page, production
+from tests.helpers.metrics import JOB, operator_crd
 from tests.helpers.ports import free_port
 
 SERVICES = "services"
@@ -35,6 +37,9 @@ SERVICES = "services"
 DATABASE = "airflow"
 PASSWORD = "of-the-database"
 NFS = "plain-nfs"
+DUMPS = "dumps"
+METRICS = VALUES / "parts" / "metrics.yaml"
+PROMETHEUS, PROMETHEUS_PORT = "prometheus", 9090
 WAIT_SECONDS = 600
 
 Aloud = Callable[[str], AbstractContextManager[Phase]]
@@ -57,6 +62,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         environ.setenv("CLUSTER_NAME", os.environ.get("CLUSTER_NAME") or "ml-pipelines-production")
         environ.setenv("API_PORT", os.environ.get("API_PORT") or str(free_port()))
         environ.setenv("ENV", "production")
+        # With the exporter among the images.
+        environ.setenv("VALUES", str(METRICS))
         found = Stack()
         found.cluster.clean(Phases())
         found.prepare(Phases())
@@ -76,18 +83,16 @@ def values(stack: Stack) -> dict[str, Any]:
         "images": {"classicExample": {"digest": ""}},
         "storage": {"storageClassName": NFS, "size": "1Gi"},
         "logs": {"storageClassName": NFS, "size": "1Gi"},
+        "setup": {"dump": {"claimName": DUMPS}},
         # As the page's table has it for an MLflow of one's own.
         "wandb": {"enabled": False, "existingSecret": ""},
         "mlflow": {"trackingUri": f"http://mlflow.{SERVICES}:5000"},
         "networkPolicies": {
             "ingress": [peer("ingress-nginx")],
             "egress": [{"to": [peer(SERVICES)], "ports": [{"port": 5000}]}],
+            "scrapers": [peer(SERVICES)],
         },
-        # A few steps, and the model that comes out of them, however good.
-        "pipelines": {
-            "model": {"alias": "latest"},
-            "tasks": {"train_model": {"env": {"TRAIN_MAX_STEPS": "20"}}},
-        },
+        "pipelines": {"tasks": {"train_model": {"env": {"TRAIN_MAX_STEPS": "20"}}}},
         "airflow": {
             # Two cores here, and two of each.
             "scheduler": small,
@@ -98,7 +103,8 @@ def values(stack: Stack) -> dict[str, Any]:
             "dags": stack.cluster.values()["airflow"]["dags"],
         },
     }
-    return merge(merge(production(), image_values(built())), here)
+    metrics = yaml.safe_load(METRICS.read_text())
+    return merge(merge(merge(production(), image_values(built())), metrics), here)
 
 
 def peer(namespace: str) -> dict[str, Any]:
@@ -108,7 +114,7 @@ def peer(namespace: str) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def services(stack: Stack) -> Kube:
     """Database, PgBouncer and MLflow as others run them, and the storage class."""
-    ensure_packages("PgBouncer of the test", ["pgbouncer"])
+    ensure_packages("PgBouncer and Prometheus of the test", ["pgbouncer", "prometheus"])
     kube = Kube(stack.cluster.kubeconfig, SERVICES)
     kube.run("create", "namespace", SERVICES)
     kube.apply(
@@ -157,6 +163,7 @@ def services(stack: Stack) -> Kube:
         user=10001,
     )
     bouncer(kube, images["postgres"])
+    prometheus(kube, images["postgres"])
     kube.run(
         *("wait", "pods", "--all", "--for=condition=Ready", f"--timeout={WAIT_SECONDS}s"),
         timeout=WAIT_SECONDS + 10,
@@ -213,36 +220,60 @@ def bouncer(kube: Kube, image: str) -> None:
         "/etc/pgbouncer/": "/config/",
     }.items():
         ini = ini.replace(word, meant)
-    data = {"pgbouncer.ini": ini, "users.txt": f'"{DATABASE}" "{PASSWORD}"\n'}
-    metadata = {"name": "pgbouncer"}
-    kube.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data})
+    files = {"pgbouncer.ini": ini, "users.txt": f'"{DATABASE}" "{PASSWORD}"\n'}
+    command = ["/usr/sbin/pgbouncer", "/config/pgbouncer.ini"]
+    serve_from_here(kube, "pgbouncer", 6543, command, files, image)
+
+
+def prometheus(kube: Kube, image: str) -> None:
+    """Run this machine's Prometheus in a pod, and give the cluster the Operator's kinds.
+
+    The Operator itself would make this configuration out of the release's ServiceMonitor.
+    """
+    for kind in ("servicemonitors", "prometheusrules"):
+        kube.run("create", "--filename", str(operator_crd(kind)))
+    address = f"{JOB['job']}.{JOB['namespace']}:9102"
+    target = {"targets": [address], "labels": JOB}
+    scrape = {"job_name": "x", "static_configs": [target], "scrape_interval": "5s"}
+    files = {"prometheus.yml": yaml.safe_dump({"scrape_configs": [scrape]})}
+    command = ["/usr/bin/prometheus", "--config.file=/config/prometheus.yml"]
+    command.append("--storage.tsdb.path=/data")
+    serve_from_here(kube, PROMETHEUS, PROMETHEUS_PORT, command, files, image)
+
+
+def serve_from_here(
+    kube: Kube, name: str, port: int, command: list[str], files: dict[str, str], image: str
+) -> None:
+    """Serve a program that is installed on this machine; /config has its files."""
+    metadata = {"name": name}
+    kube.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": files})
     places = {"programs": "/usr", "libraries": "/lib", "loader": "/lib64"}
     serve(
         kube,
-        "pgbouncer",
-        6543,
+        name,
+        port,
         {
             "image": image,
-            "command": ["/usr/sbin/pgbouncer", "/config/pgbouncer.ini"],
+            "command": command,
             "volumeMounts": [
                 {"name": "config", "mountPath": "/config"},
                 *(
-                    {"name": name, "mountPath": path, "readOnly": True}
-                    for name, path in places.items()
+                    {"name": place, "mountPath": path, "readOnly": True}
+                    for place, path in places.items()
                 ),
             ],
         },
         user=65534,
         volumes=[
-            {"name": "config", "secret": {"secretName": "pgbouncer"}},
-            *({"name": name, "hostPath": {"path": path}} for name, path in places.items()),
+            {"name": "config", "secret": {"secretName": name}},
+            *({"name": place, "hostPath": {"path": path}} for place, path in places.items()),
         ],
     )
 
 
 @pytest.fixture(scope="session")
 def namespace(stack: Stack, services: Kube, tmp_path_factory: pytest.TempPathFactory) -> Kube:
-    """The release's namespace and its Secrets, by the commands of the page."""
+    """The release's namespace, its Secrets by the commands of the page, and a claim for dumps."""
     directory = tmp_path_factory.mktemp("secrets")
     key = directory / "api-key"
     key.write_text("0" * 40)
@@ -250,13 +281,24 @@ def namespace(stack: Stack, services: Kube, tmp_path_factory: pytest.TempPathFac
     config.write_text(Path(stack.cluster.kubeconfig).read_text())
     url = f"postgresql://{DATABASE}:{PASSWORD}@pgbouncer.{SERVICES}:6543/{DATABASE}"
     named, secrets = page("sh")[:2]
+    direct = url.replace("pgbouncer", "postgres").replace("6543", "5432")
     script = named + secrets.replace(
-        "postgresql://USER:PASSWORD@HOST:5432/DATABASE?sslmode=require", url
+        "connection='postgresql://USER:PASSWORD@HOST:5432/DATABASE?sslmode=require'",
+        f"connection='{url}' --from-literal=direct='{direct}'",
     ).replace("api-key=FILE", f"api-key={key}")
     path = f"{Path(str(kubectl())).parent}:{os.environ['PATH']}"
     env = os.environ | {"KUBECONFIG": str(config), "PATH": path}
     done = subprocess.run(["sh", "-euc", script], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    size = {"requests": {"storage": "1Gi"}}
+    stack.kube.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": DUMPS},
+            "spec": {"accessModes": ["ReadWriteOnce"], "resources": size},
+        }
+    )
     return stack.kube
 
 

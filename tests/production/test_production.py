@@ -4,21 +4,36 @@
 """
 
 import json
+import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from mlctl.base.names import INFERENCE, NAMESPACE, RELEASE, TRAINING
-from mlctl.base.paths import VALUES
+from mlctl.base.paths import BUILD, VALUES
 from mlctl.base.waiting import until
 from mlctl.clients.airflow import Airflow, Task
+from mlctl.clients.forward import Forward
 from mlctl.clients.kube import Kube
 from mlctl.clients.pods import is_ready
+from mlctl.commands.models import promote
 from mlctl.publishing import publish
 from mlctl.release.release import Release
 from mlctl.stack import Stack
+from tests.helpers.metrics import dashboard, panels
+from tests.helpers.prometheus import Prometheus
 from tests.helpers.releases import helm
-from tests.production.conftest import SERVICES, Aloud, install
+from tests.production.conftest import (
+    DUMPS,
+    PROMETHEUS,
+    PROMETHEUS_PORT,
+    SERVICES,
+    Aloud,
+    install,
+)
+from tests.production.picture import draw
 
 RUN_SECONDS = 1800
 
@@ -57,6 +72,7 @@ def test_the_claims_are_bound_and_came_from_the_class(release: Release) -> None:
     assert {(c["metadata"]["name"], c["status"]["phase"]) for c in claims} == {
         ("training-storage", "Bound"),
         ("ml-pipelines-logs", "Bound"),
+        (DUMPS, "Bound"),
     }
 
 
@@ -124,14 +140,15 @@ def test_an_upgrade_in_the_middle_of_a_training_loses_nothing_and_can_be_taken_b
 ) -> None:
     airflow.unpause(TRAINING)
     run_id = airflow.trigger(TRAINING)
-    title = ("--set", "airflow.config.webserver.instance_name=another title")
+    title = "airflow.config.webserver.instance_name=another title"
+    changes = ("--set", title, "--set", "setup.generation=again")
     upgraded = []
 
     def changed(_: str, task: Task) -> None:
         if not upgraded and (task.task_id, task.state) == ("train_model", "running"):
             upgraded.append(True)
             with aloud("upgrade while the model is trained") as phase:
-                release.deploy(phase, extra=title)
+                release.deploy(phase, extra=changes)
 
     ended = airflow.wait_for_run(TRAINING, run_id, timeout=RUN_SECONDS, on_change=changed)
     assert upgraded == [True]
@@ -143,11 +160,59 @@ def test_an_upgrade_in_the_middle_of_a_training_loses_nothing_and_can_be_taken_b
     assert "another title" not in airflow.page("home").text
 
 
-def test_the_predictions_of_the_new_model(airflow: Airflow) -> None:
+def test_each_migration_left_a_dump_of_the_database_before_it(stack: Stack, services: Kube) -> None:
+    """Of the install, the upgrade and the way back; that of the upgrade has the run of then."""
+    dumps = sorted(Path(stack.cluster.config.volumes).glob("**/*.dump"))
+    assert len(dumps) == 3
+    script = (
+        "createdb -U airflow then && pg_restore -U airflow --no-owner --dbname then >&2 &&"
+        " psql -U airflow -tA then -c 'select dag_id, state from dag_run'"
+    )
+    command = services.command("exec", "--stdin", "postgres", "--", "sh", "-c", script)
+    with dumps[1].open("rb") as dump:
+        done = subprocess.run(command, stdin=dump, capture_output=True, text=True)
+    assert done.stdout == f"{TRAINING}|running\n", done.stderr
+
+
+def test_a_person_promotes_what_the_gate_refuses_and_it_is_what_predicts(
+    stack: Stack, airflow: Airflow
+) -> None:
+    promote(stack, "1", "no twenty steps are good enough for the gate")
     airflow.unpause(INFERENCE)
     run_id = airflow.trigger(INFERENCE)
     ended = airflow.wait_for_run(INFERENCE, run_id, timeout=RUN_SECONDS)
     assert ended["state"] == "success", airflow.tasks(INFERENCE, run_id)
+
+
+@pytest.fixture
+def prometheus(services: Kube) -> Iterator[Prometheus]:
+    """The one that scrapes this release since it was installed."""
+    with Forward(services, PROMETHEUS, PROMETHEUS_PORT) as forward:
+        yield Prometheus(forward.url)
+
+
+def test_the_dashboard_shows_what_the_runs_came_to(
+    airflow: Airflow, release: Release, services: Kube, prometheus: Prometheus
+) -> None:
+    """Scraped behind network policies, while runs succeeded, waited and failed."""
+    failed = airflow.trigger(TRAINING, {"data_source": "file:///nowhere.csv"})
+    assert airflow.wait_for_run(TRAINING, failed, timeout=RUN_SECONDS)["state"] == "failed"
+    shown = dashboard(release.kube.get("configmap", f"{RELEASE}-dashboard"))
+    until(60, lambda: prometheus.without_answer(panels(shown)) == [], "no figures", poll=5)
+
+    def figure(query: str) -> list[float]:
+        return [float(one["value"][1]) for one in prometheus.query(query)]
+
+    for dag_id, state in ((TRAINING, "failed"), (TRAINING, "success"), (INFERENCE, "success")):
+        ended = [run for run in airflow.all_runs(dag_id) if run["state"] == state]
+        count = f'airflow_dagrun_duration_count{{dag_id="{dag_id}",state="{state}"}}'
+        until(60, lambda: figure(count) == [len(ended)], f"{dag_id}, {state}", poll=5)  # noqa: B023
+    begin = datetime.fromisoformat(services.get("pod", PROMETHEUS)["status"]["startTime"])
+    since = (datetime.now(UTC) - begin).total_seconds()
+    draw(prometheus, shown, since, BUILD / "pictures" / "dashboard.png")
+    (trained,) = [run for run in airflow.all_runs(TRAINING) if run["state"] == "success"]
+    accuracy = airflow.result(TRAINING, trained["dag_run_id"], "train_model")["accuracy"]
+    assert figure('ml_pipelines_result{task_id="train_model",figure="accuracy"}') == [accuracy]
 
 
 def test_janitors_end_well(release: Release) -> None:
@@ -172,6 +237,7 @@ def test_uninstall_leaves_what_is_kept_and_nothing_else(release: Release) -> Non
     assert left - {"ConfigMap/kube-root-ca.crt", "ServiceAccount/default"} == {
         "PersistentVolumeClaim/training-storage",
         "PersistentVolumeClaim/ml-pipelines-logs",
+        f"PersistentVolumeClaim/{DUMPS}",
     }
     # Those that the page made: the release had none of its own.
     assert {one["metadata"]["name"] for one in kube.items("secrets")} == {
