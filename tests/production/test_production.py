@@ -7,6 +7,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -203,10 +204,13 @@ def test_the_dashboard_shows_what_the_runs_came_to(
     def figure(query: str) -> list[float]:
         return [float(one["value"][1]) for one in prometheus.query(query)]
 
-    for dag_id, state in ((TRAINING, "failed"), (TRAINING, "success"), (INFERENCE, "success")):
+    def counted(dag_id: str, state: str) -> bool:
         ended = [run for run in airflow.all_runs(dag_id) if run["state"] == state]
         count = f'airflow_dagrun_duration_count{{dag_id="{dag_id}",state="{state}"}}'
-        until(60, lambda: figure(count) == [len(ended)], f"{dag_id}, {state}", poll=5)  # noqa: B023
+        return figure(count) == [len(ended)]
+
+    for ended in ((TRAINING, "failed"), (TRAINING, "success"), (INFERENCE, "success")):
+        until(60, partial(counted, *ended), f"{ended}: not as many as in Airflow", poll=5)
     begin = datetime.fromisoformat(services.get("pod", PROMETHEUS)["status"]["startTime"])
     since = (datetime.now(UTC) - begin).total_seconds()
     draw(prometheus, shown, since, BUILD / "pictures" / "dashboard.png")
