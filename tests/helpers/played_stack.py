@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,7 +100,8 @@ class PlayedKube(Kube):
         return SimpleNamespace(stdout=f"{out}\n", returncode=0)
 
     def transfer(self, *words: str, source: Path | None = None, target: Path | None = None) -> None:
-        (part,) = [part for part in ("pg_dump", "sqlite3", "pg_restore", "mv") if part in words[-1]]
+        script = re.sub(r"^#.*", "", words[-1], flags=re.MULTILINE)
+        (part,) = [part for part in ("pg_dump", "sqlite3", "pg_restore", "mv") if part in script]
         self.done.append(part)
         if target:
             target.write_bytes(self.sent[part])
