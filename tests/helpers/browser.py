@@ -83,6 +83,13 @@ class Pages(ABC):
     def log_in(self) -> None:
         """Fill in name and password, and see the first page."""
 
+    def _send_login(self, path: str) -> None:
+        """Fill in and send the form that one gets at a path."""
+        self.page.goto(path)
+        self.page.fill("[name=username]", self.airflow.user)
+        self.page.fill("[name=password]", self.airflow.password)
+        self.page.click("[type=submit]")
+
     @abstractmethod
     def list_dags(self) -> Locator:
         """Open the list of DAGs; return what tells of import errors on it."""
@@ -132,10 +139,7 @@ class Pages2(Pages):
     """Airflow 2.9."""
 
     def log_in(self) -> None:
-        self.page.goto("/login/")
-        self.page.fill("[name=username]", self.airflow.user)
-        self.page.fill("[name=password]", self.airflow.password)
-        self.page.click("[type=submit]")
+        self._send_login("/login/")
         self.page.wait_for_url("**/home")
 
     def list_dags(self) -> Locator:
@@ -175,10 +179,7 @@ class Pages3(Pages):
     """Airflow 3."""
 
     def log_in(self) -> None:
-        self.page.goto("/")
-        self.page.fill("[name=username]", self.airflow.user)
-        self.page.fill("[name=password]", self.airflow.password)
-        self.page.click("[type=submit]")
+        self._send_login("/")
         expect(self.page.get_by_text("Active Dags")).to_be_visible()
 
     def list_dags(self) -> Locator:
