@@ -192,8 +192,13 @@ def test_alerts_fire_when_they_should_and_only_then(tmp_path):
     promtool("test", "rules", tmp_path / "tests.yaml")
 
 
-def test_the_dashboard_has_no_panel_without_a_query(manifests):
-    found = panels(dashboard(manifests.one("ConfigMap", "ml-pipelines-dashboard")))
+@pytest.fixture(scope="module")
+def shown(manifests):
+    return dashboard(manifests.one("ConfigMap", "ml-pipelines-dashboard"))
+
+
+def test_the_dashboard_has_no_panel_without_a_query(shown):
+    found = panels(shown)
     assert len(found) == 12
     for queries in found.values():
         for query in queries.values():
@@ -201,11 +206,11 @@ def test_the_dashboard_has_no_panel_without_a_query(manifests):
             assert 'namespace="ml-pipelines",job="ml-pipelines-statsd"' in query
 
 
-def test_the_picture_in_the_docs_is_of_these_panels(manifests):
+def test_the_picture_in_the_docs_is_of_these_panels(shown):
     """Else `make test-production` draws it anew."""
-    text = picture_text(dashboard(manifests.one("ConfigMap", "ml-pipelines-dashboard")))
+    text = picture_text(shown).encode()
     # A PNG keeps texts as they are.
-    assert text.encode() in (ROOT / "docs" / "pictures" / "dashboard.png").read_bytes()
+    assert text in (ROOT / "docs" / "pictures" / "dashboard.png").read_bytes()
 
 
 def test_ids_are_labels_on_both_airflows():

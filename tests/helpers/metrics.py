@@ -37,6 +37,12 @@ def rules(manifests: Manifests) -> dict[str, Any]:
     return manifests.one("PrometheusRule", "ml-pipelines")["spec"]
 
 
+def scraping(address: str, interval: str) -> list[dict[str, Any]]:
+    """Return the part of a Prometheus' configuration that scrapes an exporter as the release's."""
+    target = {"targets": [address], "labels": JOB}
+    return [{"job_name": "x", "static_configs": [target], "scrape_interval": interval}]
+
+
 def dashboard(config_map: dict[str, Any]) -> dict[str, Any]:
     """Return the dashboard as Grafana reads it from the chart's ConfigMap."""
     return json.loads(config_map["data"]["ml-pipelines.json"])

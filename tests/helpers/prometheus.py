@@ -28,7 +28,8 @@ class Prometheus:
         self.url = url
 
     def _get(self, path: str, **parameters: str | float) -> Any:
-        with urlopen(f"{self.url}/api/v1/{path}?{urlencode(parameters)}") as answer:
+        url = f"{self.url}/api/v1/{path}?{urlencode(parameters)}"
+        with urlopen(url, timeout=BUSY_SECONDS) as answer:
             return json.load(answer)["data"]
 
     def query(self, text: str) -> list[dict[str, Any]]:

@@ -255,7 +255,7 @@ def test_a_dump_through_a_pooler_is_refused_and_past_it_leaves_the_sessions_alon
     postgres: Image, volume: Path, port: int, secret: Path, tmp_path: Path, ignored: str
 ):
     place = tmp_path / "dumps"
-    place.mkdir(mode=0o777)
+    place.mkdir()
     place.chmod(0o777)
     with (
         Container(postgres, server(volume, port, secret)) as running,

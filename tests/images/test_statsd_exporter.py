@@ -15,13 +15,12 @@ import yaml
 
 from mlctl.base.packages import ensure_packages
 from mlctl.base.waiting import until
-from tests.helpers.metrics import JOB, dashboard, mappings, metered, panels, rules
+from tests.helpers.metrics import dashboard, mappings, metered, panels, rules, scraping
 from tests.helpers.ports import free_port
-from tests.helpers.prometheus import Prometheus, read
+from tests.helpers.prometheus import BUSY_SECONDS, Prometheus, read
 from tests.helpers.statsd import TASKS, lines
 from tools.in_image.container import Image
 
-BUSY_SECONDS = 120
 # What is true of those lines.
 FIRING = {
     "AirflowRunFailed",
@@ -63,13 +62,11 @@ def prometheus(
     (at / "mappings.yml").write_text(mappings(manifests))
     (at / "rules.yml").write_text(yaml.safe_dump(rules(manifests)))
     udp, scraped, page = free_port(socket.SOCK_DGRAM), free_port(), free_port()
-    target = {"targets": [f"127.0.0.1:{scraped}"], "labels": JOB}
-    scrape = {"job_name": "x", "static_configs": [target], "scrape_interval": "1s"}
     # A failed run is noticed by its counter, which was not there a quarter of an hour ago.
     config = {
         "global": {"evaluation_interval": "1s"},
         "rule_files": ["rules.yml"],
-        "scrape_configs": [scrape],
+        "scrape_configs": scraping(f"127.0.0.1:{scraped}", "1s"),
     }
     (at / "prometheus.yml").write_text(yaml.safe_dump(config))
     exporter = [

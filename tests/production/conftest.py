@@ -28,7 +28,7 @@ from mlctl.cluster.embedded.components import NETWORK_POLICIES
 from mlctl.release.release import Release, image_values, merge
 from mlctl.stack import Stack
 from tests.helpers.helm import page, production
-from tests.helpers.metrics import JOB, operator_crd
+from tests.helpers.metrics import JOB, operator_crd, scraping
 from tests.helpers.ports import free_port
 
 SERVICES = "services"
@@ -233,11 +233,9 @@ def prometheus(kube: Kube, image: str) -> None:
     for kind in ("servicemonitors", "prometheusrules"):
         kube.run("create", "--filename", str(operator_crd(kind)))
     address = f"{JOB['job']}.{JOB['namespace']}:9102"
-    target = {"targets": [address], "labels": JOB}
-    scrape = {"job_name": "x", "static_configs": [target], "scrape_interval": "5s"}
-    files = {"prometheus.yml": yaml.safe_dump({"scrape_configs": [scrape]})}
-    command = ["/usr/bin/prometheus", "--config.file=/config/prometheus.yml"]
-    command.append("--storage.tsdb.path=/data")
+    files = {"prometheus.yml": yaml.safe_dump({"scrape_configs": scraping(address, "5s")})}
+    options = ["--config.file=/config/prometheus.yml", "--storage.tsdb.path=/data"]
+    command = ["/usr/bin/prometheus", *options]
     serve_from_here(kube, PROMETHEUS, PROMETHEUS_PORT, command, files, image)
 
 
