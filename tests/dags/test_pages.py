@@ -108,7 +108,7 @@ def test_a_run_has_a_note_of_what_its_tasks_have_left(ended) -> None:
             "upload": ("success", result(note="iris v3")),
         }
     )
-    assert (run.state, run.note) == ("success", "- train: accuracy 0.83\n- upload: iris v3")
+    assert (run.state, run.note) == ("success", "- upload: iris v3\n- train: accuracy 0.83")
 
 
 def test_the_note_of_a_failed_run_says_why(ended) -> None:
@@ -121,9 +121,9 @@ def test_the_note_of_a_failed_run_says_why(ended) -> None:
     )
     assert run.state == "failed"
     assert run.note.splitlines() == [
-        "- train: failed: Pod train-1 failed: OOMKilled: more",
-        "- upload: of the try before",
         "- clean: failed: see its log",
+        "- upload: of the try before",
+        "- train: failed: Pod train-1 failed: OOMKilled: more",
     ]
 
 

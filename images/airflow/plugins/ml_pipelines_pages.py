@@ -62,9 +62,10 @@ def name_of(task: Any) -> str:
 
 
 def lines_of(run: Any, session: Any) -> dict[str, str]:
-    """What the note says of the tasks that have ended, by their names, in the order of their ends.
+    """What the note says of the tasks that have ended, by their names, the last to end first.
 
-    Of a mapped task its failures only: there may be hundreds.
+    Airflow 3 shows the beginning of a note only, and the last says what the run came to. Of a
+    mapped task its failures only: there may be hundreds.
     """
     ended = [one for one in run.get_task_instances(session=session) if one.end_date]
     ours = [one for one in ended if one.operator == OPERATOR.__name__]
@@ -72,7 +73,7 @@ def lines_of(run: Any, session: Any) -> dict[str, str]:
         return {}
     left = {(name, key): value for name, key, value in xcoms(session, run, RESULT, FAILURE)}
     lines = {}
-    for task in sorted(ours, key=lambda one: one.end_date):
+    for task in sorted(ours, key=lambda one: one.end_date, reverse=True):
         name, said = name_of(task), None
         if task.state == "failed":
             said = f"failed: {left.get((name, FAILURE), 'see its log')}"
