@@ -4,8 +4,11 @@ It needs a release on the embedded cluster (`make up`), and nobody else on the m
 
 The unit is a bare pod of a chain of five (see bare_chains.py); the tasks are a chain of five that
 do nothing, in a DAG of its own. All take turns, so that a machine which gets slower slows all.
-Where Airflow 3's triggerer runs tasks (`pipelines.launch: triggerer`), so do the same chains with
-workers. The figures go to build/bench.json.
+Beside Airflow 2 so does the document's operator on the official chart (reference.py); where Airflow
+3's triggerer runs tasks (`pipelines.launch: triggerer`), so do the same chains with workers.
+
+The figures go to build/bench.json, beside those of the other ways to run tasks that were measured
+on this machine.
 """
 
 import json
@@ -25,7 +28,7 @@ from mlctl.base.progress import Phase, Phases, console
 from mlctl.clients.airflow import Airflow
 from mlctl.cluster.provider import breakable
 from mlctl.stack import Stack
-from mlctl.trials import bare_chains
+from mlctl.trials import bare_chains, reference
 from mlctl.trials.own_dag import OwnDag, published, remove
 
 REPORT = BUILD / "bench.json"
@@ -40,6 +43,7 @@ MOMENTS = ("queued_when", "start_date", "end_date")
 """Of a task; one that the triggerer runs is not queued."""
 TASKS = [f"step_{number}" for number in range(1, 6)]
 FIRST = "commit 0"
+SHOWN = ("parallel_s", "bare_parallel_s", "commit_to_dag_s", "idle_mib", "idle_millicores")
 DAG = f'''"""Five tasks that do nothing, one after the other."""
 
 from datetime import UTC, datetime
@@ -169,6 +173,66 @@ def middle(figures: Sequence[float]) -> float:
     return round(statistics.median(figures), 2)
 
 
+class Turns:
+    """Bare pods and tasks by turns: `pairs` of what `bare` and `tasks` return."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.pairs: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+
+    def take(self, name: str, airflow: Airflow, dag_id: str, chains: int, phase: Phase) -> None:
+        """Have one turn of each, and keep it under a name. Raises UserError as ``tasks``."""
+        phase.note("bare pods")
+        pair = bare(self.stack, chains), tasks(airflow, dag_id, chains, phase)
+        self.pairs.setdefault(name, []).append(pair)
+        pods, work = (one["makespan"] for one in pair)
+        phase.say(f"{name}: pods {pods:.1f} s, tasks {work:.1f} s")
+
+    def pod(self, name: str) -> float:
+        """Return the seconds of a bare pod, in the turns under a name."""
+        return middle([seconds for pods, _ in self.pairs[name] for seconds in pods["pods"]])
+
+    def task(self, name: str) -> float:
+        """Return the seconds of a task of a chain, in the turns under a name."""
+        return middle([work["makespan"] / len(TASKS) for _, work in self.pairs[name]])
+
+    def makespans(self, side: int) -> dict[str, float]:
+        """Return those of bare pods (0) or tasks (1), by the number of chains at once."""
+        return {
+            name: middle([pair[side]["makespan"] for pair in pairs])
+            for name, pairs in self.pairs.items()
+            if name.isdigit()
+        }
+
+
+def processor() -> str:
+    """Return what the machine calls its processors, and how many there are."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0] if names else 'unknown'}"
+
+
+def together(
+    earlier: dict[str, Any], machine: str, way: str, now: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the report with what was measured now, of one way to run tasks.
+
+    What ``earlier`` has of other ways stays if it is of the same machine. What `parallel_s`,
+    `commit_to_dag_s` and `idle_mib` say is one pod per task's, if that was measured.
+    """
+    ways = earlier.get("ways", {}) if earlier.get("machine") == machine else {}
+    ways = ways | {way: now}
+    shown = ways.get("one_pod", now)
+    return {
+        "machine": machine,
+        "bare_pod_s": middle([one["bare_pod_s"] for one in ways.values()]),
+        "task_s": {name: s for one in ways.values() for name, s in one["task_s"].items()},
+        "bare_pods": {name: n for one in ways.values() for name, n in one["bare_pods"].items()},
+        **{key: shown[key] for key in SHOWN},
+        "ways": ways,
+    }
+
+
 def main(stack: Stack) -> None:
     """What a task costs, and when a commit shows in Airflow (build/bench.json).
 
@@ -176,62 +240,57 @@ def main(stack: Stack) -> None:
     """
     breakable(stack.cluster)  # Before anything is measured.
     phases = Phases()
-    measured: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
-    with_workers: list[float] = []
+    turns = Turns(stack)
     at_rest = idle(stack)
     with ExitStack() as at_end:
         airflow = at_end.enter_context(stack.airflow())
-        at_end.callback(remove, stack, airflow, WITH_WORKERS)
+        for other in (WITH_WORKERS, reference.DAG_ID):
+            at_end.callback(remove, stack, airflow, other)
         dag = at_end.enter_context(published(stack, airflow, DAG_ID, DAG, FIRST, phases))
-        installed = f"airflow{airflow.version.partition('.')[0]}"
-        one_pod = stack.settings["launch"] == "triggerer"
+        way = f"airflow{airflow.version.partition('.')[0]}"
+        workers: dict[str, str] = {}
+        if stack.settings["launch"] == "triggerer":
+            workers, way = {way: WITH_WORKERS}, "one_pod"
         for dag_id in [DAG_ID, WITH_WORKERS]:
             airflow.unpause(dag_id)
-        for chains, turns in TURNS.items():
+        for chains, count in TURNS.items():
             with phases.phase(f"{chains} at once: chains of {len(TASKS)}") as phase:
-                for turn in range(1, turns + 1):
-                    phase.note(f"turn {turn} of {turns}: bare pods")
-                    pair = bare(stack, chains), tasks(airflow, DAG_ID, chains, phase)
-                    measured.setdefault(chains, []).append(pair)
-                    pods, work = (one["makespan"] for one in pair)
-                    phase.say(f"turn {turn} of {turns}: pods {pods:.1f} s, tasks {work:.1f} s")
-                    if one_pod and chains == 1:
-                        took = tasks(airflow, WITH_WORKERS, chains, phase)["makespan"]
-                        with_workers.append(took / len(TASKS))
-                        phase.say(f"turn {turn} of {turns}: with workers {took:.1f} s")
+                for _ in range(count):
+                    name = way if chains == 1 else str(chains)
+                    turns.take(name, airflow, DAG_ID, chains, phase)
+                    for other, dag_id in workers.items() if chains == 1 else ():
+                        turns.take(other, airflow, dag_id, chains, phase)
         with phases.phase(f"{COMMITS} commits") as phase:
             shown = commits(airflow, dag, phase)
-    alone = measured[1]
-    pod = middle([seconds for pods, _ in alone for seconds in pods["pods"]])
-    task = middle([run["makespan"] / len(TASKS) for _, run in alone])
-    at_once = {count: turns for count, turns in measured.items() if count > 1}
-    report: dict[str, Any] = {
-        "bare_pod_s": pod,
-        "task_s": {"one_pod": task, installed: middle(with_workers)}
-        if one_pod
-        else {installed: task},
-        "queued_s": middle([one for _, run in alone for one in run["queued"]]),
-        "work_s": middle([one for _, run in alone for one in run["work"]]),
-        "trigger_to_task_s": middle([run["first"] for _, run in alone]),
-        "bare_parallel_s": {
-            str(count): middle([pods["makespan"] for pods, _ in turns])
-            for count, turns in at_once.items()
-        },
-        "parallel_s": {
-            str(count): middle([run["makespan"] for _, run in turns])
-            for count, turns in at_once.items()
-        },
+        if not airflow.is_3:
+            dag.commit(reference.dag(stack.image, TASKS), reference.DAG_ID)
+            official = at_end.enter_context(reference.installed(stack, phases))
+            with phases.phase(f"the official chart: chains of {len(TASKS)}") as phase:
+                for _ in range(TURNS[1]):
+                    turns.take("reference", official, reference.DAG_ID, 1, phase)
+    alone = [work for _, work in turns.pairs[way]]
+    names = [name for name in turns.pairs if not name.isdigit()]
+    now = {
+        "bare_pod_s": turns.pod(way),
+        "task_s": {name: turns.task(name) for name in names},
+        "bare_pods": {name: round(turns.task(name) / turns.pod(name), 2) for name in names},
+        "queued_s": middle([one for run in alone for one in run["queued"]]),
+        "work_s": middle([one for run in alone for one in run["work"]]),
+        "trigger_to_task_s": middle([run["first"] for run in alone]),
+        "bare_parallel_s": turns.makespans(0),
+        "parallel_s": turns.makespans(1),
         "commit_to_dag_s": round(max(shown), 2),
         "idle_mib": at_rest["mib"],
         "idle_millicores": at_rest["millicores"],
     }
+    earlier = json.loads(REPORT.read_text()) if REPORT.exists() else {}
     REPORT.parent.mkdir(parents=True, exist_ok=True)
-    REPORT.write_text(json.dumps(report, indent=2) + "\n")
-    console.print(f"a bare pod of a chain {pod:6.2f} s")
-    console.print(f"a task of a chain     {task:6.2f} s, {task / pod:.2f} bare pods")
-    for count, seconds in report["parallel_s"].items():
-        ratio = seconds / report["bare_parallel_s"][count]
+    REPORT.write_text(json.dumps(together(earlier, processor(), way, now), indent=2) + "\n")
+    console.print(f"a bare pod of a chain {now['bare_pod_s']:6.2f} s")
+    for name in names:
+        words = f"{now['task_s'][name]:6.2f} s, {now['bare_pods'][name]:.2f} bare pods"
+        console.print(f"a task of a chain     {words} ({name})")
+    for count, seconds in now["parallel_s"].items():
+        ratio = seconds / now["bare_parallel_s"][count]
         console.print(f"{count:>2} chains at once     {seconds:6.2f} s, {ratio:.2f} times as long")
-    console.print(
-        f"a commit shows in     {report['commit_to_dag_s']:6.2f} s (most of {len(shown)})"
-    )
+    console.print(f"a commit shows in     {now['commit_to_dag_s']:6.2f} s (most of {len(shown)})")

@@ -28,12 +28,12 @@ class OwnDag:
     dag_id: str
     clone: Path
 
-    def commit(self, text: str) -> None:
-        """Commit a text as the file."""
-        (self.clone / "dags" / f"{self.dag_id}.py").write_text(text)
+    def commit(self, text: str, dag_id: str = "") -> None:
+        """Commit a text as the file, or as that of another DAG beside it."""
+        (self.clone / "dags" / f"{dag_id or self.dag_id}.py").write_text(text)
         somebody = dag_source.identity("trial", "trial@ml-pipelines.invalid")
         dag_source.run_git("add", "dags", at=self.clone)
-        words = ["commit", "--quiet", "--message", f"Change {self.dag_id}"]
+        words = ["commit", "--quiet", "--message", f"Change {dag_id or self.dag_id}"]
         dag_source.run_git(*words, at=self.clone, env=somebody)
 
     def wait(self, airflow: Airflow, phase: Phase, description: str) -> None:

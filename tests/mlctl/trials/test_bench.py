@@ -1,13 +1,16 @@
 """What the benchmark makes of its figures; that they are right, a run of it shows."""
 
 import json
+import subprocess
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from mlctl.base.errors import UserError
-from mlctl.trials import bench
+from mlctl.release.chart import dependency, program
+from mlctl.trials import bench, reference
 
 
 def test_a_cluster_of_somebody_else_is_refused_before_anything_is_measured() -> None:
@@ -71,3 +74,55 @@ def test_what_is_used_at_rest_is_told_by_component() -> None:
     )
     stack: Any = SimpleNamespace(kube=kube)
     assert bench.idle(stack) == {"mib": {"scheduler": 12}, "millicores": {"scheduler": 20}}
+
+
+def way(pod: float, commit: float = 3.0, **seconds: float) -> dict[str, Any]:
+    """What is measured of one way to run tasks."""
+    return {
+        "bare_pod_s": pod,
+        "task_s": seconds,
+        "bare_pods": {name: s / pod for name, s in seconds.items()},
+        "parallel_s": {"5": 10 * pod},
+        "bare_parallel_s": {"5": 9 * pod},
+        "commit_to_dag_s": commit,
+        "idle_mib": {},
+        "idle_millicores": {},
+    }
+
+
+def test_a_report_has_all_that_was_measured_on_this_machine() -> None:
+    first = bench.together({}, "mine", "airflow2", way(2.0, reference=12.0, airflow2=6.0))
+    assert (first["bare_pod_s"], first["parallel_s"]) == (2.0, {"5": 20.0})
+    both = bench.together(first, "mine", "one_pod", way(3.0, airflow3=9.0, one_pod=4.5))
+    assert both["bare_pods"] == {"reference": 6, "airflow2": 3, "airflow3": 3, "one_pod": 1.5}
+    assert (both["bare_pod_s"], both["parallel_s"]) == (2.5, {"5": 30.0})
+    again = bench.together(both, "mine", "airflow2", way(2.0, 4.0, reference=12.0, airflow2=4.0))
+    assert again["task_s"] == {"reference": 12.0, "airflow2": 4.0, "airflow3": 9.0, "one_pod": 4.5}
+    assert (again["parallel_s"], again["commit_to_dag_s"]) == ({"5": 30.0}, 3.0)
+    other = bench.together(both, "another", "airflow2", way(2.0, airflow2=4.0))
+    assert (list(other["ways"]), other["task_s"]) == (["airflow2"], {"airflow2": 4.0})
+
+
+def test_the_official_chart_takes_the_reference_s_values() -> None:
+    image = {"repository": "localhost/git-sync", "tag": "1", "pullPolicy": "IfNotPresent"}
+    ours = {
+        "airflowVersion": "2.9.3",
+        "defaultAirflowRepository": "localhost/airflow",
+        "defaultAirflowTag": "7",
+        "images": {"gitSync": image},
+        "dags": {"gitSync": {"repo": "git://here/dags", "ref": "main", "subPath": "dags"}},
+    }
+    words = reference.words({"airflow": ours})
+    told = [program(), "template", reference.NAME, str(dependency()), *words]
+    render = subprocess.run(told, capture_output=True, text=True, check=True).stdout
+    found = {
+        (one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(render) if one
+    }
+    config = found["ConfigMap", f"{reference.NAME}-config"]["data"]
+    worker = yaml.safe_load(config["pod_template_file.yaml"])["spec"]
+    assert worker["containers"][0]["image"] == "localhost/airflow:7"
+    (clone,) = worker["initContainers"]  # as it comes: each worker clones
+    assert clone["image"] == "localhost/git-sync:1"
+    assert {"name": "GITSYNC_REF", "value": "main"} in clone["env"]
+    assert ("Deployment", f"{reference.NAME}-webserver") in found
+    compile(reference.dag("image:1", bench.TASKS), "reference.py", "exec")
