@@ -89,15 +89,25 @@ def show(found: dict[str, Any]) -> None:
     ]
     say(f"model {model['name']} in {model['registry']}: {', '.join(versions)}")
     storage = found["storage"]
-    show_table(("claim", "", "size"), (claim.values() for claim in storage["claims"]))
+    show_table(
+        ("claim", "", "size", "in use"),
+        (
+            (claim["name"], claim["phase"], claim["size"], gib(claim["used"]))
+            for claim in storage["claims"]
+        ),
+    )
     for node in storage["nodes"]:
-        used, all_of_it = (node[key] / 2**30 for key in ("used", "capacity"))
-        say(f"disk of {node['name']}: {used:.1f} of {all_of_it:.1f} GiB in use")
+        say(f"disk of {node['name']}: {gib(node['used'])} of {gib(node['capacity'])} in use")
     pages = found["pages"]
     login = f"user {pages['user']}, password: `{PASSWORD_COMMAND}`"
     airflow, mlflow = (pages[name] or "`make ui`" for name in ("airflow", "mlflow"))
     say(f"pages: Airflow {airflow} ({login}), MLflow {mlflow}")
     say(f"kubeconfig: {pages['kubeconfig']}")
+
+
+def gib(size: int | None) -> str:
+    """Return bytes as people read them, '' for None."""
+    return "" if size is None else f"{size / 2**30:.1f} GiB"
 
 
 def logs(stack: Stack, part: str | None, wanted: str | None) -> int:

@@ -42,7 +42,7 @@ def state_of(stack: Stack, status: Status) -> dict[str, Any]:
         "triggerer": values["airflow"]["triggerer"]["enabled"],
         "dags": dags(stack) if "webserver" in serving else None,
         "model": model(stack, values, serves="mlflow" in serving),
-        "storage": {"claims": claims(stack.kube), "nodes": disks(stack.kube)},
+        "storage": storage(stack.kube),
         "pages": {
             "airflow": public_address(values),
             # A release of before knows no pageUrl.
@@ -113,35 +113,39 @@ def model(stack: Stack, values: dict[str, Any], *, serves: bool) -> dict[str, An
     return found | {"newest": newest, "champion": aliases.get(wanted["alias"], "")}
 
 
-def claims(kube: Kube) -> list[dict[str, Any]]:
-    """Return the claims of the namespace with their phases and sizes."""
-    return [
-        {
-            "name": one["metadata"]["name"],
-            "phase": one["status"]["phase"],
-            "size": one["status"].get("capacity", one["spec"]["resources"]["requests"])["storage"],
-        }
-        for one in kube.items("persistentvolumeclaims")
-    ]
+def storage(kube: Kube) -> dict[str, list[dict[str, Any]]]:
+    """Return the `claims` of the namespace, and the disks of the `nodes`, with bytes `used`.
 
-
-def disks(kube: Kube) -> list[dict[str, Any]]:
-    """Return of each node the bytes of its disk that are used, and all; none where it is not told.
-
-    The kubelet knows them, and whoever may not ask it gets nothing.
+    The kubelets know what is used, of what a pod has mounted; whoever may not ask them gets no
+    nodes. Of a claim on a node's own disk `used` is None: that disk is the one which fills up.
     """
-    found = []
+    nodes, used = [], {}
     try:
         for node in kube.items("nodes"):
             name = node["metadata"]["name"]
             path = f"/api/v1/nodes/{name}/proxy/stats/summary"
-            disk = json.loads(kube.run("get", "--raw", path).stdout)["node"]["fs"]
-            found.append(
+            stats = json.loads(kube.run("get", "--raw", path).stdout)
+            disk = stats["node"]["fs"]
+            nodes.append(
                 {"name": name, "used": disk["usedBytes"], "capacity": disk["capacityBytes"]}
             )
+            for volume in (one for pod in stats["pods"] for one in pod.get("volume", [])):
+                claim = volume.get("pvcRef", {})
+                own = volume.get("capacityBytes") != disk["capacityBytes"]
+                if claim.get("namespace") == kube.namespace and own:
+                    used[claim["name"]] = volume.get("usedBytes")
     except KubectlError:
-        return []
-    return found
+        nodes = []
+    claims = [
+        {
+            "name": one["metadata"]["name"],
+            "phase": one["status"]["phase"],
+            "size": one["status"].get("capacity", one["spec"]["resources"]["requests"])["storage"],
+            "used": used.get(one["metadata"]["name"]),
+        }
+        for one in kube.items("persistentvolumeclaims")
+    ]
+    return {"claims": claims, "nodes": nodes}
 
 
 def public_address(values: dict[str, Any]) -> str:

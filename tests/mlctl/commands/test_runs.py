@@ -117,18 +117,34 @@ class Kube:
             {"metadata": {"name": f"{name}-1", "labels": {"component": name}}, "status": ready}
             for name in self.serving
         ]
-        claim = {
-            "metadata": {"name": "training-storage"},
-            "spec": {"resources": {"requests": {"storage": "5Gi"}}},
-            "status": {"phase": "Pending"},
-        }
+        claims = [
+            {
+                "metadata": {"name": name},
+                "spec": {"resources": {"requests": {"storage": "5Gi"}}},
+                "status": {"phase": phase},
+            }
+            for name, phase in (("on-nfs", "Bound"), ("on-disk", "Bound"), ("of-nobody", "Pending"))
+        ]
         node = {"metadata": {"name": "node-1"}}
-        return {"pods": pods, "persistentvolumeclaims": [claim], "nodes": [node]}[kind]
+        return {"pods": pods, "persistentvolumeclaims": claims, "nodes": [node]}[kind]
+
+    namespace = "ours"
 
     def run(self, *words: str) -> Any:
+        """As a kubelet: a volume on the node's disk is told the sizes of that disk."""
         assert words[-1] == "/api/v1/nodes/node-1/proxy/stats/summary"
         disk = {"usedBytes": 5 * 2**30, "capacityBytes": 10 * 2**30}
-        return SimpleNamespace(stdout=json.dumps({"node": {"fs": disk}}))
+        nfs = {"usedBytes": 1 * 2**30, "capacityBytes": 4 * 2**30}
+
+        def volume(name: str, namespace: str, sizes: dict[str, int]) -> dict[str, Any]:
+            return sizes | {"name": "data", "pvcRef": {"name": name, "namespace": namespace}}
+
+        pods: list[dict[str, Any]] = [
+            {"volume": [volume("on-nfs", "ours", nfs), {"name": "tmp"} | disk]},
+            {"volume": [volume("on-disk", "ours", disk), volume("of-nobody", "others", nfs)]},
+            {},
+        ]
+        return SimpleNamespace(stdout=json.dumps({"node": {"fs": disk}, "pods": pods}))
 
 
 @pytest.fixture
@@ -190,6 +206,8 @@ def test_status_is_one_object_for_scripts(
     assert found["cluster"]["parts"] == [{"name": "kubelet", "state": "running"}]
     assert found["dags"][0]["told"] == ["upload_model: failed: Pod u failed: no room"]
     assert (found["model"]["champion"], found["model"]["newest"]) == ("v9", "v10")
+    used = {one["name"]: one["used"] for one in found["storage"]["claims"]}
+    assert used == {"on-nfs": 2**30, "on-disk": None, "of-nobody": None}
 
 
 def test_status_of_a_page_that_does_not_serve_waits_for_nothing(
@@ -201,7 +219,9 @@ def test_status_of_a_page_that_does_not_serve_waits_for_nothing(
     told = capsys.readouterr().out
     assert "does not serve" in told
     assert "model iris in mlflow: champion not known" in told
-    assert "disk of node-1: 5.0 of 10.0 GiB in use" in told
+    assert "disk of node-1: 5.0 GiB of 10.0 GiB in use" in told
+    rows = [line.split() for line in told.splitlines()]
+    assert ["on-nfs", "Bound", "5Gi", "1.0", "GiB"] in rows
 
 
 @pytest.mark.parametrize(("wanted", "others"), [("training_dag", False), ("", True)])
