@@ -276,7 +276,7 @@ class PodOperator(KubernetesPodOperator):
                 failed = failed or f"did not start within {seconds} s ({limit})"
             if failed:
                 raise PodLaunchFailedException(f"Pod {name} {failed}")
-            time.sleep(self.startup_check_interval_seconds)
+            self.pod_manager.await_change(seen, self.startup_check_interval_seconds)
 
     def is_istio_enabled(self, pod: k8s.V1Pod) -> bool:
         """Whether the pod has a container that neither values nor task declare: it was injected."""

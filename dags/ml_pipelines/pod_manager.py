@@ -1,6 +1,7 @@
 """Asks the API server about a pod with patience and a time limit, without the provider's sleeps."""
 
 import time
+from contextlib import closing, suppress
 from typing import Any
 
 from airflow.providers.cncf.kubernetes.utils import pod_manager as provider
@@ -74,6 +75,22 @@ class PatientPodManager(provider.PodManager):
             raise ApiException(status=404, reason="Its node does not answer")
         return seen
 
+    def await_change(self, pod: k8s.V1Pod, seconds: float) -> None:
+        """Return when the pod has changed since it was read, or some seconds have gone by."""
+        give_up, of = time.monotonic() + seconds, pod.metadata
+        since = {
+            "field_selector": f"metadata.name={of.name}",
+            "resource_version": of.resource_version,
+        }
+        with suppress(*REQUEST_ERRORS):  # without the right, as after a connection that breaks
+            limit = {"timeout_seconds": max(1, round(seconds)), "_preload_content": False}
+            with closing(
+                self._client.list_namespaced_pod(of.namespace, watch=True, **since, **limit)
+            ) as news:
+                if next(news.stream(), None):
+                    return
+        time.sleep(max(0, give_up - time.monotonic()))
+
     def delete_pod(self, pod: k8s.V1Pod, grace: float | None = None) -> None:
         """Delete the pod, which may be gone already. Raises ApiException or HTTPError."""
         name, options = pod.metadata.name, {"grace_period_seconds": grace}
@@ -91,8 +108,10 @@ class PatientPodManager(provider.PodManager):
     def await_deletion(self, pod: k8s.V1Pod) -> None:
         """Return when a pod that is being deleted writes no more: it has ended, or is lost."""
         try:
-            while self.read_pod(pod).status.phase not in provider.PodPhase.terminal_states:
-                time.sleep(POLL_SECONDS)
+            while (
+                seen := self.read_pod(pod)
+            ).status.phase not in provider.PodPhase.terminal_states:
+                self.await_change(seen, POLL_SECONDS)
         except ApiException as error:
             if error.status != 404:
                 raise
@@ -118,7 +137,7 @@ class PatientPodManager(provider.PodManager):
         while super().container_is_running(pod, container_name):
             if container_name == XCOM_SIDECAR or time.monotonic() >= believe:
                 return True
-            time.sleep(POLL_SECONDS)
+            self.await_change(self.last_seen or pod, POLL_SECONDS)
         return False
 
     def await_pod_completion(
@@ -135,11 +154,12 @@ class PatientPodManager(provider.PodManager):
         """
         while True:
             seen = self.read_pod(pod)
-            beside = istio_enabled or (do_xcom_push and _has_xcom_sidecar(seen))
+            has_sidecar = XCOM_SIDECAR in {one.name for one in seen.spec.containers}
+            beside = istio_enabled or (do_xcom_push and has_sidecar)
             done = beside and provider.container_is_completed(seen, container_name)
             if done or seen.status.phase in provider.PodPhase.terminal_states:
                 return seen
-            time.sleep(polling_time)
+            self.await_change(seen, polling_time)
 
     def await_container_completion(self, pod: k8s.V1Pod, container_name: str, **more: Any) -> None:
         """Return when the container has ended, or its pod without it."""
@@ -147,12 +167,8 @@ class PatientPodManager(provider.PodManager):
 
     def await_xcom_sidecar_container_start(self, pod: k8s.V1Pod, *args: Any, **kwargs: Any) -> None:
         """As the provider, if the pod has that sidecar."""
-        if _has_xcom_sidecar(self.last_seen or self.read_pod(pod)):
+        if XCOM_SIDECAR in {one.name for one in (self.last_seen or pod).spec.containers}:
             super().await_xcom_sidecar_container_start(pod, *args, **kwargs)
-
-
-def _has_xcom_sidecar(pod: k8s.V1Pod) -> bool:
-    return any(one.name == XCOM_SIDECAR for one in pod.spec.containers)
 
 
 def is_transient(error: Exception, *, outage: bool = False) -> bool:

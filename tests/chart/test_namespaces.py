@@ -76,7 +76,7 @@ def test_each_has_exactly_what_tasks_need(manifests, namespace):
 def test_each_account_may_do_what_it_does_there(manifests, namespace):
     assert rights(manifests, namespace) == {
         "ml-pipelines-airflow-worker": {
-            "pods": {"create", "delete", "get", "list", "patch"},
+            "pods": {"create", "delete", "get", "list", "patch", "watch"},
             "pods/log": {"get"},
             "pods/exec": {"create", "get"},
             "events": {"list"},
@@ -128,7 +128,7 @@ MAY_NOT = {
         *itertools.product(("create", "delete", "get", "patch", "watch"), ["pods"]),
         ("get", "pods/exec"),
     ],
-    WORKER: [("watch", "pods"), ("create", "events")],
+    WORKER: [("create", "events")],
     JANITOR: [
         *itertools.product(("create", "get", "patch", "watch"), ["pods"]),
         ("get", "pods/log"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import json
 import re
 import time
@@ -280,6 +281,7 @@ class Cluster:
         self.graces: list[float | None] = []
         self.troubles: list[Trouble] = []
         self.api_client = ApiClient()
+        self.versions = itertools.count(1)
 
     # What a test does to it
 
@@ -341,8 +343,20 @@ class Cluster:
             return self._read(name, namespace)
 
     def list_namespaced_pod(
-        self, namespace: str, label_selector: str = "", _request_timeout: Any = None
+        self,
+        namespace: str,
+        label_selector: str = "",
+        field_selector: str = "",
+        resource_version: str = "",
+        timeout_seconds: float = 0,
+        watch: bool = False,
+        _preload_content: bool = True,
+        _request_timeout: Any = None,
     ) -> Any:
+        if watch:
+            with self._request("watch_namespaced_pod"):
+                name = field_selector.removeprefix("metadata.name=")
+                return PodWatch(self, namespace, name, resource_version, timeout_seconds)
         with self._request("list_namespaced_pod"):
             pods = [self._read(name) for name in self.there]
             selected = [
@@ -501,6 +515,7 @@ class Cluster:
         made.read = (seen, pod)
         pod.status = status.of(pod, made.ended)
         pod.status.start_time = pod.metadata.creation_timestamp
+        pod.metadata.resource_version = str(next(self.versions))
         pod.spec.node_name = "node-1" if status.placed else None
         if made.deleted is not None:
             pod.metadata.deletion_timestamp = self._stamp(made.deleted + made.grace)
@@ -552,6 +567,33 @@ class LogStream:
 
     def stream(self, amt: Any = None, decode_content: Any = None) -> Iterator[bytes]:
         return iter(self)
+
+
+@dataclass
+class PodWatch:
+    """The answer to a watch of one pod: its first event, or none within the timeout."""
+
+    cluster: Cluster
+    namespace: str
+    name: str
+    version: str
+    timeout: float
+
+    def stream(self) -> Iterator[bytes]:
+        end = self.cluster.clock.now + self.timeout
+        while self.cluster.clock.now < end:
+            if trouble := self.cluster.met("watch_namespaced_pod"):
+                raise trouble.error
+            try:
+                seen = self.cluster._read(self.name, self.namespace).metadata.resource_version
+            except ApiException:
+                seen = "gone"
+            if seen != self.version:
+                yield b"{}\n"
+            self.cluster.clock.advance(STEP)
+
+    def close(self) -> None:
+        pass
 
 
 def selects(selector: str, labels: dict[str, str]) -> bool:

@@ -121,7 +121,7 @@ def granted(kube: Kube, account: str, namespace: str) -> dict[str, set[str]]:
         "airflow-triggerer": {"pods": {"get"}},
         "airflow-webserver": {"pods": {"list"}, "pods/log": {"get"}},
         "airflow-worker": {
-            "pods": {"create", "delete", "get", "list", "patch"},
+            "pods": {"create", "delete", "get", "list", "patch", "watch"},
             "pods/log": {"get"},
             "pods/exec": {"create", "get"},
             "events": {"list"},

@@ -21,7 +21,7 @@ namespace, tasks in each. Call with (list . namespace).
   rules:
     - apiGroups: [""]
       resources: [pods]
-      verbs: [create, delete, get, list, patch]
+      verbs: [create, delete, get, list, patch, watch]
     - apiGroups: [""]
       resources: [pods/log]
       verbs: [get]
