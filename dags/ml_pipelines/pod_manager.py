@@ -78,15 +78,11 @@ class PatientPodManager(provider.PodManager):
     def await_change(self, pod: k8s.V1Pod, seconds: float) -> None:
         """Return when the pod has changed since it was read, or some seconds have gone by."""
         give_up, of = time.monotonic() + seconds, pod.metadata
-        since = {
-            "field_selector": f"metadata.name={of.name}",
-            "resource_version": of.resource_version,
-        }
+        watch = {"field_selector": f"metadata.name={of.name}", "watch": True}
+        watch |= {"_preload_content": False, "timeout_seconds": max(1, round(seconds))}
         with suppress(*REQUEST_ERRORS):  # without the right, as after a connection that breaks
-            limit = {"timeout_seconds": max(1, round(seconds)), "_preload_content": False}
-            with closing(
-                self._client.list_namespaced_pod(of.namespace, watch=True, **since, **limit)
-            ) as news:
+            since, pods = of.resource_version, self._client.list_namespaced_pod
+            with closing(pods(of.namespace, resource_version=since, **watch)) as news:
                 if next(news.stream(), None):
                     return
         time.sleep(max(0, give_up - time.monotonic()))
@@ -108,10 +104,8 @@ class PatientPodManager(provider.PodManager):
     def await_deletion(self, pod: k8s.V1Pod) -> None:
         """Return when a pod that is being deleted writes no more: it has ended, or is lost."""
         try:
-            while (
-                seen := self.read_pod(pod)
-            ).status.phase not in provider.PodPhase.terminal_states:
-                self.await_change(seen, POLL_SECONDS)
+            while self.read_pod(pod).status.phase not in provider.PodPhase.terminal_states:
+                time.sleep(POLL_SECONDS)
         except ApiException as error:
             if error.status != 404:
                 raise
