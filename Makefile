@@ -64,7 +64,7 @@ images-load: ## Push the images of such a tar into a registry (FILE=images.tar R
 	@$(MLCTL) images load
 lock: ## Resolve requirements/*.in anew
 	@$(MLCTL) lock
-bench: ## What a task costs, and when a commit shows in Airflow
+bench: ## What a task costs here and on the official chart, and when a commit shows (docs/benchmark.md)
 	@$(MLCTL) bench
 soak: ## 20 runs of both DAGs and a mapped one at once (N=5 MAPPED=0), checked by what they left
 	@$(MLCTL) soak
