@@ -238,3 +238,19 @@ def test_parts_that_are_off_leave_nothing():
         ("ServiceAccount", "ml-pipelines-pod"),
         ("ServiceAccount", "ml-pipelines-task"),
     }
+
+
+def test_a_quota_and_limits_are_the_official_charts_and_every_container_fits_them():
+    """A quota on something refuses pods whose containers do not say how much they want of it."""
+    hard = {"requests.cpu": "8", "requests.memory": "16Gi", "limits.memory": "32Gi", "pods": "60"}
+    limits = [{"type": "Container", "max": {"memory": "8Gi"}}]
+    manifests = render({"airflow": {"quotas": hard, "limits": limits}})
+    assert [one["spec"]["hard"] for one in manifests.of("ResourceQuota")] == [hard]
+    assert [one["spec"]["limits"] for one in manifests.of("LimitRange")] == [limits]
+    silent = [
+        one.where
+        for one in manifests.containers()
+        if not {"cpu", "memory"} <= one.spec["resources"]["requests"].keys()
+        or "memory" not in one.spec["resources"]["limits"]
+    ]
+    assert silent == []
