@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 from mlctl.base.paths import ROOT
+from mlctl.base.versions import pins
 from tests.helpers.checkouts import clone_of_the_checkout
 from tests.helpers.pages import blocks
 
@@ -54,3 +55,22 @@ def test_make_new_dag_writes_two_files(tmp_path: Path) -> None:
     status = ["git", "status", "--porcelain", "--untracked-files=all"]
     new = subprocess.run(status, cwd=clone, capture_output=True, text=True, check=True).stdout
     assert set(new.split()) == {"??", "dags/churn.py", "tests/dags/test_churn.py"}
+
+
+def test_the_versions_that_are_told_as_tested_together_are_the_pinned_ones() -> None:
+    node = (ROOT / "mlctl/cluster/embedded/node/go.mod").read_text()
+    kubernetes = re.findall(r"k8s\.io/kubernetes v([\d.]+)", node)[0]
+    wheels = pins()["wheels"]
+    newest, older = (wheels[name]["helm"][1:] for name in ("kubectl-and-helm", "helm3"))
+    rows = []
+    for name, of_helm, command in (
+        ("airflow", f"{newest}, {older}", "test"),
+        ("airflow3", newest, "test-long"),
+    ):
+        locked = (ROOT / f"requirements/{name}.txt").read_text()
+        packages = dict(re.findall(r"^([\w-]+)==(\S+)", locked, re.MULTILINE))
+        provider = "apache-airflow-providers-cncf-kubernetes"
+        of_packages = [packages[one] for one in ("apache-airflow", provider, "kubernetes")]
+        row = [*of_packages, pins()["chart"]["version"], kubernetes, of_helm, f"`make {command}`"]
+        rows.append(f"| {' | '.join(row)} |\n")
+    assert "".join(rows) in (ROOT / "docs/upgrading.md").read_text()
