@@ -109,6 +109,11 @@ def _heartbeat(phase: Phase, stop: threading.Event) -> None:
         phase.say(phase.detail[:160] or "working")
 
 
+def gib(size: int) -> str:
+    """Return bytes as people read them."""
+    return f"{size / 2**30:.1f} GiB"
+
+
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
     """Print rows in columns, as wide as they are: a log file has no width."""
     table = Table(*columns, title=title or None, title_justify="left", box=None, pad_edge=False)

@@ -13,7 +13,7 @@ from mlctl.base.names import (
     MLFLOW_SERVICE,
     RELEASE,
 )
-from mlctl.base.progress import console, show_table
+from mlctl.base.progress import console, gib, show_table
 from mlctl.clients.airflow import container_lines, telling_lines
 from mlctl.clients.forward import Forward, free_port
 from mlctl.cluster.provider import Provider
@@ -92,8 +92,13 @@ def show(found: dict[str, Any]) -> None:
     show_table(
         ("claim", "", "size", "in use"),
         (
-            (claim["name"], claim["phase"], claim["size"], gib(claim["used"]))
-            for claim in storage["claims"]
+            (
+                one["name"],
+                one["phase"],
+                one["size"],
+                "" if one["used"] is None else gib(one["used"]),
+            )
+            for one in storage["claims"]
         ),
     )
     for node in storage["nodes"]:
@@ -103,11 +108,6 @@ def show(found: dict[str, Any]) -> None:
     airflow, mlflow = (pages[name] or "`make ui`" for name in ("airflow", "mlflow"))
     say(f"pages: Airflow {airflow} ({login}), MLflow {mlflow}")
     say(f"kubeconfig: {pages['kubeconfig']}")
-
-
-def gib(size: int | None) -> str:
-    """Return bytes as people read them, '' for None."""
-    return "" if size is None else f"{size / 2**30:.1f} GiB"
 
 
 def logs(stack: Stack, part: str | None, wanted: str | None) -> int:

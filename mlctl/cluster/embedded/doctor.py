@@ -16,6 +16,7 @@ import psutil
 from mlctl.base.errors import UserError
 from mlctl.base.packages import missing_packages
 from mlctl.base.paths import CACHE
+from mlctl.base.progress import gib
 from mlctl.cluster.embedded import binary, outbound
 from mlctl.cluster.embedded.config import Config
 
@@ -151,7 +152,7 @@ def check_memory(_: Config) -> str | None:
     """Airflow, its database, MLflow and a training pod take about 5 GiB."""
     available = psutil.virtual_memory().available
     if available < MEMORY_BYTES:
-        return f"{_gib(available)} of memory are available, {_gib(MEMORY_BYTES)} are needed"
+        return f"{gib(available)} of memory are available, {gib(MEMORY_BYTES)} are needed"
     return None
 
 
@@ -163,7 +164,7 @@ def check_disk(config: Config) -> str | None:
         free = shutil.disk_usage(existing).free
         if free < needed:
             return (
-                f"{_gib(free)} are free at {existing}, {_gib(needed)} are needed: "
+                f"{gib(free)} are free at {existing}, {gib(needed)} are needed: "
                 f"make room, or name another place with {variable}=..."
             )
     return None
@@ -221,7 +222,3 @@ def reachable(url: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _gib(number: int) -> str:
-    return f"{number / 1024**3:.1f} GiB"
