@@ -197,11 +197,10 @@ class Turns:
         return middle([work["makespan"] / len(TASKS) for _, work in self.pairs[name]])
 
     def makespans(self, side: int) -> dict[str, float]:
-        """Return those of bare pods (0) or tasks (1), by the number of chains at once."""
+        """Return those of bare pods (0) or tasks (1), by name."""
         return {
             name: middle([pair[side]["makespan"] for pair in pairs])
             for name, pairs in self.pairs.items()
-            if name.isdigit()
         }
 
 
@@ -240,26 +239,27 @@ def main(stack: Stack) -> None:
     """
     breakable(stack.cluster)  # Before anything is measured.
     phases = Phases()
-    turns = Turns(stack)
+    alone, at_once = Turns(stack), Turns(stack)
     at_rest = idle(stack)
     with ExitStack() as at_end:
         airflow = at_end.enter_context(stack.airflow())
-        for other in (WITH_WORKERS, reference.DAG_ID):
+        for other in (WITH_WORKERS, *(() if airflow.is_3 else (reference.DAG_ID,))):
             at_end.callback(remove, stack, airflow, other)
         dag = at_end.enter_context(published(stack, airflow, DAG_ID, DAG, FIRST, phases))
         way = f"airflow{airflow.version.partition('.')[0]}"
-        workers: dict[str, str] = {}
+        dag_ids = {way: DAG_ID}
         if stack.settings["launch"] == "triggerer":
-            workers, way = {way: WITH_WORKERS}, "one_pod"
+            dag_ids, way = {"one_pod": DAG_ID, way: WITH_WORKERS}, "one_pod"
         for dag_id in [DAG_ID, WITH_WORKERS]:
             airflow.unpause(dag_id)
         for chains, count in TURNS.items():
             with phases.phase(f"{chains} at once: chains of {len(TASKS)}") as phase:
                 for _ in range(count):
-                    name = way if chains == 1 else str(chains)
-                    turns.take(name, airflow, DAG_ID, chains, phase)
-                    for other, dag_id in workers.items() if chains == 1 else ():
-                        turns.take(other, airflow, dag_id, chains, phase)
+                    if chains > 1:
+                        at_once.take(str(chains), airflow, DAG_ID, chains, phase)
+                        continue
+                    for name, dag_id in dag_ids.items():
+                        alone.take(name, airflow, dag_id, chains, phase)
         with phases.phase(f"{COMMITS} commits") as phase:
             shown = commits(airflow, dag, phase)
         if not airflow.is_3:
@@ -267,18 +267,17 @@ def main(stack: Stack) -> None:
             official = at_end.enter_context(reference.installed(stack, phases))
             with phases.phase(f"the official chart: chains of {len(TASKS)}") as phase:
                 for _ in range(TURNS[1]):
-                    turns.take("reference", official, reference.DAG_ID, 1, phase)
-    alone = [work for _, work in turns.pairs[way]]
-    names = [name for name in turns.pairs if not name.isdigit()]
+                    alone.take("reference", official, reference.DAG_ID, 1, phase)
+    runs = [work for _, work in alone.pairs[way]]
     now = {
-        "bare_pod_s": turns.pod(way),
-        "task_s": {name: turns.task(name) for name in names},
-        "bare_pods": {name: round(turns.task(name) / turns.pod(name), 2) for name in names},
-        "queued_s": middle([one for run in alone for one in run["queued"]]),
-        "work_s": middle([one for run in alone for one in run["work"]]),
-        "trigger_to_task_s": middle([run["first"] for run in alone]),
-        "bare_parallel_s": turns.makespans(0),
-        "parallel_s": turns.makespans(1),
+        "bare_pod_s": alone.pod(way),
+        "task_s": {name: alone.task(name) for name in alone.pairs},
+        "bare_pods": {name: round(alone.task(name) / alone.pod(name), 2) for name in alone.pairs},
+        "queued_s": middle([one for run in runs for one in run["queued"]]),
+        "work_s": middle([one for run in runs for one in run["work"]]),
+        "trigger_to_task_s": middle([run["first"] for run in runs]),
+        "bare_parallel_s": at_once.makespans(0),
+        "parallel_s": at_once.makespans(1),
         "commit_to_dag_s": round(max(shown), 2),
         "idle_mib": at_rest["mib"],
         "idle_millicores": at_rest["millicores"],
@@ -287,7 +286,7 @@ def main(stack: Stack) -> None:
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.write_text(json.dumps(together(earlier, processor(), way, now), indent=2) + "\n")
     console.print(f"a bare pod of a chain {now['bare_pod_s']:6.2f} s")
-    for name in names:
+    for name in alone.pairs:
         words = f"{now['task_s'][name]:6.2f} s, {now['bare_pods'][name]:.2f} bare pods"
         console.print(f"a task of a chain     {words} ({name})")
     for count, seconds in now["parallel_s"].items():

@@ -11,14 +11,16 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from mlctl.base.errors import output
+from mlctl.base.names import AIRFLOW_PORT
 from mlctl.base.progress import Phases
 from mlctl.base.waiting import until
 from mlctl.clients.airflow import Airflow
+from mlctl.clients.database import USER
 from mlctl.clients.forward import Forward
 from mlctl.clients.kube import Kube
-from mlctl.release.chart import dependency, program
+from mlctl.release.chart import dependency
 from mlctl.release.images import reference as image_of
-from mlctl.release.release import airflow_version
+from mlctl.release.release import Release, airflow_version
 from mlctl.stack import Stack
 
 NAME = "bench-reference"
@@ -91,7 +93,7 @@ def database(image: str) -> list[dict[str, Any]]:
     metadata = {"name": "postgres", "labels": {"app": "postgres"}}
     names = ("POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD")
     pod = {
-        "securityContext": {"runAsUser": 999, "runAsGroup": 999, "fsGroup": 999},
+        "securityContext": {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER},
         "volumes": [{"name": "data", "emptyDir": {}}],
         "containers": [
             {
@@ -125,16 +127,15 @@ def installed(stack: Stack, phases: Phases) -> Iterator[Airflow]:
             kube.run("create", "namespace", NAME)
             for one in database(image_of(ours, "postgres")):
                 kube.apply(one)
-            helm = [program(), "--kubeconfig", str(kube.kubeconfig), "--namespace", NAME]
             install = ["install", NAME, str(dependency()), "--timeout", f"{START_SECONDS}s"]
+            helm = Release(kube, {}, NAME).helm(*install, *words(ours))
             phase.note("its database is made")
-            output([*helm, *install, *words(ours)], "the official chart cannot be installed")
-        connection = Forward(kube, f"{NAME}-webserver", 8080)
-        with closing(connection):
+            output(helm, "the official chart cannot be installed")
+        with closing(Forward(kube, f"{NAME}-webserver", AIRFLOW_PORT)) as connection:
             airflow = Airflow(connection, LOGIN, LOGIN, version=airflow_version(ours))
             with phases.phase(f"wait for {DAG_ID}") as phase:
                 wait = ("rollout", "status", "--timeout", f"{START_SECONDS}s")
-                for one in ("deployment/" + NAME + "-webserver", f"deployment/{NAME}-scheduler"):
+                for one in (f"deployment/{NAME}-webserver", f"deployment/{NAME}-scheduler"):
                     phase.note(one)
                     kube.run(*wait, one, timeout=START_SECONDS + 10)
                 until(START_SECONDS, lambda: airflow.dag(DAG_ID), f"{DAG_ID} does not show")
