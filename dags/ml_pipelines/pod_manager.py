@@ -77,12 +77,17 @@ class PatientPodManager(provider.PodManager):
 
     def await_change(self, pod: k8s.V1Pod, seconds: float) -> None:
         """Return when the pod has changed since it was read, or some seconds have gone by."""
-        give_up, of = time.monotonic() + seconds, pod.metadata
-        watch = {"field_selector": f"metadata.name={of.name}", "watch": True}
-        watch |= {"_preload_content": False, "timeout_seconds": max(1, round(seconds))}
+        give_up = time.monotonic() + seconds
         with suppress(*REQUEST_ERRORS):  # without the right, as after a connection that breaks
-            since, pods = of.resource_version, self._client.list_namespaced_pod
-            with closing(pods(of.namespace, resource_version=since, **watch)) as news:
+            news = self._client.list_namespaced_pod(
+                pod.metadata.namespace,
+                field_selector=f"metadata.name={pod.metadata.name}",
+                resource_version=pod.metadata.resource_version,
+                timeout_seconds=max(1, round(seconds)),
+                watch=True,
+                _preload_content=False,
+            )
+            with closing(news):
                 if next(news.stream(), None):
                     return
         time.sleep(max(0, give_up - time.monotonic()))
@@ -148,8 +153,7 @@ class PatientPodManager(provider.PodManager):
         """
         while True:
             seen = self.read_pod(pod)
-            has_sidecar = XCOM_SIDECAR in {one.name for one in seen.spec.containers}
-            beside = istio_enabled or (do_xcom_push and has_sidecar)
+            beside = istio_enabled or (do_xcom_push and _has_xcom_sidecar(seen))
             done = beside and provider.container_is_completed(seen, container_name)
             if done or seen.status.phase in provider.PodPhase.terminal_states:
                 return seen
@@ -161,8 +165,12 @@ class PatientPodManager(provider.PodManager):
 
     def await_xcom_sidecar_container_start(self, pod: k8s.V1Pod, *args: Any, **kwargs: Any) -> None:
         """As the provider, if the pod has that sidecar."""
-        if XCOM_SIDECAR in {one.name for one in (self.last_seen or pod).spec.containers}:
+        if _has_xcom_sidecar(self.last_seen or self.read_pod(pod)):
             super().await_xcom_sidecar_container_start(pod, *args, **kwargs)
+
+
+def _has_xcom_sidecar(pod: k8s.V1Pod) -> bool:
+    return any(one.name == XCOM_SIDECAR for one in pod.spec.containers)
 
 
 def is_transient(error: Exception, *, outage: bool = False) -> bool:

@@ -26,6 +26,7 @@ from tests.dags.cluster import (
 )
 
 RESET = HTTPError("reset")
+NO_RIGHT = answer(403, "Forbidden", "not you")
 
 
 @pytest.fixture
@@ -66,7 +67,30 @@ def test_a_node_is_lost_a_minute_after_the_grace_period(clock, cluster, manager)
     assert manager.read_pod(pod).status.phase == "Succeeded"
 
 
-def test_what_the_log_says_of_the_end_is_believed_for_a_moment(clock, cluster, manager) -> None:
+@pytest.fixture
+def unwatched(cluster: Cluster) -> None:
+    """Nobody gives the right to watch."""
+    cluster.trouble(0, 10_000, NO_RIGHT, "watch_namespaced_pod")
+
+
+def slept(clock: Clock) -> set[float]:
+    return {round(seconds, 3) for seconds in clock.slept}
+
+
+def test_what_the_log_says_of_the_end_is_believed_for_a_moment(
+    clock, cluster, manager, unwatched
+) -> None:
+    pod = cluster.add("a", [(0, RUNNING)])
+    pod.spec.containers.append(k8s.V1Container(name=XCOM_SIDECAR))
+    assert manager.container_is_running(pod, "base") is True
+    assert slept(clock) == {0.2}
+    assert 1.5 < clock.passed < 1.9
+    clock.slept.clear()
+    assert manager.container_is_running(pod, XCOM_SIDECAR) is True
+    assert clock.slept == []
+
+
+def test_the_end_of_a_log_is_believed_while_the_pod_is_watched(clock, cluster, manager) -> None:
     pod = cluster.add("a", [(0, RUNNING)])
     pod.spec.containers.append(k8s.V1Container(name=XCOM_SIDECAR))
     assert manager.container_is_running(pod, "base") is True
@@ -106,9 +130,12 @@ def test_a_log_that_cannot_be_read_is_asked_for_less_and_less(clock, cluster, ma
         ({"do_xcom_push": True}, XCOM_SIDECAR, 3),
     ],
 )
+@pytest.mark.parametrize("watched", [True, False])
 def test_what_is_waited_for(
-    clock, cluster, manager, asked: dict[str, Any], last: str, after: float
+    clock, cluster, manager, request, asked: dict[str, Any], last: str, after: float, watched: bool
 ) -> None:
+    if not watched:
+        request.getfixturevalue("unwatched")
     going = {"helper": RUNNING_STATE, last: RUNNING_STATE}
     timeline = [
         (0, RUNNING),
@@ -120,6 +147,7 @@ def test_what_is_waited_for(
     pod.spec.containers += [k8s.V1Container(name=name) for name in going]
     manager.await_pod_completion(pod, **asked)
     assert clock.passed == pytest.approx(after, abs=0.21)
+    assert slept(clock) == ({0} if watched else {0.2})
 
 
 def test_a_container_is_waited_for_by_its_name(clock, cluster, manager) -> None:
@@ -129,6 +157,17 @@ def test_a_container_is_waited_for_by_its_name(clock, cluster, manager) -> None:
     pod.spec.containers += [k8s.V1Container(name=name) for name in going]
     manager.await_container_completion(pod, "helper", polling_time=0.5)
     assert clock.passed == pytest.approx(6, abs=0.1)
+
+
+def test_without_a_watch_a_container_is_asked_for_by_its_name(
+    clock, cluster, manager, unwatched
+) -> None:
+    timeline = [(0, RUNNING), (6, Status(RUNNING_STATE, others={"helper": terminated(0)}))]
+    pod = cluster.add("a", timeline, age=0)
+    pod.spec.containers.append(k8s.V1Container(name="helper"))
+    manager.await_container_completion(pod, "helper", polling_time=0.5)
+    assert clock.passed == 6
+    assert slept(clock) == {0.5}
 
 
 def test_a_change_is_seen_at_once_and_nothing_is_asked_before(clock, cluster, manager) -> None:
@@ -151,7 +190,7 @@ def test_a_pod_that_does_not_change_is_looked_at_again(clock, cluster, manager, 
 @pytest.mark.parametrize(
     ("error", "after"),
     [
-        (answer(403, "Forbidden", "not you"), 0),  # the right is missing
+        (NO_RIGHT, 0),
         (RESET, 0),
         (RESET, 0.4),  # while it was watched
     ],
