@@ -3,8 +3,6 @@
 import json
 import re
 import subprocess
-import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from kubernetes.client import models as k8s
 DIRECTORY = Path(__file__).resolve().parents[1]
 GIT_SECONDS = 5
 MESSAGE_BYTES = 4096  # where the kubelet cuts a termination message off
-FIGURES = "ml_pipelines.result"  # gauge of each number in one, by dag_id, task_id and figure
 FAILURE = "failure"  # XCom with what has ended a task, for the note of its run
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -70,14 +67,3 @@ def result_of(pod: k8s.V1Pod, container: str, warn: Any) -> Any:
         if digest := _DIGEST.search(status.image_id or ""):
             result["image_digest"] = digest[0]
     return result
-
-
-def figures(result: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Yield the numbers of a result by their keys; one of an object in it is called outer.inner."""
-    if isinstance(result, dict):
-        for key, value in result.items():
-            if re.fullmatch(r"[\w-]+", str(key), re.ASCII):
-                yield from figures(value, f"{name}.{key}" if name else str(key))
-    # No bool, no NaN, and none that is too large for a float.
-    elif name and type(result) in (int, float) and abs(result) <= sys.float_info.max:
-        yield name, float(result)

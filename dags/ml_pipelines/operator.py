@@ -5,7 +5,6 @@ what it means there. What a task does not say comes from its DAG's `default_args
 chart's values (settings.py), then from HOUSE.
 
 * The container's termination message, as JSON, is the task's result, with the image that it ran.
-  Numbers in it are metrics.
 * Why a pod does not start, or has failed, is told in one line; a failed one stays for a while.
 * An API server that is away is asked again. Room in a ResourceQuota is waited for, by the triggerer
   where there is one: a worker that waits takes room itself.
@@ -31,20 +30,18 @@ from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
 
 from ml_pipelines import failures, settings
-from ml_pipelines.lineage import FAILURE, FIGURES, dags_commit, figures, result_of
+from ml_pipelines.lineage import FAILURE, dags_commit, result_of
 from ml_pipelines.pod_manager import POLL_SECONDS, REQUEST_ERRORS, XCOM_SIDECAR, PatientPodManager
 
 try:
     from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
     from airflow.sdk.definitions._internal.contextmanager import DagContext, TaskGroupContext
     from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
-    from airflow.sdk.observability.stats import Stats
 
     current_group = TaskGroupContext.get_current
 except ImportError:  # Airflow 2
     from airflow.exceptions import AirflowException, AirflowFailException, AirflowSkipException
     from airflow.models.dag import DagContext
-    from airflow.stats import Stats
     from airflow.triggers.temporal import TimeDeltaTrigger
     from airflow.utils.task_group import TaskGroupContext
 
@@ -307,9 +304,6 @@ class PodOperator(KubernetesPodOperator):
         result = super().extract_xcom(pod, **kwargs) if self.xcom_sidecar else self._message()
         if result is not None:
             self._context["ti"].xcom_push(key="return_value", value=result)
-            for figure, value in figures(result):
-                tags = {"dag_id": self.dag_id, "task_id": self.task_id, "figure": figure}
-                Stats.gauge(FIGURES, value, tags=tags)
         return result
 
     def _message(self) -> Any:

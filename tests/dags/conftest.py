@@ -13,8 +13,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from tests.dags.cluster import Clock, Cluster, Log
 DAGS = Path(__file__).parents[2] / "dags"
 ONE_POD = DAGS.parent / "images" / "airflow3" / "one_pod"
 TEMPLATES = DAGS.parent / "charts" / "ml-pipelines" / "templates"
+NUMBERS = count()
 
 _HOME = tempfile.TemporaryDirectory(prefix="airflow-dag-tests-")
 os.environ.update(
@@ -239,6 +241,73 @@ def make_task() -> Callable[..., Any]:
             return operator(**{"task_id": "a_task", "namespace": "default"} | arguments)
 
     return make
+
+
+def stored(dag: Any, session: Any) -> Any:
+    """The DAG as the scheduler has it."""
+    if AIRFLOW_2:
+        dag.sync_to_db(session=session)
+        return dag
+    from airflow.models.dagbundle import DagBundleModel
+    from airflow.models.serialized_dag import SerializedDagModel
+    from airflow.serialization.definitions.dag import SerializedDAG
+    from airflow.serialization.serialized_objects import DagSerialization, LazyDeserializedDAG
+
+    session.merge(DagBundleModel(name="tests"))
+    session.flush()
+    lazy = LazyDeserializedDAG.from_dag(dag)
+    SerializedDAG.bulk_write_to_db("tests", None, [lazy], session=session)
+    SerializedDagModel.write_dag(lazy, bundle_name="tests", session=session)
+    session.flush()
+    return DagSerialization.from_dict(lazy.data)
+
+
+@pytest.fixture
+def ended(session, make_task) -> Callable[..., Any]:
+    """Let the tasks of a run end so, each with XComs, and the run with them; gives the run."""
+
+    def end(tasks: dict[str, tuple[str, dict[str, Any]]], dag_id: str = "", note: str = "") -> Any:
+        if AIRFLOW_2:
+            from airflow.models.xcom import XCom
+        else:
+            from airflow.models.xcom import XComModel as XCom
+        first = make_task(task_id=next(iter(tasks)), dag_id=dag_id or f"ended_{next(NUMBERS)}")
+        for task_id in list(tasks)[1:]:
+            type(first)(task_id=task_id, namespace="default", dag=first.dag)
+        dag, when = stored(first.dag, session), datetime.now(UTC)
+        more = {"execution_date": when} if AIRFLOW_2 else {"logical_date": when, "run_after": when}
+        if not AIRFLOW_2:
+            from airflow.utils.types import DagRunTriggeredByType
+
+            more["triggered_by"] = DagRunTriggeredByType.TEST
+        run = dag.create_dagrun(
+            run_id="manual__1",
+            data_interval=(when, when),
+            run_type="manual",
+            state="running",
+            start_date=when,
+            session=session,
+            **more,
+        )
+        if note:
+            run.note = note
+        session.flush()
+        of = {"dag_id": run.dag_id, "run_id": run.run_id, "session": session}
+        instances = {one.task_id: one for one in run.get_task_instances(session=session)}
+        for number, (task_id, (state, xcoms)) in enumerate(tasks.items()):
+            instances[task_id].state = state
+            instances[task_id].end_date = when + timedelta(seconds=number)
+            for key, value in xcoms.items():
+                XCom.set(key=key, value=value, task_id=task_id, **of)
+        session.flush()
+        run.dag = dag
+        run.update_state(session=session, execute_callbacks=False)
+        session.commit()
+        session.refresh(run)
+        run.written = first.dag
+        return run
+
+    return end
 
 
 @pytest.fixture

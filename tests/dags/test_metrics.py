@@ -1,8 +1,7 @@
-"""The figures of a step's result reach a statsd server, as lines that the exporter takes apart."""
+"""The figures of a run's results reach a statsd server, as lines that the exporter takes apart."""
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -11,8 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from ml_pipelines.operator import Stats
-from tests.dags.cluster import Cluster, ended, until
 from tests.dags.conftest import AIRFLOW_2, RUN_ID, START
 from tests.helpers import statsd
 from tests.helpers.statsd import TASKS
@@ -31,21 +28,19 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
         client = StatsClient("127.0.0.1", server.getsockname()[1], prefix="airflow")
         if AIRFLOW_2:
             from airflow.metrics.statsd_logger import SafeStatsdLogger
+            from airflow.stats import Stats
 
             logger = SafeStatsdLogger(client, influxdb_tags_enabled=True)
             monkeypatch.setattr(Stats, "instance", logger)
         else:
-            # The parts of Airflow have a module of their own, and so have tasks.
-            from airflow._shared.observability.metrics import stats as of_parts
-            from airflow.sdk._shared.observability.metrics import stats as of_tasks
-            from airflow.sdk._shared.observability.metrics.statsd_logger import SafeStatsdLogger
+            from airflow._shared.observability.metrics import stats
+            from airflow._shared.observability.metrics.statsd_logger import SafeStatsdLogger
 
             logger = SafeStatsdLogger(
                 client, influxdb_tags_enabled=True, statsd_influxdb_enabled=True
             )
-            for stats in (of_parts, of_tasks):
-                monkeypatch.setattr(stats, "_backend", logger)
-                monkeypatch.setattr(stats, "_export_legacy_names", False)
+            monkeypatch.setattr(stats, "_backend", logger)
+            monkeypatch.setattr(stats, "_export_legacy_names", False)
 
         def sent() -> list[str]:
             found = []
@@ -58,28 +53,29 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
         yield sent
 
 
-def run(clock, make_task, run_task, result: object, **arguments):
-    cluster = Cluster(clock, until(60, ended(0, message=json.dumps(result))))
-    return run_task(make_task(**arguments), cluster)
+FIGURES = {
+    "accuracy": 0.82,
+    "rows": 872,
+    "version": "v3",
+    "drift": {"psi_words": 0.31, "of": {"below": -1}},
+    "fine": True,
+    "none": None,
+    "nan": float("nan"),
+    "large": 10**400,
+    "interval": [0.8, 0.84],
+    "a key|with:what a line=cannot, hold": 1,
+}
 
 
-def test_every_number_of_a_result_is_a_gauge(clock, make_task, run_task, lines) -> None:
-    result = {
-        "accuracy": 0.82,
-        "rows": 872,
-        "version": "v3",
-        "drift": {"psi_words": 0.31, "of": {"below": -1}},
-        "fine": True,
-        "none": None,
-        "nan": float("nan"),
-        "large": 10**400,
-        "interval": [0.8, 0.84],
-        "a key|with:what a line=cannot, hold": 1,
-    }
-    done = run(clock, make_task, run_task, result, dag_id="team.v1")
-    assert done.error is None
+def of_results(found: list[str]) -> list[str]:
+    """The lines of results: what a run that ends sends besides is Airflow's."""
+    return [line for line in found if ".ml_pipelines." in line]
+
+
+def test_every_number_of_a_result_is_a_gauge(ended, lines) -> None:
+    ended({"a_task": ("success", {"return_value": FIGURES})}, dag_id="team.v1")
     which = "airflow.ml_pipelines.result,dag_id=team.v1,task_id=a_task,figure="
-    assert lines() == [
+    assert of_results(lines()) == [
         f"{which}accuracy:0.82|g",
         f"{which}rows:872.0|g",
         f"{which}drift.psi_words:0.31|g",
@@ -88,16 +84,17 @@ def test_every_number_of_a_result_is_a_gauge(clock, make_task, run_task, lines) 
     ]
 
 
+def test_a_failed_run_sends_what_its_good_tasks_have_left(ended, lines) -> None:
+    accuracy = {"return_value": {"accuracy": 0.5}}
+    ended({"train": ("success", accuracy), "gate": ("failed", accuracy)}, dag_id="red")
+    which = "airflow.ml_pipelines.result,dag_id=red,task_id=train,figure="
+    assert of_results(lines()) == [f"{which}accuracy:0.5|g"]
+
+
 @pytest.mark.parametrize("result", [None, [1], "text", 7])
-def test_a_result_without_figures_sends_none(clock, make_task, run_task, lines, result) -> None:
-    assert run(clock, make_task, run_task, result).error is None
-    assert lines() == []
-
-
-def test_a_failed_step_sends_none(clock, make_task, run_task, lines) -> None:
-    cluster = Cluster(clock, until(60, ended(1, message='{"accuracy": 0.5}')))
-    assert run_task(make_task(), cluster).error is not None
-    assert lines() == []
+def test_a_result_without_figures_sends_none(ended, lines, result) -> None:
+    ended({"a_task": ("success", {"return_value": result})})
+    assert of_results(lines()) == []
 
 
 def test_airflow_sends_the_lines_that_the_exporter_is_tested_with(lines, monkeypatch) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from itertools import count
 from typing import Any
 
 import pytest
@@ -15,26 +12,6 @@ from tests.dags.cluster import Log
 from tests.dags.conftest import AIRFLOW_2
 
 INSIDE = "http://ml-pipelines-mlflow.ml:5000"
-NUMBERS = count()
-
-
-def stored(dag: Any, session: Any) -> Any:
-    """The DAG as the scheduler has it."""
-    if AIRFLOW_2:
-        dag.sync_to_db(session=session)
-        return dag
-    from airflow.models.dagbundle import DagBundleModel
-    from airflow.models.serialized_dag import SerializedDagModel
-    from airflow.serialization.definitions.dag import SerializedDAG
-    from airflow.serialization.serialized_objects import DagSerialization, LazyDeserializedDAG
-
-    session.merge(DagBundleModel(name="tests"))
-    session.flush()
-    lazy = LazyDeserializedDAG.from_dag(dag)
-    SerializedDAG.bulk_write_to_db("tests", None, [lazy], session=session)
-    SerializedDagModel.write_dag(lazy, bundle_name="tests", session=session)
-    session.flush()
-    return DagSerialization.from_dict(lazy.data)
 
 
 def as_shown(dag: Any) -> Any:
@@ -46,54 +23,6 @@ def as_shown(dag: Any) -> Any:
     from airflow.serialization.serialized_objects import DagSerialization
 
     return DagSerialization.from_dict(DagSerialization.to_dict(dag))
-
-
-@pytest.fixture
-def ended(session, make_task) -> Callable[..., Any]:
-    """Let the tasks of a run end so, each with XComs, and the run with them; gives the run."""
-
-    def end(tasks: dict[str, tuple[str, dict[str, Any]]], **of_run: Any) -> Any:
-        if AIRFLOW_2:
-            from airflow.models.xcom import XCom
-        else:
-            from airflow.models.xcom import XComModel as XCom
-        first = make_task(task_id=next(iter(tasks)), dag_id=f"pages_{next(NUMBERS)}")
-        for task_id in list(tasks)[1:]:
-            type(first)(task_id=task_id, namespace="default", dag=first.dag)
-        dag, when = stored(first.dag, session), datetime.now(UTC)
-        more = {"execution_date": when} if AIRFLOW_2 else {"logical_date": when, "run_after": when}
-        if not AIRFLOW_2:
-            from airflow.utils.types import DagRunTriggeredByType
-
-            more["triggered_by"] = DagRunTriggeredByType.TEST
-        run = dag.create_dagrun(
-            run_id="manual__1",
-            data_interval=(when, when),
-            run_type="manual",
-            state="running",
-            start_date=when,
-            session=session,
-            **more,
-        )
-        if "note" in of_run:
-            run.note = of_run["note"]
-        session.flush()
-        of = {"dag_id": run.dag_id, "run_id": run.run_id, "session": session}
-        instances = {one.task_id: one for one in run.get_task_instances(session=session)}
-        for number, (task_id, (state, xcoms)) in enumerate(tasks.items()):
-            instances[task_id].state = state
-            instances[task_id].end_date = when + timedelta(seconds=number)
-            for key, value in xcoms.items():
-                XCom.set(key=key, value=value, task_id=task_id, **of)
-        session.flush()
-        run.dag = dag
-        run.update_state(session=session, execute_callbacks=False)
-        session.commit()
-        session.refresh(run)
-        run.shown = as_shown(first.dag)
-        return run
-
-    return end
 
 
 def result(**values: Any) -> dict[str, Any]:
@@ -147,7 +76,7 @@ def test_a_note_is_one_that_the_database_takes(ended) -> None:
     assert len(run.note) == 1000
 
 
-def test_a_fault_of_the_note_does_not_end_the_scheduler(ended, monkeypatch) -> None:
+def test_a_fault_of_the_plugin_does_not_end_the_scheduler(ended, monkeypatch) -> None:
     listeners, log = get_listener_manager().pm.get_plugins(), Log()
     # Airflow may have loaded the file more than once: for the scheduler, and for tasks.
     for pages in (one for one in listeners if one.__name__ == "ml_pipelines_pages"):
@@ -155,7 +84,7 @@ def test_a_fault_of_the_note_does_not_end_the_scheduler(ended, monkeypatch) -> N
         monkeypatch.setattr(pages, "lines_of", lambda *_: 1 / 0)
     run = ended({"train": ("success", result(note="fine"))})
     assert run.state == "success"
-    assert ("exception", f"The note of {run.run_id} cannot be written") in log.lines
+    assert ("exception", f"What the tasks of {run.run_id} have left cannot be told") in log.lines
 
 
 @pytest.mark.parametrize(
@@ -183,7 +112,7 @@ def test_links_lead_where_people_open_the_pages(
     monkeypatch.setenv("ML_PIPELINES_PAGES", json.dumps(pages))
     run = ended({"train": ("success", result(run_url=url, version_url=url, predictions=url))})
     (instance,) = run.get_task_instances(session=session)
-    task = run.shown.get_task("train")
+    task = as_shown(run.written).get_task("train")
     links = {"Run in the registry", "Model version", "Predictions"}
     assert links <= {*task.extra_links}
     for name in links:
@@ -208,4 +137,5 @@ def test_a_link_leads_to_the_pod(
     monkeypatch.setenv("ML_PIPELINES_POD_PAGE", page)
     run = ended({"train": ("success", left)})
     (instance,) = run.get_task_instances(session=session)
-    assert run.shown.get_task("train").get_extra_links(instance, "Pod") == shown
+    task = as_shown(run.written).get_task("train")
+    assert task.get_extra_links(instance, "Pod") == shown

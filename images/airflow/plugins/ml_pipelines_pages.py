@@ -1,10 +1,12 @@
-"""What Airflow's pages show of tasks of PodOperator, from the JSON objects that they leave.
+"""What Airflow shows of tasks of PodOperator, from the JSON objects that they leave.
 
 * `note` of a result, a line of text, is part of the note of its run, when that has ended; so is why
   a task has failed (the XCom `failure`). What people have written there stays.
+* Each number of a result is a metric then, a gauge called FIGURES.
 * `run_url`, `version_url` and `predictions` of a result are links of its task, and so is its pod.
 
-A plugin of both Airflows. The scheduler writes the notes, the web server makes the links.
+A plugin of both Airflows. The scheduler writes the notes and sends the metrics, the web server
+makes the links.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -20,9 +23,11 @@ from airflow.listeners import hookimpl
 from airflow.plugins_manager import AirflowPlugin
 
 try:
+    from airflow.observability import stats
     from airflow.sdk import BaseOperatorLink
 except ImportError:  # Airflow 2
     from airflow.models.baseoperatorlink import BaseOperatorLink
+    from airflow.stats import Stats as stats
 
 # As JSON: addresses inside the cluster, and those at which people open the same pages.
 PAGES = "ML_PIPELINES_PAGES"
@@ -30,6 +35,7 @@ PAGES = "ML_PIPELINES_PAGES"
 POD_PAGE = "ML_PIPELINES_POD_PAGE"
 NOTE_LENGTH = 1000  # of the database's column
 RESULT, FAILURE = "return_value", "failure"
+FIGURES = "ml_pipelines.result"  # with the tags dag_id, task_id and figure
 # Airflow compares names: the web server does not import the operator.
 OPERATOR = type("PodOperator", (), {"__module__": "ml_pipelines.operator"})
 
@@ -61,19 +67,13 @@ def name_of(task: Any) -> str:
     return f"{task.task_id}[{task.map_index}]" if task.map_index >= 0 else task.task_id
 
 
-def lines_of(run: Any, session: Any) -> dict[str, str]:
-    """What the note says of the tasks that have ended, by their names, the last to end first.
+def lines_of(tasks: list[Any], left: dict[tuple[str, str], Any]) -> dict[str, str]:
+    """What the note says of tasks, by their names; `left` has their XComs by name and key.
 
-    Airflow 3 shows the beginning of a note only, and the last says what the run came to. Of a
-    mapped task its failures only: there may be hundreds.
+    Of a mapped task its failures only: there may be hundreds.
     """
-    ended = [one for one in run.get_task_instances(session=session) if one.end_date]
-    ours = [one for one in ended if one.operator == OPERATOR.__name__]
-    if not ours:  # the results of others may be large
-        return {}
-    left = {(name, key): value for name, key, value in xcoms(session, run, RESULT, FAILURE)}
     lines = {}
-    for task in sorted(ours, key=lambda one: one.end_date, reverse=True):
+    for task in tasks:
         name, said = name_of(task), None
         if task.state == "failed":
             said = f"failed: {left.get((name, FAILURE), 'see its log')}"
@@ -95,30 +95,53 @@ def with_lines(note: str, lines: dict[str, str]) -> str:
     return "".join(one for one in text if one.isprintable() or one == "\n")[:NOTE_LENGTH]
 
 
-def write_note(run: Any) -> None:
-    """Say in the note of a run that has ended what its tasks have left."""
+def figures(result: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a result by their keys; one of an object in it is called outer.inner."""
+    if isinstance(result, dict):
+        for key, value in result.items():
+            if re.fullmatch(r"[\w-]+", str(key), re.ASCII):
+                yield from figures(value, f"{name}.{key}" if name else str(key))
+    # No bool, no NaN, and none that is too large for a float.
+    elif name and type(result) in (int, float) and abs(result) <= sys.float_info.max:
+        yield name, float(result)
+
+
+def tell(run: Any) -> None:
+    """Say in its note, and as metrics, what the tasks of a run that has ended have left."""
     from sqlalchemy.orm import object_session
 
     try:
         # The scheduler's own session, which holds the run's row; it stores the note with the state.
-        if lines := lines_of(run, object_session(run)):
-            before = run.note or ""
-            if (after := with_lines(before, lines)) != before:
-                run.note = after
+        session = object_session(run)
+        ended = [one for one in run.get_task_instances(session=session) if one.end_date]
+        ours = [one for one in ended if one.operator == OPERATOR.__name__]
+        if not ours:  # the results of others may be large
+            return
+        ours.sort(key=lambda one: one.end_date)
+        left = {(name, key): value for name, key, value in xcoms(session, run, RESULT, FAILURE)}
+        for task in ours:
+            if task.state == "success":
+                tags = {"dag_id": task.dag_id, "task_id": task.task_id}
+                for figure, value in figures(left.get((name_of(task), RESULT))):
+                    stats.gauge(FIGURES, value, tags=tags | {"figure": figure})
+        # Airflow 3 shows the beginning of a note only, and the last says what the run came to.
+        before = run.note or ""
+        if (after := with_lines(before, lines_of(ours[::-1], left))) != before:
+            run.note = after
     except Exception:  # the scheduler of Airflow 2 would end
-        log.exception("The note of %s cannot be written", run.run_id)
+        log.exception("What the tasks of %s have left cannot be told", run.run_id)
 
 
 @hookimpl
 def on_dag_run_success(dag_run: Any) -> None:
-    """Write the note."""
-    write_note(dag_run)
+    """Tell what it has left."""
+    tell(dag_run)
 
 
 @hookimpl
 def on_dag_run_failed(dag_run: Any) -> None:
-    """Write the note."""
-    write_note(dag_run)
+    """Tell what it has left."""
+    tell(dag_run)
 
 
 class TaskLink(BaseOperatorLink):
@@ -186,7 +209,7 @@ def address_for_people(url: Any) -> str:
 
 
 class Pages(AirflowPlugin):
-    """Notes and links."""
+    """Notes, metrics and links."""
 
     name = "ml_pipelines_pages"
     listeners = [sys.modules[__name__]]

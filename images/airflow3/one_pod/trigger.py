@@ -18,7 +18,6 @@ from typing import Any
 import structlog
 from airflow.sdk.definitions._internal.templater import create_template_env
 from airflow.sdk.execution_time.xcom import XCom
-from airflow.sdk.observability.stats import Stats
 from airflow.triggers.base import (
     BaseTrigger,
     TaskFailedEvent,
@@ -29,7 +28,7 @@ from airflow.triggers.base import (
 from kubernetes.client.exceptions import ApiException
 
 from one_pod import changes, failures, pod_manager, start
-from one_pod.lineage import FAILURE, FIGURES, figures, result_of
+from one_pod.lineage import FAILURE, result_of
 from one_pod.log import Log
 from one_pod.manifest import (
     TERMINAL,
@@ -179,9 +178,6 @@ class PodTrigger(BaseTrigger):
         # TaskSuccessEvent(xcoms=...) would store JSON within JSON (models/trigger.py).
         if result is not None:
             await XCom.aset(KEY, result, _mapped_length=length, **of_xcom)
-            for figure, value in figures(result):
-                tags = {"dag_id": ti.dag_id, "task_id": ti.task_id, "figure": figure}
-                Stats.gauge(FIGURES, value, tags=tags)
         return TaskSuccessEvent()
 
     def _length(self, result: Any) -> int | None:
