@@ -264,9 +264,17 @@ def stored(dag: Any, session: Any) -> Any:
 
 @pytest.fixture
 def ended(session, make_task) -> Callable[..., Any]:
-    """Let the tasks of a run end so, each with XComs, and the run with them; gives the run."""
+    """Let the tasks of a run end so, each with XComs, and the run with them; gives the run.
 
-    def end(tasks: dict[str, tuple[str, dict[str, Any]]], dag_id: str = "", note: str = "") -> Any:
+    `note` and `notes` (by task) are what people have written to the run and its tasks.
+    """
+
+    def end(
+        tasks: dict[str, tuple[str, dict[str, Any]]],
+        dag_id: str = "",
+        note: str = "",
+        notes: dict[str, str] | None = None,
+    ) -> Any:
         if AIRFLOW_2:
             from airflow.models.xcom import XCom
         else:
@@ -297,6 +305,8 @@ def ended(session, make_task) -> Callable[..., Any]:
         for number, (task_id, (state, xcoms)) in enumerate(tasks.items()):
             instances[task_id].state = state
             instances[task_id].end_date = when + timedelta(seconds=number)
+            if task_id in (notes or {}):
+                instances[task_id].note = notes[task_id]
             for key, value in xcoms.items():
                 XCom.set(key=key, value=value, task_id=task_id, **of)
         session.flush()

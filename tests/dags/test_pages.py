@@ -56,6 +56,22 @@ def test_the_note_of_a_failed_run_says_why(ended) -> None:
     ]
 
 
+def test_the_note_of_a_failed_task_says_why(ended, session) -> None:
+    notes = {"train": "for ann", "gate": "failed: of the time before\nlook at it"}
+    tasks = {
+        "train": ("failed", {"failure": "Pod train-1 failed:\n OOMKilled"}),
+        "gate": ("success", result(note="fine")),
+        "clean": ("success", {}),
+    }
+    run = ended(tasks, notes=notes)
+    left = {one.task_id: one.note for one in run.get_task_instances(session=session)}
+    assert left == {
+        "train": "for ann\nfailed: Pod train-1 failed: OOMKilled",
+        "gate": "look at it",
+        "clean": None,
+    }
+
+
 def test_what_people_have_written_stays_and_older_lines_go(ended) -> None:
     before = "for ann\n- train: failed: a quota\n- look at it"
     run = ended({"train": ("success", result(note="fine"))}, note=before)

@@ -1,7 +1,8 @@
 """What Airflow shows of tasks of PodOperator, from the JSON objects that they leave.
 
 * `note` of a result, a line of text, is part of the note of its run, when that has ended; so is why
-  a task has failed (the XCom `failure`). What people have written there stays.
+  a task has failed (the XCom `failure`), which its own note says, too. What people have written
+  there stays.
 * Each number of a result is a metric then, a gauge called FIGURES.
 * `run_url`, `version_url` and `predictions` of a result are links of its task, and so is its pod.
 
@@ -68,31 +69,40 @@ def name_of(task: Any) -> str:
 
 
 def lines_of(tasks: list[Any], left: dict[tuple[str, str], Any]) -> dict[str, str]:
-    """What the note says of tasks, by their names; `left` has their XComs by name and key.
+    """What the note of a run says of tasks, by the beginning of the line.
 
-    Of a mapped task its failures only: there may be hundreds.
+    `left` has their XComs by name and key. Of a mapped task its failures only: there may be
+    hundreds.
     """
     lines = {}
     for task in tasks:
         name, said = name_of(task), None
         if task.state == "failed":
-            said = f"failed: {left.get((name, FAILURE), 'see its log')}"
+            said = f"failed: {reason_of(task, left)}"
         elif task.map_index < 0 and isinstance(result := left.get((name, RESULT)), dict):
             said = result.get("note")
-        lines[name] = f"- {name}: {said}" if isinstance(said, str) else ""
+        lines[f"- {name}: "] = said if isinstance(said, str) else ""
     return lines
 
 
-def with_lines(note: str, lines: dict[str, str]) -> str:
-    """The note with these lines, in place of older ones of the same tasks, below all others.
+def reason_of(task: Any, left: dict[tuple[str, str], Any]) -> str:
+    """Why a task has failed."""
+    return left.get((name_of(task), FAILURE), "see its log")
 
-    No character in it, and no length, that a database refuses: that would stop the scheduler.
+
+def write_note(of: Any, lines: dict[str, str]) -> None:
+    """Put these lines into the note of a run or a task, below all others.
+
+    They take the place of older ones with the same beginning. No character in it, and no length,
+    that a database refuses: that would stop the scheduler.
     """
-    old = tuple(f"- {name}: " for name in lines)
-    kept = [line for line in note.splitlines() if not line.startswith(old)]
-    new = (" ".join(line.split()) for line in lines.values() if line)
+    before = of.note or ""
+    kept = [line for line in before.splitlines() if not line.startswith(tuple(lines))]
+    new = (begin + " ".join(line.split()) for begin, line in lines.items() if line)
     text = "\n".join([*kept, *new])
-    return "".join(one for one in text if one.isprintable() or one == "\n")[:NOTE_LENGTH]
+    text = "".join(one for one in text if one.isprintable() or one == "\n")[:NOTE_LENGTH]
+    if text != before:
+        of.note = text
 
 
 def figures(result: Any, name: str = "") -> Iterator[tuple[str, float]]:
@@ -107,27 +117,32 @@ def figures(result: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 
 def tell(run: Any) -> None:
-    """Say in its note, and as metrics, what the tasks of a run that has ended have left."""
-    from sqlalchemy.orm import object_session
+    """Say in notes, and as metrics, what the tasks of a run that has ended have left."""
+    from airflow.models.taskinstance import TaskInstance
+    from sqlalchemy import select
+    from sqlalchemy.orm import object_session, selectinload
 
     try:
         # The scheduler's own session, which holds the run's row; it stores the note with the state.
         session = object_session(run)
-        ended = [one for one in run.get_task_instances(session=session) if one.end_date]
-        ours = [one for one in ended if one.operator == OPERATOR.__name__]
+        ours = session.scalars(
+            select(TaskInstance)
+            .where(TaskInstance.dag_id == run.dag_id, TaskInstance.run_id == run.run_id)
+            .where(TaskInstance.operator == OPERATOR.__name__, TaskInstance.end_date.is_not(None))
+            .order_by(TaskInstance.end_date)
+            .options(selectinload(TaskInstance.task_instance_note))
+        ).all()
         if not ours:  # the results of others may be large
             return
-        ours.sort(key=lambda one: one.end_date)
         left = {(name, key): value for name, key, value in xcoms(session, run, RESULT, FAILURE)}
         for task in ours:
+            write_note(task, {"failed: ": reason_of(task, left) if task.state == "failed" else ""})
             if task.state == "success":
                 tags = {"dag_id": task.dag_id, "task_id": task.task_id}
                 for figure, value in figures(left.get((name_of(task), RESULT))):
                     stats.gauge(FIGURES, value, tags=tags | {"figure": figure})
         # Airflow 3 shows the beginning of a note only, and the last says what the run came to.
-        before = run.note or ""
-        if (after := with_lines(before, lines_of(ours[::-1], left))) != before:
-            run.note = after
+        write_note(run, lines_of(ours[::-1], left))
     except Exception:  # the scheduler of Airflow 2 would end
         log.exception("What the tasks of %s have left cannot be told", run.run_id)
 
