@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from mlctl.base.errors import UserError
+from mlctl.base.labels import label
 from mlctl.base.names import NAMESPACE
 from mlctl.base.paths import BUILD
 from mlctl.base.progress import Phase, Phases, console
+from mlctl.base.waiting import until
 from mlctl.clients.airflow import Airflow
 from mlctl.cluster.provider import breakable
 from mlctl.stack import Stack
@@ -39,6 +41,10 @@ COMMITS = 5
 DAG_ID = "bench_dag"
 WITH_WORKERS = "bench_workers_dag"
 """The same with a limit of its own, which only tasks with workers keep to."""
+BUSY = 20
+"""Tasks that run at once while memory is looked at; with workers no more than `parallelism`."""
+BUSY_DAG = {DAG_ID: "bench_busy_dag", WITH_WORKERS: "bench_busy_workers_dag"}
+"""DAGs of tasks that run for long, with the same limits."""
 MOMENTS = ("queued_when", "start_date", "end_date")
 """Of a task; one that the triggerer runs is not queued."""
 TASKS = [f"step_{number}" for number in range(1, 6)]
@@ -56,17 +62,23 @@ try:
 except ImportError:  # Airflow 2
     from airflow.models.baseoperator import chain
 
-for dag_id, limits in (("{DAG_ID}", {{}}), ("{WITH_WORKERS}", {{"max_active_tasks": 8}})):
-    with DAG(
-        dag_id=dag_id,
-        description="{FIRST}",
-        schedule=None,
-        start_date=datetime(2021, 1, 1, tzinfo=UTC),
-        catchup=False,
-        max_active_runs={max(TURNS)},
+for dag_id, busy_dag_id, limits in (
+    ("{DAG_ID}", "{BUSY_DAG[DAG_ID]}", {{}}),
+    ("{WITH_WORKERS}", "{BUSY_DAG[WITH_WORKERS]}", {{"max_active_tasks": {BUSY}}}),
+):
+    arguments = {{
+        "description": "{FIRST}",
+        "schedule": None,
+        "start_date": datetime(2021, 1, 1, tzinfo=UTC),
+        "catchup": False,
+        "max_active_runs": {max(TURNS)},
         **limits,
-    ):
+    }}
+    with DAG(dag_id, **arguments):
         chain(*(PodOperator(task_id=name, cmds=["true"]) for name in {TASKS}))
+    with DAG(busy_dag_id, **arguments):
+        for number in range({BUSY}):
+            PodOperator(task_id=f"sleeps_{{number}}", cmds=["sleep", "3600"])
 '''
 
 
@@ -147,10 +159,11 @@ def commits(airflow: Airflow, dag: OwnDag, phase: Phase) -> list[float]:
     return seconds
 
 
-def idle(stack: Stack) -> dict[str, dict[str, int]]:
-    """Return the memory (`mib`, the working set) and processor (`millicores`) of each container.
+def used(stack: Stack, since: datetime) -> dict[str, dict[str, int]]:
+    """Return the memory (`mib`, the working set) and processor (`millicores`) of each component.
 
-    The kubelet's figures (its Summary API), by component of the release.
+    Those are parts of the release, and `worker` all workers that run now. The figures are the
+    kubelet's (its Summary API); nothing where one is older than `since`.
     """
     names = {
         pod["metadata"]["name"]: pod["metadata"]["labels"]["component"]
@@ -163,9 +176,39 @@ def idle(stack: Stack) -> dict[str, dict[str, int]]:
         for pod in json.loads(stack.kube.run("get", "--raw", path).stdout)["pods"]:
             name = names.get(pod["podRef"]["name"])
             for container in pod.get("containers", []) if name else []:
+                if datetime.fromisoformat(container["memory"]["time"]) < since:
+                    return {}
                 mib[name] += container["memory"].get("workingSetBytes", 0) >> 20
                 millicores[name] += container["cpu"].get("usageNanoCores", 0) // 1_000_000
     return {"mib": dict(sorted(mib.items())), "millicores": dict(sorted(millicores.items()))}
+
+
+def busy(stack: Stack, airflow: Airflow, dag_id: str, count: int, phase: Phase) -> dict[str, Any]:
+    """Return what ``used`` says while this many tasks of a DAG run at once.
+
+    Raises UserError when they do not come to that.
+    """
+    pods = f"kubernetes_pod_operator=True,dag_id={label(dag_id)}"
+
+    def running() -> int:
+        now = [pod["status"]["phase"] for pod in stack.kube.items("pods", pods)]
+        phase.note(f"{now.count('Running')} of {count} tasks run")
+        return now.count("Running")
+
+    airflow.unpause(dag_id)
+    run_id = airflow.trigger(dag_id)
+    until(RUN_SECONDS, lambda: running() >= count, f"{dag_id} has not {count} pods that run")
+    began = datetime.now(UTC)
+    figures = until(RUN_SECONDS, lambda: used(stack, began), "the kubelet has no newer figures")
+    airflow.request("PATCH", f"dags/{dag_id}/dagRuns/{run_id}", json={"state": "failed"})
+    until(RUN_SECONDS, lambda: running() == 0, f"pods of {dag_id} still run")
+    return {"tasks": count, "mib": figures["mib"]}
+
+
+def parallelism(stack: Stack) -> int:
+    """Return how many workers may run at once."""
+    words = ["airflow", "config", "get-value", "core", "parallelism"]
+    return int(stack.in_scheduler(*words, timeout=RUN_SECONDS).splitlines()[-1])
 
 
 def middle(figures: Sequence[float]) -> float:
@@ -227,6 +270,7 @@ def together(
         "bare_pod_s": middle([one["bare_pod_s"] for one in ways.values()]),
         "task_s": {name: s for one in ways.values() for name, s in one["task_s"].items()},
         "bare_pods": {name: n for one in ways.values() for name, n in one["bare_pods"].items()},
+        "busy": {name: of for one in ways.values() for name, of in one.get("busy", {}).items()},
         **{key: shown[key] for key in SHOWN},
         "ways": ways,
     }
@@ -240,10 +284,11 @@ def main(stack: Stack) -> None:
     breakable(stack.cluster)  # Before anything is measured.
     phases = Phases()
     alone, at_once = Turns(stack), Turns(stack)
-    at_rest = idle(stack)
+    at_rest, at_work = used(stack, datetime.min.replace(tzinfo=UTC)), {}
     with ExitStack() as at_end:
         airflow = at_end.enter_context(stack.airflow())
-        for other in (WITH_WORKERS, *(() if airflow.is_3 else (reference.DAG_ID,))):
+        others = (WITH_WORKERS, *BUSY_DAG.values())
+        for other in (*others, *(() if airflow.is_3 else (reference.DAG_ID,))):
             at_end.callback(remove, stack, airflow, other)
         dag = at_end.enter_context(published(stack, airflow, DAG_ID, DAG, FIRST, phases))
         way = f"airflow{airflow.version.partition('.')[0]}"
@@ -260,6 +305,13 @@ def main(stack: Stack) -> None:
                         continue
                     for name, dag_id in dag_ids.items():
                         alone.take(name, airflow, dag_id, chains, phase)
+        for name in dag_ids:
+            with_workers = name != "one_pod"
+            count = min(BUSY, parallelism(stack)) if with_workers else BUSY
+            # Of a DAG that sets no limit Airflow starts fewer at once.
+            dag_id = BUSY_DAG[WITH_WORKERS if with_workers else DAG_ID]
+            with phases.phase(f"{count} tasks at once: {name}") as phase:
+                at_work[name] = busy(stack, airflow, dag_id, count, phase)
         with phases.phase(f"{COMMITS} commits") as phase:
             shown = commits(airflow, dag, phase)
         if not airflow.is_3:
@@ -281,6 +333,7 @@ def main(stack: Stack) -> None:
         "commit_to_dag_s": round(max(shown), 2),
         "idle_mib": at_rest["mib"],
         "idle_millicores": at_rest["millicores"],
+        "busy": at_work,
     }
     earlier = json.loads(REPORT.read_text()) if REPORT.exists() else {}
     REPORT.parent.mkdir(parents=True, exist_ok=True)
@@ -292,4 +345,9 @@ def main(stack: Stack) -> None:
     for count, seconds in now["parallel_s"].items():
         ratio = seconds / now["bare_parallel_s"][count]
         console.print(f"{count:>2} chains at once     {seconds:6.2f} s, {ratio:.2f} times as long")
+    for name, of in at_work.items():
+        more = sum(of["mib"].values()) - sum(at_rest["mib"].values())
+        console.print(
+            f"{of['tasks']:>2} tasks at once      {more:6.0f} MiB more than at rest ({name})"
+        )
     console.print(f"a commit shows in     {now['commit_to_dag_s']:6.2f} s (most of {len(shown)})")

@@ -1,4 +1,4 @@
-"""Tasks that Airflow 3's triggerer runs without workers: values/one-pod.yaml on top of Airflow 3.
+"""Tasks that Airflow 3's triggerer runs without workers: one_pod.yaml on top of Airflow 3.
 
     VALUES=tests/e2e/one_pod.yaml make test-e2e AIRFLOW=3 K='test_one_pod or test_inference'
 

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,8 +62,11 @@ def test_a_chain_of_tasks_lasts_from_its_trigger_to_its_last_end() -> None:
         bench.tasks(airflow, bench.DAG_ID, 1, phase)
 
 
-def test_what_is_used_at_rest_is_told_by_component() -> None:
-    stats = {"memory": {"workingSetBytes": 3 << 20}, "cpu": {"usageNanoCores": 5_000_000}}
+def test_what_is_used_is_told_by_component() -> None:
+    stats = {
+        "memory": {"workingSetBytes": 3 << 20, "time": "2100-01-01T00:00:10Z"},
+        "cpu": {"usageNanoCores": 5_000_000},
+    }
     summary = {"pods": [{"podRef": {"name": "a"}, "containers": [stats, stats]}] * 2}
     objects = {
         "pods": [{"metadata": {"name": "a", "labels": {"component": "scheduler"}}}],
@@ -73,7 +77,9 @@ def test_what_is_used_at_rest_is_told_by_component() -> None:
         run=lambda *words: SimpleNamespace(stdout=json.dumps(summary)),
     )
     stack: Any = SimpleNamespace(kube=kube)
-    assert bench.idle(stack) == {"mib": {"scheduler": 12}, "millicores": {"scheduler": 20}}
+    at = datetime(2100, 1, 1, 0, 0, 10, tzinfo=UTC)
+    assert bench.used(stack, at) == {"mib": {"scheduler": 12}, "millicores": {"scheduler": 20}}
+    assert bench.used(stack, at + timedelta(seconds=1)) == {}
 
 
 def way(pod: float, commit: float = 3.0, **seconds: float) -> dict[str, Any]:
