@@ -27,8 +27,7 @@ from typing import Any
 
 SDK_VERSION = "0.31.0"
 TEAM = "test-team"
-REGISTRY = "models"
-"""Name of the only W&B Registry."""
+REGISTRY = "models"  # the only W&B Registry
 NOW, SEQUENCE = "2026-01-01T00:00:00Z", {"__typename": "ArtifactSequence"}
 
 Json = dict[str, Any]
@@ -45,13 +44,13 @@ class Run:
     place: tuple[str, str]
     name: str
     job_type: str = ""
+    about: Json = field(default_factory=dict)
     state: str = "running"
     config: Json = field(default_factory=dict)
     summary: Json = field(default_factory=dict)
     history: list[Json] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
-    used: list[str] = field(default_factory=list)
-    """`name:vN` of each artifact that it used."""
+    used: list[str] = field(default_factory=list)  # `name:vN` of each artifact
 
 
 @dataclass
@@ -212,6 +211,7 @@ class Server:
                 inserted, run = run is None, run or Run(place, asked["name"])
                 self.runs[*place, run.name] = run
                 run.state, run.job_type = "running", asked["jobType"] or run.job_type
+                run.about |= {key: asked[key] for key in ("displayName", "notes") if asked.get(key)}
                 run.config = json.loads(asked["config"])
                 return {"upsertBucket": {"bucket": shown_run(run), "inserted": inserted}}
             case "RunResumeStatus":

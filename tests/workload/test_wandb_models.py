@@ -20,6 +20,7 @@ from workload_helpers import Cli, Ended, everything_below, write_model
 KEY = "5ecre7" + "0123456789" * 3 + "abcd"
 PROJECT = "tests"
 MODEL = "airflow-pipeline"
+PAGE = "http://airflow.example/dags/{dag_id}/grid?dag_run_id={run_id}"
 
 Command = Callable[..., Ended]
 
@@ -45,6 +46,7 @@ def registry(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         patch.setenv("WANDB_REGISTRY", wandb_server.REGISTRY)
         patch.setenv("WANDB_DIR", str(tmp_path_factory.mktemp("wandb")))
         patch.setenv("ML_PIPELINES_RUN_ID", "loader")
+        patch.setenv("ML_PIPELINES_RUN_PAGE", PAGE)
         patch.setenv("MIN_FREE_BYTES", "0")
         registry = WandbRegistry()
         registry.child.submit(int).result()  # It starts here, in this environment.
@@ -166,6 +168,8 @@ def test_run_and_version_tell_of_the_training(
     run = run_of(server, uploaded[0]["run_url"])
     assert uploaded[0]["version_url"].endswith(f"/artifacts/model/{MODEL}/v0")
     assert (run.job_type, run.state) == ("upload-model", "finished")
+    assert run.about["displayName"] == "run1"
+    assert "held-out accuracy" in run.about["notes"]
     metrics = json.loads((models[0] / "metrics.json").read_text())
     assert {name: run.summary[name] for name in metrics} == pytest.approx(metrics)
     curve = [point["curve/step"] for point in run.history if "curve/loss" in point]
@@ -266,6 +270,8 @@ def test_a_training_is_shown_while_it_goes_on_and_the_upload_goes_on_in_its_run(
 ):
     tags = {"dag_id": "training_dag", "run_id": "run1"}
     killed = registry.track({"learning_rate": 1.0}, tags)
+    about = {"displayName": "run1", "notes": f"[training_dag, run1]({PAGE.format_map(tags)})"}
+    assert server.runs[TEAM, PROJECT, killed].about == about
     registry.log(killed, 1, {"loss": 3.0})
     run_id = registry.track({"learning_rate": 1.0}, tags)
     assert run_id == killed

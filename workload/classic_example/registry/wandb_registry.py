@@ -18,7 +18,7 @@ from typing import Any
 
 from classic_example.errors import WorkloadError, one_line, reason, scrub
 from classic_example.files import require_space
-from classic_example.lineage import of_this_run
+from classic_example.lineage import of_this_run, run_page
 from classic_example.progress import heartbeat, within
 from classic_example.registry import base
 from classic_example.registry.base import ModelRef, Package, Registry
@@ -143,9 +143,12 @@ class WandbRegistry(Registry):
             place = f"{self.where}, project {self.entity}/{self.project}"
             raise WorkloadError(f"{place}: {name} failed: {one_line(error, 300)}") from error
 
-    def start(self, job_type: str, config: dict[str, Any], run_id: str | None = None) -> Any:
-        """Return an open run, that with the id if there is one."""
+    def start(
+        self, job_type: str, config: dict[str, Any], run_id: str | None = None, notes: str = ""
+    ) -> Any:
+        """Return an open run, that with the id if there is one, called as the pipeline's."""
         options = {"job_type": job_type, "config": config, "id": run_id, "resume": "allow"}
+        options |= {"name": config.get("run_id"), "notes": notes or None}
         settings = {"console": "off", "x_disable_stats": True}
         return self.sdk.init(**options, allow_val_change=True, settings=settings)
 
@@ -156,7 +159,7 @@ class WandbRegistry(Registry):
         W&B makes no version of files that it has: that of an earlier try is taken over.
         """
         config = {**package.params, **package.tags}
-        run = self.start("upload-model", config, package.tracking_run or None)
+        run = self.start("upload-model", config, package.tracking_run or None, package.description)
         for point in () if package.tracking_run else package.history:
             self.log(run.id, int(point["step"]), point)
         run.log({path.stem: self.sdk.Image(str(path)) for path in package.plots})
@@ -208,7 +211,7 @@ class WandbRegistry(Registry):
             earlier = found(lambda: self.sdk.Api().run(f"{self.entity}/{self.project}/{run_id}"))
             if earlier and earlier.state == "finished":
                 run_id = None  # The run of the pipeline was cleared after a whole training.
-        return self.start("train-model", {**params, **tags}, run_id).id
+        return self.start("train-model", {**params, **tags}, run_id, run_page(tags)).id
 
     @in_child(TRACKING_SECONDS)
     def run_url(self, run_id: str) -> str:
