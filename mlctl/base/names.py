@@ -3,6 +3,9 @@
 DAG_IDS = TRAINING, INFERENCE = "training_dag", "inference_dag"
 """The pipelines that ship with this project, in the order in which `make run` runs them."""
 
+APPROVAL = "approve_model"
+"""The task of a training at which a person is asked, where the values want that."""
+
 AIRFLOW_IMAGES = {"2": "airflow", "3": "airflow3"}
 """Which image has which Airflow; its major version is what the variable AIRFLOW says."""
 

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import requests
 
 from mlctl.base.errors import UserError
+from mlctl.base.names import APPROVAL
 from mlctl.base.waiting import until
 
 FINISHED_RUN = {"success", "failed"}
@@ -74,6 +75,13 @@ class Task:
     def name(self) -> str:
         """The id of the task, of a mapped one with its index: ``score[3]``."""
         return self.task_id if self.map_index < 0 else f"{self.task_id}[{self.map_index}]"
+
+    @property
+    def waits_for_a_person(self) -> bool:
+        """Say whether it waits for an answer in the page, or by `make approve`."""
+        # Airflow 2 has no state for that.
+        named = self.task_id == APPROVAL and self.state == "deferred"
+        return named or self.state == "awaiting_input"
 
 
 class Airflow:
@@ -453,7 +461,12 @@ class Airflow:
     def _activity(self, dag_id: str, run_id: str, tasks: list[Task]) -> str:
         words = []
         # One that the triggerer runs, or waits for, is deferred.
-        running = [task for task in tasks if task.state in {"running", "deferred"}]
+        asking = [task.name for task in tasks if task.waits_for_a_person]
+        running = [
+            task
+            for task in tasks
+            if task.state in {"running", "deferred"} and not task.waits_for_a_person
+        ]
         for task in running[:LOGS]:
             try:
                 lines = container_lines(self.log_end(dag_id, run_id, task))
@@ -465,6 +478,8 @@ class Airflow:
             words.append(f"{task.name} {task.seconds or 0:.0f} s: {last}")
         if len(running) > LOGS:
             words.append(f"{len(running) - LOGS} more run")
+        if asking:
+            words.append(f"{', '.join(asking)}: waiting for a person (the page, or `make approve`)")
         if words:
             return " | ".join(words)
         waiting = [task.name for task in tasks if task.state in {"queued", "scheduled"}]

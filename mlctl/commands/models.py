@@ -4,12 +4,10 @@ import getpass
 from typing import Any
 
 from mlctl.base.errors import UserError
-from mlctl.base.names import TRAINING
+from mlctl.base.names import APPROVAL, TRAINING
 from mlctl.clients.task_pod import run_in_task_pod
 from mlctl.commands.telling import say
 from mlctl.stack import Stack
-
-APPROVAL = "approve_model"
 
 
 def promote(stack: Stack, version: str, reason: str) -> int:
@@ -29,11 +27,12 @@ def approve(stack: Stack, run: str | None) -> int:
     with stack.airflow() as airflow:
         newest = airflow.newest_run(TRAINING)
         run = run or (newest["dag_run_id"] if newest else "")
-        states = {task.task_id: task.state for task in airflow.tasks(TRAINING, run)} if run else {}
-        if (state := states.get(APPROVAL)) not in {"deferred", "awaiting_input"}:
+        tasks = {task.task_id: task for task in airflow.tasks(TRAINING, run)} if run else {}
+        task = tasks.get(APPROVAL)
+        if task is None or not task.waits_for_a_person:
             raise UserError(
                 f"the run {run or 'of ' + TRAINING} does not wait for an approval: {APPROVAL} is "
-                f"{state or 'none of its tasks'}"
+                f"{(task and task.state) or 'none of its tasks'}"
             )
         airflow.approve(TRAINING, run, APPROVAL)
     say(f"{run} goes on: its model will be the {stack.settings['model']['alias']}")

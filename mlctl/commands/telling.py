@@ -93,7 +93,9 @@ def tell_change(tell: Callable[[str], None], task: Task, prefix: str = "") -> No
         "skipped": "skipped",
         "upstream_failed": "not started: a task before it failed",
     }
-    if task.state in words:
+    if task.waits_for_a_person:
+        tell(f"{prefix}{task.name} waits for a person: approve in its page, or by `make approve`")
+    elif task.state in words:
         tell(f"{prefix}{task.name} {words[task.state]}")
 
 

@@ -44,7 +44,7 @@ def test_from_the_form_to_a_champion_and_its_predictions(
         return run_id
 
     def answer(task: Task) -> None:
-        if (task.name, task.state) == ("approve_model", "deferred"):
+        if task.waits_for_a_person:
             pages.approve("training_dag", training, task.name)
 
     with with_settings(TO_APPROVE):

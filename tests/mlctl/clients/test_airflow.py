@@ -398,6 +398,20 @@ def test_a_log_that_cannot_be_read_is_no_end_of_the_waiting(
 
 
 @pytest.mark.parametrize(
+    ("task_id", "state"), [("approve_model", "deferred"), ("ask", "awaiting_input")]
+)
+def test_a_person_who_is_waited_for_is_told_of(
+    server: Server, airflow: Airflow, task_id: str, state: str
+) -> None:
+    server.answers["dags/x/dagRuns/r"] = [(200, run_entry("running")), (200, run_entry("success"))]
+    server.answers["dags/x/dagRuns/r/taskInstances"] = [task_list(task_entry(task_id, state))]
+    notes: list[str] = []
+    assert airflow.wait_for_run("x", "r", timeout=60, note=notes.append)["state"] == "success"
+    assert notes[0].endswith(f"{task_id}: waiting for a person (the page, or `make approve`)")
+    assert not [asked for asked in server.asked if "/logs/" in asked]
+
+
+@pytest.mark.parametrize(
     ("status", "told"),
     [
         ("healthy", "the scheduler decides"),

@@ -64,9 +64,9 @@ class Airflow:
     def newest_run(self, _: str) -> dict[str, str]:
         return {"dag_run_id": "manual__1+2"}
 
-    def tasks(self, *_: str) -> list[SimpleNamespace]:
+    def tasks(self, *_: str) -> list[client.Task]:
         states = {"gate_model": "success", "approve_model": self.state}
-        return [SimpleNamespace(task_id=name, state=state) for name, state in states.items()]
+        return [client.Task(name, state, 1, None) for name, state in states.items()]
 
     def request(self, method: str, path: str, json: Any) -> None:
         self.asked.append((method, path, json))
