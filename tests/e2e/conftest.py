@@ -228,7 +228,22 @@ WithSettings = Callable[[dict[str, Any]], AbstractContextManager[None]]
 
 
 @pytest.fixture(scope="session")
-def with_settings(stack: Stack, release: Release) -> WithSettings:
+def settle(stack: Stack, aloud: Aloud) -> Callable[[], None]:
+    """Wait until the scheduler has read the settings that the release has now.
+
+    Workers read them when they start. The scheduler, which starts runs and counts their tries, gets
+    them from the kubelet and with the next parsing.
+    """
+
+    def wait() -> None:
+        with aloud("wait until Airflow has read the settings") as phase:
+            publish(stack, phase)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def with_settings(stack: Stack, client: Airflow, settle: Callable[[], None]) -> WithSettings:
     """Change what the DAGs are told for one block; workers read it when they start.
 
     That the chart writes values there is proven in tests/chart.
@@ -244,6 +259,8 @@ def with_settings(stack: Stack, release: Release) -> WithSettings:
         # In Helm's name: a field of anybody else's is a conflict for the next upgrade.
         apply = ["apply", "--server-side", "--field-manager=helm", "--force-conflicts"]
         stack.kube.run(*apply, "--filename", "-", stdin=json.dumps(manifest))
+        if client.is_3:  # its workers take the tries of a task from what the scheduler has read
+            settle()
 
     @contextmanager
     def change(changes: dict[str, Any]) -> Iterator[None]:
@@ -257,21 +274,6 @@ def with_settings(stack: Stack, release: Release) -> WithSettings:
             write(found, before)
 
     return change
-
-
-@pytest.fixture(scope="session")
-def settle(stack: Stack, aloud: Aloud) -> Callable[[], None]:
-    """Wait until the scheduler has read the settings that the release has now.
-
-    Workers read them when they start. The scheduler, which starts runs and counts their tries, gets
-    them from the kubelet and with the next parsing.
-    """
-
-    def wait() -> None:
-        with aloud("wait until Airflow has read the settings") as phase:
-            publish(stack, phase)
-
-    return wait
 
 
 # Runs of the pipelines, one each for all tests that look at a good run.
