@@ -103,7 +103,8 @@ test-long: ## Soak, faults, killed trainings, lost cluster, upgrade, install pat
 	@$(MLCTL) test-trainings
 	@$(MLCTL) test-loss
 	@$(MLCTL) screenshots
-	@$(MLCTL) test e2e --airflow 3 --k 'test_ui or test_inference or test_browser'
+	@$(MLCTL) screenshots --airflow 3
+	@$(MLCTL) test e2e --airflow 3 --k 'test_ui or test_inference'
 	@$(MLCTL) test e2e --airflow 3 --values tests/e2e/one_pod.yaml --k 'test_one_pod or test_inference'
 	@$(MLCTL) test-production
 	@$(MLCTL) mutation
