@@ -57,10 +57,11 @@ def test_the_note_of_a_failed_run_says_why(ended) -> None:
 
 
 def test_the_note_of_a_failed_task_says_why(ended, session) -> None:
-    notes = {"train": "for ann", "gate": "failed: of the time before\nlook at it"}
+    notes = {"train": "for ann", "gate": "failed: of the time before\nlook at it", "load": "\ta\n"}
     tasks = {
         "train": ("failed", {"failure": "Pod train-1 failed:\n OOMKilled"}),
         "gate": ("success", result(note="fine")),
+        "load": ("success", {}),
         "clean": ("success", {}),
     }
     run = ended(tasks, notes=notes)
@@ -68,6 +69,7 @@ def test_the_note_of_a_failed_task_says_why(ended, session) -> None:
     assert left == {
         "train": "for ann\nfailed: Pod train-1 failed: OOMKilled",
         "gate": "look at it",
+        "load": "\ta\n",
         "clean": None,
     }
 

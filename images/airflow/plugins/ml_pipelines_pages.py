@@ -93,16 +93,16 @@ def reason_of(task: Any, left: dict[tuple[str, str], Any]) -> str:
 def write_note(of: Any, lines: dict[str, str]) -> None:
     """Put these lines into the note of a run or a task, below all others.
 
-    They take the place of older ones with the same beginning. No character in it, and no length,
-    that a database refuses: that would stop the scheduler.
+    They take the place of older ones with the same beginning; where there are neither, the note is
+    left as it is. No character in it, and no length, that a database refuses: that would stop the
+    scheduler.
     """
-    before = of.note or ""
-    kept = [line for line in before.splitlines() if not line.startswith(tuple(lines))]
-    new = (begin + " ".join(line.split()) for begin, line in lines.items() if line)
-    text = "\n".join([*kept, *new])
-    text = "".join(one for one in text if one.isprintable() or one == "\n")[:NOTE_LENGTH]
-    if text != before:
-        of.note = text
+    before = (of.note or "").splitlines()
+    kept = [line for line in before if not line.startswith(tuple(lines))]
+    new = [begin + " ".join(line.split()) for begin, line in lines.items() if line]
+    if new or kept != before:
+        text = "\n".join([*kept, *new])
+        of.note = "".join(one for one in text if one.isprintable() or one == "\n")[:NOTE_LENGTH]
 
 
 def figures(result: Any, name: str = "") -> Iterator[tuple[str, float]]:
