@@ -1,17 +1,15 @@
-"""The image of Airflow with requirements/airflow-company.txt: logs in S3, logins by OIDC.
+"""The images of docs/production.md: logs in S3 or GCS, logins by OIDC.
 
-Its packages are laid over images/airflow, as the Containerfile of docs/production.md does, and its
-settings are those of the page.
+They are built as the page says, on top of images/airflow, and set up as it says.
 """
 
-import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import boto3
 import pytest
@@ -21,78 +19,61 @@ from pytest_httpserver import HTTPServer
 
 from mlctl.base.cache import cached, digest
 from mlctl.base.paths import ROOT
+from mlctl.builder.build import Entry
 from mlctl.builder.network import uv_cache
+from tests.helpers.derived import derived, foundation
 from tests.helpers.pages import blocks
 from tools.in_image.container import Command, Container, Image, run
 from tools.in_image.pytest_in_image import install_pytest
 
+PAGE = "docs/production.md"
 UV = Path(sys.executable).with_name("uv")
-LOCK = ROOT / "requirements" / "airflow-company.txt"
+EMULATOR = ROOT / "requirements" / "gcs-emulator.txt"
 ISSUER = "https://login.example.com/realms/company"
 SECONDS = 600
 REGION = "eu-central-1"
 REDIRECT = "http://localhost/oauth-authorized/keycloak"
 
 
+def of_the_page(airflow: Entry, lock: str) -> Image:
+    """Return what the page's Containerfile makes with a build argument."""
+    (block,) = blocks(PAGE, "Dockerfile")
+    first, _, steps = block.text.partition("\n")
+    argument = "ARG LOCK=airflow-company\n"
+    assert first.startswith("FROM ")
+    assert argument in steps
+    steps = steps.replace(argument, f"ARG LOCK={lock}\n")
+    return derived(lock, steps, foundation(airflow), [f"requirements/{lock}.txt"])
+
+
 @pytest.fixture(scope="module")
-def packages() -> Path:
-    """The packages of the lock."""
-
-    def install(directory: Path) -> None:
-        uv = [UV, "pip", "install", "--quiet", "--require-hashes", "--cache-dir", uv_cache()]
-        target = ["--python-version", "3.11", "--target", directory / "packages"]
-        subprocess.run([*uv, *target, "--requirements", LOCK], check=True)
-
-    return cached("airflow-company", digest(LOCK), install) / "packages"
+def company(entries: dict[str, Entry]) -> Image:
+    """With S3."""
+    return of_the_page(entries["airflow"], "airflow-company")
 
 
-def test_the_containerfile_of_the_page_adds_them(
-    images: dict[str, Image], packages: Path, disk: Path
-):
-    """By its last step, with uv and what that has downloaded for the fixture."""
-    (block,) = blocks("docs/production.md", "Dockerfile")
-    ((source, target),) = re.findall(r"^COPY (\S+) (\S+)$", block.text, re.MULTILINE)
-    (step,) = re.findall(r"^RUN (.+)$", block.text, re.MULTILINE)
-    shutil.copy(ROOT / source, disk)
-    shutil.copy(UV, disk)
-    seen = "python -c 'import airflow.providers.amazon, authlib; print(authlib.__file__)'"
-    lines = [f"cp /copied/{Path(source).name} {target}", step, seen]
-    path = dict(one.split("=", 1) for one in images["airflow"].config["Env"])["PATH"]
-    offline = {"UV_OFFLINE": "1", "UV_CACHE_DIR": "/cache", "UV_LINK_MODE": "copy"}
-    ended = run(
-        images["airflow"],
-        Command(
-            arguments=["sh", "-euc", "\n".join(lines)],
-            user="0:0",
-            env=offline | {"PATH": f"/copied:{path}"},
-            mounts={disk: "/copied", uv_cache(): "/cache"},
-        ),
-        SECONDS,
-    )
-    assert ended.returncode == 0, ended.stdout
-    assert "/usr/local/airflow/lib/python3.11/site-packages/authlib" in ended.stdout
+@pytest.fixture(scope="module")
+def company_gcs(entries: dict[str, Entry]) -> Image:
+    """With GCS."""
+    return of_the_page(entries["airflow"], "airflow-company-gcs")
 
 
 def documented(word: str) -> dict[str, Any]:
     """Return what the page says to set below `airflow`, of the block that has the word in it."""
-    (block,) = [one for one in blocks("docs/production.md", "yaml") if word in one.text]
+    (block,) = [one for one in blocks(PAGE, "yaml") if word in one.text]
     return yaml.safe_load(block.text)["airflow"]
 
 
-def script(airflow: Image, packages: Path, text: str, home: Path, env: dict[str, str]) -> str:
-    """Return what a Python program prints in the image with the packages."""
+def script(airflow: Image, text: str, home: Path, env: dict[str, str]) -> str:
+    """Return what a Python program prints in the image."""
     home.chmod(0o777)
     ended = run(
         airflow,
         Command(
             arguments=["python", "-c", text],
-            env={
-                "PYTHONPATH": "/packages",
-                "AIRFLOW_HOME": "/home/airflow/new",
-                "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            }
+            env={"AIRFLOW_HOME": "/home/airflow/new", "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
             | env,
-            mounts={packages: "/packages:ro", home: "/home/airflow/new"},
+            mounts={home: "/home/airflow/new"},
         ),
         SECONDS,
     )
@@ -175,19 +156,98 @@ print(ti.state, *TaskLogReader().read_log_stream(ti, 1, {}))
 """
 
 
-def test_a_log_goes_into_the_bucket_and_is_read_from_there(
-    images: dict[str, Image], packages: Path, bucket: str, disk: Path
-):
-    values = documented("remote_logging")
+LOG = "airflow/dag_id=greet/run_id=once/task_id=hello/attempt=1.log"
+
+
+def settings(values: dict[str, Any]) -> dict[str, str]:
+    """Return the variables that the chart makes of the values about logs."""
     logging = values["config"]["logging"]
-    env = {f"AIRFLOW__LOGGING__{key.upper()}": value for key, value in logging.items()}
+    return {f"AIRFLOW__LOGGING__{key.upper()}": value for key, value in logging.items()}
+
+
+def test_a_log_goes_into_a_bucket_of_s3_and_is_read_from_there(
+    company: Image, bucket: str, disk: Path
+):
+    values = documented("s3://my-bucket")
+    env = settings(values)
     (connection,) = values["secret"]
     address = bucket.replace(":", "%3A").replace("/", "%2F")
     env[connection["envName"]] = f"aws://k:s@/?region_name={REGION}&endpoint_url={address}"
-    printed = script(images["airflow"], packages, LOGS, disk, env)
+    printed = script(company, LOGS, disk, env)
     assert "success" in printed
     assert "hello from the task" in printed
-    assert "s3://my-bucket/airflow/dag_id=greet/run_id=once/task_id=hello/attempt=1.log" in printed
+    assert f"s3://my-bucket/{LOG}" in printed
+
+
+PROJECT, TOKEN = "my-project", "of-the-pod"
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Path:
+    """Packages with a server of GCS, for the image's Python."""
+
+    def install(directory: Path) -> None:
+        uv = [UV, "pip", "install", "--quiet", "--require-hashes", "--cache-dir", uv_cache()]
+        target = ["--python-version", "3.11", "--target", directory / "packages"]
+        subprocess.run([*uv, *target, "--requirements", EMULATOR], check=True)
+
+    return cached("pytest", f"gcs-{digest(EMULATOR)}", install) / "packages"
+
+
+@pytest.fixture
+def gcs(company_gcs: Image, emulator: Path, port: int) -> Iterator[str]:
+    """The address of a server of GCS, which has the bucket of the page."""
+    url = f"http://127.0.0.1:{port}"
+    start = ["python", "-m", "gcp_storage_emulator", "start", "--in-memory"]
+    command = Command(
+        arguments=[*start, "--port", str(port), "--default-bucket", "my-bucket"],
+        env={"PYTHONPATH": "/emulator"},
+        mounts={emulator: "/emulator:ro"},
+    )
+
+    def has_bucket() -> bool:
+        with suppress(OSError), urlopen(f"{url}/storage/v1/b/my-bucket") as answer:
+            return answer.status == 200
+        return False
+
+    with Container(company_gcs, command) as server:
+        server.until(SECONDS, has_bucket)
+        yield url
+
+
+def play_metadata_server(server: HTTPServer) -> dict[str, str]:
+    """Answer as GKE's does to a pod with Workload Identity; return how a pod finds it."""
+    google = {"Metadata-Flavor": "Google"}
+    root = "/computeMetadata/v1"
+    accounts = f"{root}/instance/service-accounts"
+    texts = {
+        "/": "computeMetadata/",
+        f"{root}/project/project-id": PROJECT,
+        f"{root}/universe/universe_domain": "googleapis.com",
+    }
+    for path, text in texts.items():
+        server.expect_request(path).respond_with_data(
+            text, headers=google, content_type="application/text"
+        )
+    email = "airflow@my-project.iam.gserviceaccount.com"
+    about = {"email": email, "scopes": [], "aliases": ["default"]}
+    server.expect_request(f"{accounts}/default/").respond_with_json(about, headers=google)
+    token = {"access_token": TOKEN, "expires_in": 3600, "token_type": "Bearer"}
+    server.expect_request(f"{accounts}/{email}/token").respond_with_json(token, headers=google)
+    host = f"{server.host}:{server.port}"
+    return {"GCE_METADATA_HOST": host, "GCE_METADATA_IP": host}
+
+
+def test_a_log_goes_into_a_bucket_of_gcs_and_is_read_from_there(
+    company_gcs: Image, gcs: str, httpserver: HTTPServer, disk: Path
+):
+    env = settings(documented("gs://my-bucket")) | {"STORAGE_EMULATOR_HOST": gcs}
+    printed = script(company_gcs, LOGS, disk, env | play_metadata_server(httpserver))
+    assert "success" in printed
+    assert "hello from the task" in printed
+    assert f"gs://my-bucket/{LOG}" in printed
+    # The server of GCS asks for no token: a handler without one would pass.
+    assert any(request.path.endswith("/token") for request, _ in httpserver.log)
 
 
 LOGIN = """
@@ -215,7 +275,7 @@ with create_session() as session:
 
 
 def test_somebody_logs_in_by_oidc_and_gets_the_roles_of_the_groups(
-    images: dict[str, Image], packages: Path, httpserver: HTTPServer, disk: Path
+    company: Image, httpserver: HTTPServer, disk: Path
 ):
     config = documented("webserverConfig")["webserver"]["webserverConfig"]
     issuer, secrets = httpserver.url_for("/realms/company"), "/run/secrets/oidc"
@@ -244,7 +304,7 @@ def test_somebody_logs_in_by_oidc_and_gets_the_roles_of_the_groups(
     login = {"Authorization": "Bearer of-vera"}
     httpserver.expect_request(f"{base}/userinfo", headers=login).respond_with_json(person)
     env = {"AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR"}
-    printed = script(images["airflow"], packages, LOGIN, disk, env).splitlines()
+    printed = script(company, LOGIN, disk, env).splitlines()
     assert [line for line in printed if line.startswith(("to", "back", "home", "user"))] == [
         f"to {protocol}/auth ['{REDIRECT}'] ['openid email profile']",
         "back 302",
@@ -262,6 +322,13 @@ def test_somebody_logs_in_by_oidc_and_gets_the_roles_of_the_groups(
                 "AIRFLOW__LOGGING__REMOTE_BASE_LOG_FOLDER": "s3://my-bucket/airflow",
             },
             "airflow.providers.amazon",
+        ),
+        (
+            {
+                "AIRFLOW__LOGGING__REMOTE_LOGGING": "True",
+                "AIRFLOW__LOGGING__REMOTE_BASE_LOG_FOLDER": "gs://my-bucket/airflow",
+            },
+            "airflow.providers.google",
         ),
     ],
 )
