@@ -1,8 +1,9 @@
-"""The images of docs/production.md: logs in S3 or GCS, logins by OIDC.
+"""The images of docs/production.md: logs in S3 or GCS, logins by OIDC or LDAP.
 
 They are built as the page says, on top of images/airflow, and set up as it says.
 """
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from mlctl.base.paths import ROOT
 from mlctl.builder.build import Entry
 from mlctl.builder.network import uv_cache
 from tests.helpers.derived import derived, foundation
+from tests.helpers.ldap_server import ldap_server
 from tests.helpers.pages import blocks
 from tools.in_image.container import Command, Container, Image, run
 from tools.in_image.pytest_in_image import install_pytest
@@ -310,6 +312,103 @@ def test_somebody_logs_in_by_oidc_and_gets_the_roles_of_the_groups(
         "back 302",
         "home 200",
         "user vera vera@example.com ['User', 'Viewer']",
+    ]
+
+
+READER = "cn=airflow,ou=services,dc=example,dc=com"
+PEOPLE = """\
+dn: dc=example,dc=com
+objectClass: domain
+
+dn: ou=services,dc=example,dc=com
+objectClass: organizationalUnit
+
+dn: cn=airflow,ou=services,dc=example,dc=com
+objectClass: organizationalRole
+objectClass: simpleSecurityObject
+userPassword: of-airflow
+
+dn: ou=people,dc=example,dc=com
+objectClass: organizationalUnit
+
+dn: uid=vera,ou=people,dc=example,dc=com
+objectClass: inetOrgPerson
+cn: Vera Example
+givenName: Vera
+sn: Example
+mail: vera@example.com
+userPassword: of-vera
+
+dn: uid=noor,ou=people,dc=example,dc=com
+objectClass: inetOrgPerson
+cn: Noor Example
+givenName: Noor
+sn: Example
+mail: noor@example.com
+userPassword: of-noor
+
+dn: ou=groups,dc=example,dc=com
+objectClass: organizationalUnit
+
+dn: cn=ml-platform,ou=groups,dc=example,dc=com
+objectClass: groupOfNames
+member: uid=vera,ou=people,dc=example,dc=com
+"""
+LOGINS = """
+import re, subprocess
+
+subprocess.run(["airflow", "db", "migrate"], check=True, capture_output=True)
+from airflow.www.app import create_app
+
+app = create_app()
+
+def login(name, password):
+    client = app.test_client()
+    token = re.search('name="csrf_token"[^>]*value="([^"]+)"', client.get("/login/").text)[1]
+    form = {"username": name, "password": password, "csrf_token": token}
+    print("login", name, client.post("/login/", data=form).status_code, end=" ")
+    print("home", client.get("/home").status_code)
+
+login("vera", "of-noor")
+login("vera", "")
+login("vera", "of-vera")
+login("noor", "of-noor")
+# As if somebody else answered. (Airflow takes five logins within 40 seconds: no more here.)
+app.config["AUTH_LDAP_TLS_CACERTFILE"] = "/etc/ssl/certs/ca-certificates.crt"
+login("vera", "of-vera")
+from airflow.utils.session import create_session
+from airflow.providers.fab.auth_manager.models import User
+with create_session() as session:
+    for user in session.query(User):
+        print("user", user.username, user.email, sorted(role.name for role in user.roles))
+"""
+
+
+def test_somebody_logs_in_by_ldap_and_gets_the_roles_of_the_groups(
+    company: Image, port: int, disk: Path
+):
+    (block,) = [one.text for one in blocks(PAGE, "python") if "AUTH_LDAP" in one.text]
+    secrets, server, home = "/run/secrets/ldap", "ldaps://ldap.example.com", disk / "home"
+    assert secrets in block
+    assert server in block
+    assert READER in block
+    home.mkdir()
+    (disk / "ldap").mkdir()
+    with ldap_server(disk / "ldap", port, READER, PEOPLE) as url:
+        config = block.replace(server, url).replace(secrets, "/home/airflow/new")
+        (home / "webserver_config.py").write_text(config)
+        (home / "password").write_text("of-airflow")
+        shutil.copy(disk / "ldap" / "ca.crt", home)
+        env = {"AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR"}
+        printed = script(company, LOGINS, home, env).splitlines()
+    assert [line for line in printed if line.startswith(("login", "user"))] == [
+        "login vera 302 home 302",
+        "login vera 200 home 302",
+        "login vera 302 home 200",
+        "login noor 302 home 200",
+        "login vera 302 home 302",
+        "user vera vera@example.com ['Admin', 'Viewer']",
+        "user noor noor@example.com ['Viewer']",
     ]
 
 
