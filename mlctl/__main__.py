@@ -255,6 +255,8 @@ text = "Change dags/ml_pipelines in every small way, and see whether the DAG tes
 tool("mutation", "tools.mutation", text, modules)
 tool("lock", "tools.lock", "Resolve requirements/*.in anew.")
 tool("readme", "tools.values_table", "Write the table of values into the chart's README.")
+words = "tools.with_locks airflow,dag-tests -m tools.dags_page"
+tool("dags-page", words, "Write docs/dags.md of what the DAGs say of themselves.")
 
 
 def main() -> int | None:

@@ -12,6 +12,7 @@ import yaml
 from mlctl.commands import new_dag
 from tests.dags.conftest import CHART_SETTINGS
 from tests.helpers import pages
+from tools import dags_page
 
 POD_FILE = "/opt/airflow/ml-pipelines/pod.yaml"
 # What a page does not repeat in each of its blocks.
@@ -57,6 +58,12 @@ def test_python_of_the_pages_makes_tasks_with_pods(
         assert container["name"] == "base"
         (mount,) = container["volumeMounts"]
         assert mount["mountPath"] == "/tmp"
+
+
+def test_the_page_of_the_dags_is_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_PIPELINES_SETTINGS", "")  # it sets its own
+    stale = "docs/dags.md is stale: tools/python -m mlctl dags-page"
+    assert dags_page.PAGE.read_text() == dags_page.page(), stale
 
 
 def test_what_new_dag_writes_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
