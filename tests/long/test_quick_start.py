@@ -52,6 +52,8 @@ def type_in(tmp_path: Path) -> Iterator[Type]:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                # As in a terminal: what a script starts in the background ignores Ctrl-C.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             ) as process:
                 for line in process.stdout:
                     said.append(line)
