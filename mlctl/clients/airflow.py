@@ -460,8 +460,8 @@ class Airflow:
 
     def _activity(self, dag_id: str, run_id: str, tasks: list[Task]) -> str:
         words = []
-        # One that the triggerer runs, or waits for, is deferred.
         asking = [task.name for task in tasks if task.waits_for_a_person]
+        # One that the triggerer runs, or waits for, is deferred.
         running = [
             task
             for task in tasks

@@ -32,6 +32,7 @@ def type_in(tmp_path: Path) -> Iterator[Type]:
     clone = clone_of_the_checkout(tmp_path)
     environ = os.environ | {
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "ML_PIPELINES_CACHE": "",  # it would be taken instead
         "CLUSTER": "embedded",
         "CLUSTER_NAME": "ml-pipelines-quick",
         "API_PORT": str(free_port()),
