@@ -111,7 +111,7 @@ def test_the_page_makes_the_secrets_of_pgbouncer():
 
 def test_the_page_lets_logins_and_logs_be_elsewhere():
     """What Airflow makes of both is in tests/images/test_company.py."""
-    *_, oidc, bucket = map(yaml.safe_load, page("yaml"))
+    *_, oidc, bucket, gcs = map(yaml.safe_load, page("yaml"))
     manifests = render(oidc, bucket, environment="production")
     assert [c["metadata"]["name"] for c in manifests.of(CLAIM)] == ["training-storage"]
     before = mentioned(render(environment="production"))
@@ -129,6 +129,8 @@ def test_the_page_lets_logins_and_logs_be_elsewhere():
         place = env.get("AIRFLOW__LOGGING__BASE_LOG_FOLDER") or "/opt/airflow/logs"
         paths = {mount["mountPath"] for mount in container.spec["volumeMounts"]}
         assert {place, str(Path(place).parent)} & paths, container.where
+    assert "s3://my-bucket" in str(manifests.of("ConfigMap"))
+    assert "gs://my-bucket" in str(render(bucket, gcs, environment="production").of("ConfigMap"))
 
 
 def test_the_page_unsets_what_is_not_needed():
