@@ -4,7 +4,6 @@ They are built as the page says, on top of images/airflow, and set up as it says
 """
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,15 +17,13 @@ import yaml
 from botocore.exceptions import BotoCoreError
 from pytest_httpserver import HTTPServer
 
-from mlctl.base.cache import cached, digest
 from mlctl.base.paths import ROOT
 from mlctl.builder.build import Entry
-from mlctl.builder.network import uv_cache
 from tests.helpers.derived import derived, foundation
 from tests.helpers.ldap_server import ldap_server
 from tests.helpers.pages import blocks
 from tools.in_image.container import Command, Container, Image, run
-from tools.in_image.pytest_in_image import install_pytest
+from tools.in_image.pytest_in_image import install_lock, install_pytest
 
 PAGE = "docs/production.md"
 UV = Path(sys.executable).with_name("uv")
@@ -187,13 +184,7 @@ PROJECT, TOKEN = "my-project", "of-the-pod"
 @pytest.fixture(scope="module")
 def emulator() -> Path:
     """Packages with a server of GCS, for the image's Python."""
-
-    def install(directory: Path) -> None:
-        uv = [UV, "pip", "install", "--quiet", "--require-hashes", "--cache-dir", uv_cache()]
-        target = ["--python-version", "3.11", "--target", directory / "packages"]
-        subprocess.run([*uv, *target, "--requirements", EMULATOR], check=True)
-
-    return cached("pytest", f"gcs-{digest(EMULATOR)}", install) / "packages"
+    return install_lock(EMULATOR.read_text())
 
 
 @pytest.fixture

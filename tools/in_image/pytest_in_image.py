@@ -160,7 +160,11 @@ def pytest_lock(lock: str) -> str:
 
 def install_pytest() -> Path:
     """Return a directory with pytest for the image's Python, made from the tools' lock."""
-    lock = pytest_lock((ROOT / "requirements" / "tools.txt").read_text())
+    return install_lock(pytest_lock((ROOT / "requirements" / "tools.txt").read_text()))
+
+
+def install_lock(lock: str) -> Path:
+    """Return a directory with the packages of a lock's text for the image's Python."""
 
     def install(directory: Path) -> None:
         requirements = directory / "requirements.txt"
@@ -169,7 +173,7 @@ def install_pytest() -> Path:
         pip = [str(uv), "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
         target = ["--python-version", "3.11", "--target", str(directory), "--link-mode", "copy"]
         command = [*pip, *target, "--cache-dir", str(uv_cache()), "-r", str(requirements)]
-        output(command, "could not install pytest for the image")
+        output(command, "could not install packages for the image")
 
     return cached("pytest", digest(lock), install)
 
