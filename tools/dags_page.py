@@ -26,18 +26,6 @@ of a task in its tab (Airflow 3) or under "More Details" (2.9), of a parameter i
 SETTINGS = ROOT / "tests" / "helpers" / "chart_settings.json"
 
 
-def load(dag_id: str) -> Any:
-    """Return the DAG with all tasks that it can have: in an installation that asks a person."""
-    sys.path.insert(0, str(ROOT / "dags"))
-    settings = json.loads(SETTINGS.read_text())
-    settings["model"]["approval"] = True
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(settings, file)
-        file.flush()
-        os.environ["ML_PIPELINES_SETTINGS"] = file.name
-        return runpy.run_path(str(ROOT / "dags" / f"{dag_id}.py"))["dag"]
-
-
 def sections(dag: Any) -> Iterator[str]:
     """Yield the parts of the page about a DAG: itself, its parameters, its tasks in their order."""
     about = "\n".join(line for line in dag.doc_md.splitlines() if not line.startswith("#"))
@@ -52,8 +40,17 @@ def sections(dag: Any) -> Iterator[str]:
 
 
 def page() -> str:
-    """Return what docs/dags.md has to say."""
-    return "\n".join([HEAD, *(part for dag_id in DAG_IDS for part in sections(load(dag_id)))])
+    """Return what docs/dags.md has to say, of DAGs with all tasks that they can have."""
+    sys.path.insert(0, str(ROOT / "dags"))
+    settings = json.loads(SETTINGS.read_text())
+    settings["model"]["approval"] = True
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(settings, file)
+        file.flush()
+        os.environ["ML_PIPELINES_SETTINGS"] = file.name
+        files = [str(ROOT / "dags" / f"{dag_id}.py") for dag_id in DAG_IDS]
+        dags = [runpy.run_path(name)["dag"] for name in files]
+    return "\n".join([HEAD, *(part for dag in dags for part in sections(dag))])
 
 
 if __name__ == "__main__":
