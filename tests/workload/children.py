@@ -49,8 +49,9 @@ def die_at(number: int, moments: Sequence[str], work: Callable[..., Any], *argum
     work(*arguments)
 
 
-def asked_at(step: int, config: Path) -> None:
-    """Train, and be asked to end in the middle of a step."""
+def asked_at(step: int, config: Path, threads: int) -> None:
+    """Train with so many threads, and be asked to end in the middle of a step."""
+    import torch
     from classic_example.fine_tuning import FineTuning
     from classic_example.train import train
 
@@ -61,5 +62,6 @@ def asked_at(step: int, config: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, *given, **named)
 
+    torch.get_num_threads = lambda: threads
     FineTuning.training_step = asked
     train(config)

@@ -6,15 +6,17 @@ import json
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import current_thread
 
 import pyarrow
 import pytest
+import torch
 from classic_example import inference
 from classic_example.errors import WorkloadError
 from classic_example.inference import run_inference_on_dataframe
 from classic_example.predictions import join_predictions
 from classic_example.tables import Table
-from classic_example.text_model import resolve_precision
+from classic_example.text_model import Model, resolve_precision
 from pyarrow import parquet
 from workload_helpers import (
     HEADER,
@@ -311,6 +313,29 @@ def test_what_another_input_or_model_has_begun_is_not_gone_on_with(
         monkeypatch.setenv("ML_PIPELINES_IMAGE", "another")
     run_inference_on_dataframe(source, model, target)
     assert seen[2:] == [10, 10, 4 if change == "sample" else 5]
+
+
+def test_any_number_of_threads_gives_the_same_file(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(inference, "BATCH_SIZE", 4)
+    source = write_csv(tmp_path / "in.csv", HEADER, sentences(75))
+    written: list[bytes] = []
+    names: set[str] = set()
+    computing = Model.computing
+
+    def seen(self: Model) -> object:
+        names.add(current_thread().name)
+        return computing(self)
+
+    monkeypatch.setattr(Model, "computing", seen)
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)
+        names.clear()
+        run_inference_on_dataframe(source, model, tmp_path / "pred.csv")
+        written.append((tmp_path / "pred.csv").read_bytes())
+        assert ("MainThread" in names) == (threads == 1)
+    assert written[0] == written[1]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

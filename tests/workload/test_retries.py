@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from children import asked_at, die_at, ended
 from classic_example.inference import run_inference_on_dataframe
 from classic_example.registry.base import load_from_registry
@@ -109,17 +110,26 @@ def test_killed_training(make_config: Callable[..., Path], tmp_path: Path):
     }
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 def test_training_that_is_asked_to_end_goes_on_later(
-    make_config: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_config: Callable[..., Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: int,
 ):
     caplog.set_level("INFO")
     never = {**DISTURBED, "checkpoint_seconds": 1000}
+    # They divide the batches of a model without dropout.
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    if threads > 1:
+        never["dropout"] = 0.0
     train(make_config(tmp_path / "a.json", output_dir=str(tmp_path / "undisturbed"), **never))
     config, begun = make_config(tmp_path / "b.json", **never), tmp_path / ".results.training"
 
     # In the middle of an epoch, in the evaluation at its end, and in the next.
     for step, kept in ((1, 1), (2, 1), (3, 3)):
-        assert ended(asked_at, step, config) == 128 + signal.SIGTERM
+        assert ended(asked_at, step, config, threads) == 128 + signal.SIGTERM
         assert max(path.name for path in begun.iterdir()) == f"checkpoint-{kept}"
     # A part of a later one, as of a try that was killed while it wrote.
     (begun / "checkpoint-4").mkdir()
@@ -129,7 +139,7 @@ def test_training_that_is_asked_to_end_goes_on_later(
     assert same_model(tmp_path / "results", tmp_path / "undisturbed")
     assert not begun.exists()
 
-    assert ended(asked_at, 3, config) == 128 + signal.SIGTERM
+    assert ended(asked_at, 3, config, threads) == 128 + signal.SIGTERM
     other = {**never, "learning_rate": 1e-3}
     train(make_config(tmp_path / "c.json", output_dir=str(tmp_path / "other"), **other))
     train(make_config(tmp_path / "b.json", **other))

@@ -11,11 +11,12 @@ import pytest
 from classic_example import evaluate, fine_tuning
 from classic_example.data import BINARY, Row
 from classic_example.errors import WorkloadError
-from classic_example.fine_tuning import ByLength
+from classic_example.fine_tuning import ByLength, FineTuning
 from classic_example.inference import run_inference_on_dataframe
 from classic_example.reports import draw_confusion_matrix, draw_training_curve
 from classic_example.text_model import batches_by_length, load_classifier, resolve
 from classic_example.train import train
+from safetensors.torch import load_file
 from workload_helpers import (
     BASE_MODEL,
     HEADER,
@@ -114,6 +115,66 @@ def test_same_seed_gives_the_same_model_to_the_last_bit(
     assert again | {k: first[k] for k in ("seconds", "output_dir")} == first
     for name in ("model.safetensors", "trainer_state.json", "confusion_matrix.png"):
         assert (tmp_path / "results" / name).read_bytes() == (trained[1] / name).read_bytes()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_threads_that_divide_the_batches_learn_the_same(
+    make_config: MakeConfig,
+    tiny_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+):
+    # Batches of 24, 24 and 12 rows, the last of an epoch alone in its step; Adam would hide a
+    # gradient of the wrong length.
+    settings = {
+        "per_device_train_batch_size": 24,
+        "max_train_samples": 60,
+        "max_steps": 4,
+        "gradient_accumulation_steps": 2,
+        "logging_steps": 1,
+        "label_smoothing_factor": 0.1,
+        "dropout": 0.0,
+        "learning_rate": 0.1,
+        "optim": "sgd",
+        "precision": precision,
+    }
+    taken, step = [], FineTuning.step_in_parts
+
+    def counted(self: FineTuning, *more: object) -> object:
+        taken.append(self.parts)
+        return step(self, *more)
+
+    monkeypatch.setattr(FineTuning, "step_in_parts", counted)
+    models = []
+    for number, threads in enumerate((1, 3, 3)):
+        monkeypatch.setattr(fine_tuning.torch, "get_num_threads", lambda count=threads: count)
+        results = tmp_path / str(number)
+        train(make_config(tmp_path / "config.json", output_dir=str(results), **settings))
+        models.append(results / "model.safetensors")
+    assert taken == 2 * 6 * [3]
+    assert models[1].read_bytes() == models[2].read_bytes()
+    one, three = map(load_file, models[:2])
+    base = load_file(tiny_base / "model.safetensors")
+    moved = {name for name in base if not one[f"bert.{name}"].equal(base[name])}
+    assert len(moved) > 20
+    for name, weights in one.items():
+        close = {"fp32": 1e-6, "bf16": 1e-3}[precision]
+        assert three[name].numpy() == pytest.approx(weights.numpy(), abs=close), name
+
+
+def test_accumulated_batches_are_as_one(make_config: MakeConfig, tmp_path: Path):
+    # One step of all rows: their order does not count.
+    settings = {"max_train_samples": 32, "max_steps": 1, "dropout": 0.0, "warmup_ratio": 0}
+    settings |= {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0}
+    models = []
+    for size, steps in ((32, 1), (8, 4)):
+        results = tmp_path / str(size)
+        cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
+        train(make_config(tmp_path / "c.json", output_dir=str(results), **settings, **cut))
+        models.append(load_file(results / "model.safetensors"))
+    for name, weights in models[0].items():
+        assert models[1][name].numpy() == pytest.approx(weights.numpy(), abs=1e-6), name
 
 
 def test_another_seed_gives_another_model(

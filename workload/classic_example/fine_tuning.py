@@ -10,6 +10,8 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,10 @@ MARK = "whole.json"
 # The Trainer's sums of the losses since the last point of its history and since the beginning, and
 # where they begin: it does not keep them itself.
 SUMS = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged")
+# Fewer rows than these are no work for a thread.
+ROWS_PER_THREAD = 8
+# Among the inputs of a part of a batch: its share of the rows.
+SHARE = "share"
 
 
 def encoded_rows(model: Model, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -83,7 +89,13 @@ class ByLength(Sampler):
 
 
 class FineTuning(Trainer):
-    """A Trainer of sentence classifiers."""
+    """A Trainer of sentence classifiers.
+
+    On a CPU, threads take a part of each batch, forward and backward, on copies that share the
+    model's weights. Where all of them work at each operation instead, the fastest wait for the
+    slowest some thousand times a step: two threads were no faster than one beside other pods. A
+    model that draws random numbers meanwhile is left to torch, as threads draw in any order.
+    """
 
     def __init__(
         self, model: Model, config: TrainingConfig, rows: Sequence[Row], held_out: Sequence[Row]
@@ -103,6 +115,13 @@ class FineTuning(Trainer):
             eval_dataset=self.held_out,
             compute_metrics=scores,
         )
+        # A loss is the mean over the rows of a batch: gradients are summed up from such.
+        self.model_accepts_loss_kwargs = False
+        self.copies: list[torch.nn.Module] = []
+        draws = config.dropout != 0 or config.neftune_noise_alpha
+        alone = config.device.type == "cpu" and config.world_size == 1
+        rows = config.train_batch_size // ROWS_PER_THREAD if alone and not draws else 1
+        self.parts = max(1, min(torch.get_num_threads(), rows))
         self.remove_callback(PrinterCallback)
         self.add_callback(Progress())
         if config.early_stopping_patience:
@@ -115,15 +134,48 @@ class FineTuning(Trainer):
         encoded = [row["input_ids"] for row in self.train_dataset]
         return ByLength(encoded, self.args.train_batch_size, seed)
 
-    def training_step(self, *given: Any, **named: Any) -> torch.Tensor:
-        """Take a step, unless the loss is not a number any more."""
-        loss = super().training_step(*given, **named)
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *more: Any
+    ) -> torch.Tensor:
+        """Add the gradients of a batch, unless the loss is not a number any more."""
+        step = self.step_in_parts if self.parts > 1 else super().training_step
+        loss = step(model, inputs, *more)
         if not torch.isfinite(loss):
             raise WorkloadError(
                 f"the training loss is {loss.item()} at step {self.state.global_step + 1}; try a "
                 f"learning_rate below {self.args.learning_rate:g}"
             )
         return loss
+
+    def step_in_parts(
+        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *more: Any
+    ) -> torch.Tensor:
+        """Do training_step with a part of the rows in each thread."""
+        if not self.copies:
+            self.copies = [model, *(sharing(model) for _ in range(1, self.parts))]
+        size = len(inputs["labels"])
+        parts = [value.tensor_split(self.parts) for value in inputs.values()]
+        work = [
+            (copy, {**dict(zip(inputs, part, strict=True)), SHARE: len(part[0]) / size}, *more)
+            for copy, *part in zip(self.copies, *parts, strict=True)
+            if len(part[0])
+        ]
+        losses = self.pool.starmap(super().training_step, work, chunksize=1)
+        # Always in this order: sums of floating point numbers depend on it.
+        for weights in zip(*(copy.parameters() for copy in self.copies), strict=True):
+            for other in weights[1:]:
+                if other.grad is not None:
+                    weights[0].grad.add_(other.grad)
+                    other.grad = None
+        return sum(losses)
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], *more: Any, **named: Any
+    ) -> Any:
+        """Return the loss, of a part of a batch in its share."""
+        share = inputs.pop(SHARE, None)
+        told = super().compute_loss(model, inputs, *more, **named)
+        return told if share is None else told * share
 
     def floating_point_ops(self, _inputs: Any) -> int:
         """Count none: that takes 3 ms of each step, and nobody reads it."""
@@ -136,8 +188,11 @@ class FineTuning(Trainer):
         """
         checkpoints = Checkpoints(self, key)
         self.add_callback(checkpoints)
+        own = torch.get_num_threads() // self.parts
+        threads = ThreadPool(self.parts, torch.set_num_threads, (own,))
         try:
-            self.train(resume_from_checkpoint=checkpoints.last())
+            with threads as self.pool:
+                self.train(resume_from_checkpoint=checkpoints.last())
         finally:
             signal.signal(signal.SIGTERM, checkpoints.before)
 
@@ -159,6 +214,14 @@ class FineTuning(Trainer):
         """Return the points of the training curve, the same at each repetition."""
         points = [point for point in self.state.log_history if "train_runtime" not in point]
         return [without_times(point) for point in points]
+
+
+def sharing(model: torch.nn.Module) -> torch.nn.Module:
+    """Return a copy of a model with the same weights, and gradients of its own."""
+    copy = deepcopy(model)
+    for own, other in zip(model.parameters(), copy.parameters(), strict=True):
+        other.data = own.data
+    return copy
 
 
 def without_times(point: dict[str, float]) -> dict[str, float]:

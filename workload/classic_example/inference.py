@@ -200,23 +200,32 @@ def load_model(directory: Path) -> Model:
 
 
 def predict(model: Model, sentences: Sequence[str]) -> tuple[numpy.ndarray, int]:
-    """Return the probabilities, shape (sentences, labels), and how many sentences were cut."""
+    """Return the probabilities, shape (sentences, labels), and how many sentences were cut.
+
+    A thread takes a batch: they are the same for any number of threads.
+    """
     import torch
 
     encoded, cut = model.encode(sentences)
     # Batches of like length: each is padded to its longest sentence only.
     order = numpy.argsort([len(ids) for ids in encoded], kind="stable")
     probabilities = numpy.empty((len(encoded), len(model.labels)), numpy.float32)
-    size, ticker = GPU_BATCH_SIZE if model.device == "cuda" else BATCH_SIZE, Ticker()
-    with torch.inference_mode(), model.computing():
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
+    on_cpu, ticker = model.device == "cpu", Ticker()
+    size = BATCH_SIZE if on_cpu else GPU_BATCH_SIZE
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+
+    def of(batch: numpy.ndarray) -> numpy.ndarray:
+        with torch.inference_mode(), model.computing():
             ids = {"input_ids": [encoded[at] for at in batch]}
             inputs = model.tokenizer.pad(ids, return_tensors="pt").to(model.device)
             logits = model.classifier(**inputs).logits.float()
             if not logits.isfinite().all():
                 raise WorkloadError("the model gives no finite numbers; its weights are damaged")
-            probabilities[batch] = logits.softmax(1).cpu().numpy()
+            return logits.softmax(1).cpu().numpy()
+
+    with text_model.in_threads(torch.get_num_threads() if on_cpu else 1) as each:
+        for number, (batch, told) in enumerate(zip(batches, each(of, batches), strict=True), 1):
+            probabilities[batch] = told
             if ticker.due():
-                logger.info("predicting: %d of %d rows", start + len(batch), len(order))
+                logger.info("predicting: %d of %d batches", number, len(batches))
     return probabilities, cut

@@ -4,7 +4,9 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,6 +86,18 @@ def resolve_precision(wanted: str, device: str = "cpu") -> str:
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     return "bf16" if computes_bf16(Path("/proc/cpuinfo").read_text()) else "fp32"
+
+
+@contextmanager
+def in_threads(count: int) -> Iterator[Any]:
+    """Yield a `map` whose calls are made by so many threads, with one of torch's own each."""
+    if count == 1:
+        yield map
+    else:
+        import torch
+
+        with ThreadPool(count, torch.set_num_threads, (1,)) as pool:
+            yield pool.imap
 
 
 def resolve(name: str) -> str:
