@@ -231,6 +231,11 @@ MIXED = {
 }
 
 
+def test_workers_do_not_wait_for_tasks_on_airflow_3():
+    with pytest.raises(HelmError, match="workerIdleSeconds is for Airflow 2"):
+        render({"pipelines": {"workerIdleSeconds": 3}}, environment=LOCAL)
+
+
 @pytest.mark.parametrize("case", MIXED)
 def test_mixed_up_versions_are_refused(case):
     environment, values, message = MIXED[case]

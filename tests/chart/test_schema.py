@@ -243,6 +243,8 @@ def test_every_own_value_reaches_an_object():
         for path, token in tokens.items():
             put(values, path, marked(dict(leaves(OWN))[path], token))
         values["profile"] = "local"
+        # Some are for the project's own image.
+        values["airflow"] = {"defaultAirflowRepository": "registry.test/airflow"}
         values["imagePullSecrets"] = [{"name": tokens[("imagePullSecrets",)]}]
         values["extraObjects"] = [{"kind": "Any", "name": tokens[("extraObjects",)]}]
         for path, value in overrides.items():

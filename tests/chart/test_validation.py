@@ -223,6 +223,13 @@ REFUSED = {
         {"pipelines": {"launch": "triggerer"}},
         "pipelines.launch: triggerer needs Airflow 3.3 and airflow.airflowVersion is 2.9.3; set",
     ),
+    "workers that wait, in an image that cannot": (
+        {
+            "pipelines": {"workerIdleSeconds": 3},
+            "airflow": {"defaultAirflowRepository": "apache/airflow"},
+        },
+        "pipelines.workerIdleSeconds needs the image of images/airflow",
+    ),
     "no directory for files of a moment": (
         {"airflow": {"volumes": [{"name": "ca", "configMap": {"name": "ca"}}]}},
         "airflow.volumes: lists replace the defaults; repeat `tmp`",

@@ -50,6 +50,22 @@ def test_airflow_3_has_what_runs_tasks_from_the_triggerer(images: dict[str, Imag
     assert ended.stdout.strip().splitlines()[-1] == "PodTrigger", ended.stderr
 
 
+def test_airflow_2_has_workers_that_go_on_with_the_next_task(images: dict[str, Image]):
+    """The container of a worker starts them where they are asked for, and only there."""
+    said = "print(__import__('sys').orig_argv)"
+    script = (
+        f'mkdir /tmp/next_task && echo "{said}" > /tmp/next_task/worker.py && '
+        "touch /tmp/next_task/__init__.py && ML_PIPELINES_WORKER_OPEN=a1 PYTHONPATH=/tmp "
+        "/entrypoint airflow tasks run a b c && /entrypoint python -c 'print(1)' && "
+        "python -c 'from next_task.executor import MENDS; print(*MENDS)'"
+    )
+    ended = run(images["airflow"], Command(arguments=["sh", "-ec", script]))
+    first, second, third = ended.stdout.strip().splitlines()[-3:]
+    assert first.endswith("'next_task.worker', 'airflow', 'tasks', 'run', 'a', 'b', 'c']"), first
+    assert second == "1"
+    assert third.endswith("kubernetes_executor_utils")
+
+
 def test_plugin_of_notes_and_links_is_loaded(airflow: Image, name: str):
     script = """\
 from airflow import plugins_manager

@@ -12,6 +12,7 @@ from mlctl.base.paths import ROOT
 
 PACKAGES = [
     "dags/ml_pipelines",
+    "images/airflow/next_task",
     "images/airflow3/one_pod",
     "mlctl",
     "tools",
@@ -20,7 +21,7 @@ PACKAGES = [
 
 
 def lint(tree: Path) -> tuple[int, str]:
-    places = (".", "dags", "images/airflow3", "workload")
+    places = (".", "dags", "images/airflow", "images/airflow3", "workload")
     path = os.pathsep.join(str(tree / place) for place in places)
     result = subprocess.run(
         [Path(sys.executable).with_name("lint-imports"), "--no-cache"],

@@ -187,6 +187,13 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- $problems = append $problems "pipelines.launch: triggerer, but airflow.triggerer.enabled is false and no task would start; set one of them otherwise" -}}
 {{- end -}}
 {{- end -}}
+{{- if $v.pipelines.workerIdleSeconds -}}
+{{- if semverCompare ">=3.0.0-0" (toString $a.airflowVersion) -}}
+{{- $problems = append $problems (printf "pipelines.workerIdleSeconds is for Airflow 2.9 and airflow.airflowVersion is %s; set 0 (there pipelines.launch: triggerer needs no workers)" $a.airflowVersion) -}}
+{{- else if eq $a.defaultAirflowRepository "apache/airflow" -}}
+{{- $problems = append $problems "pipelines.workerIdleSeconds needs the image of images/airflow, or one with its package next_task, and airflow.defaultAirflowRepository is apache/airflow; name that image, or set 0" -}}
+{{- end -}}
+{{- end -}}
 {{- if has .Release.Namespace $v.pipelines.namespaces -}}
 {{- $problems = append $problems (printf "pipelines.namespaces: tasks may always run in %s, the release's own; name other ones only" .Release.Namespace) -}}
 {{- end -}}

@@ -135,6 +135,19 @@ def _ml_pipelines():
 
         mends.update(MENDS)
 
+    def values():
+        path = os.environ.get("ML_PIPELINES_SETTINGS") or "/opt/airflow/ml-pipelines/settings.json"
+        with suppress(FileNotFoundError), open(path) as file:  # the webserver has none
+            return json.load(file)
+        return {}
+
+    # And of Airflow 2.9, for workers that go on with another task.
+    with suppress(ImportError):
+        from next_task import executor
+
+        executor.values = values
+        mends.update(executor.MENDS)
+
     class Mending:
         @staticmethod
         def find_spec(name, path=None, target=None):
@@ -160,10 +173,7 @@ def _ml_pipelines():
     class FromValues:
         @policies.hookimpl(tryfirst=True)
         def dag_policy(self, dag):
-            path = os.environ.get("ML_PIPELINES_SETTINGS") or "/opt/airflow/ml-pipelines/settings.json"
-            wanted = {}
-            with suppress(FileNotFoundError), open(path) as file:  # the webserver has none
-                wanted = json.load(file).get("dags", {}).get(dag.dag_id, {})
+            wanted = values().get("dags", {}).get(dag.dag_id, {})
             for name in ("max_active_runs", "max_active_tasks"):
                 setattr(dag, name, int(wanted.get(name, getattr(dag, name))))
             if "dagrun_timeout" in wanted:

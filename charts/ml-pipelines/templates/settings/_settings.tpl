@@ -41,6 +41,7 @@ in it: for every task, and for presets and single tasks, arguments of the operat
       "inference" .Values.pipelines.inference
       "inferenceOnNewModel" .Values.pipelines.inferenceOnNewModel
       "launch" .Values.pipelines.launch
+      "workerIdleSeconds" .Values.pipelines.workerIdleSeconds
       "maxPods" .Values.pipelines.maxPods
       "model" .Values.pipelines.model
       "triggerer" .Values.airflow.triggerer.enabled
