@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from classic_example.errors import WorkloadError, one_line
 from classic_example.files import flush, read_json, remove, write_json
 from classic_example.progress import Ticker, heartbeat
 from classic_example.registry import Registry, registry_from_environment
-from classic_example.text_model import Model, batches_by_length
+from classic_example.text_model import Model, batches_by_length, in_threads
 
 logger = logging.getLogger(__name__)
 
@@ -160,14 +159,15 @@ class FineTuning(Trainer):
             for copy, *part in zip(self.copies, *parts, strict=True)
             if len(part[0])
         ]
-        losses = self.pool.starmap(super().training_step, work, chunksize=1)
+        step = super().training_step
+        loss = sum(self.each(lambda given: step(*given), work))
         # Always in this order: sums of floating point numbers depend on it.
         for weights in zip(*(copy.parameters() for copy in self.copies), strict=True):
             for other in weights[1:]:
                 if other.grad is not None:
                     weights[0].grad.add_(other.grad)
                     other.grad = None
-        return sum(losses)
+        return loss
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], *more: Any, **named: Any
@@ -189,9 +189,8 @@ class FineTuning(Trainer):
         checkpoints = Checkpoints(self, key)
         self.add_callback(checkpoints)
         own = torch.get_num_threads() // self.parts
-        threads = ThreadPool(self.parts, torch.set_num_threads, (own,))
         try:
-            with threads as self.pool:
+            with in_threads(self.parts, own) as self.each:
                 self.train(resume_from_checkpoint=checkpoints.last())
         finally:
             signal.signal(signal.SIGTERM, checkpoints.before)

@@ -89,14 +89,14 @@ def resolve_precision(wanted: str, device: str = "cpu") -> str:
 
 
 @contextmanager
-def in_threads(count: int) -> Iterator[Any]:
-    """Yield a `map` whose calls are made by so many threads, with one of torch's own each."""
+def in_threads(count: int, own: int = 1) -> Iterator[Any]:
+    """Yield a `map` whose calls are made by so many threads, with `own` of torch's for each."""
     if count == 1:
         yield map
     else:
         import torch
 
-        with ThreadPool(count, torch.set_num_threads, (1,)) as pool:
+        with ThreadPool(count, torch.set_num_threads, (own,)) as pool:
             yield pool.imap
 
 
