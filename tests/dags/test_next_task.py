@@ -180,6 +180,26 @@ def in_pod(server: Server, monkeypatch: pytest.MonkeyPatch, name: str) -> worker
     return worker.Pod()
 
 
+@pytest.fixture
+def pod(scheduler: Any, server: Server, monkeypatch: pytest.MonkeyPatch) -> worker.Pod:
+    """A worker whose task, the first, has ended."""
+    first = pod_of("first")
+    scheduler.run_pod_async(first)
+    scheduler.ended.add("first")
+    return in_pod(server, monkeypatch, first.metadata.name)
+
+
+def end_of(command: list[str]) -> Any:
+    """The status with which a worker ends that begins with a command."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            worker.main(command)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return ended.value.code
+
+
 def test_the_code_that_is_changed_is_still_there() -> None:
     run_next = inspect.getsource(AirflowKubernetesScheduler.run_next)
     assert "self.run_pod_async(pod, **self.kube_config.kube_client_request_args)" in run_next
@@ -225,12 +245,9 @@ def test_a_task_whose_worker_has_ended_one_of_its_run_gets_no_worker(
 
 
 def test_a_worker_that_waits_is_told_and_takes_no_place(
-    scheduler: Any, server: Server, monkeypatch: pytest.MonkeyPatch
+    pod: worker.Pod, scheduler: Any, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = pod_of("first"), pod_of("second")
-    scheduler.run_pod_async(first)
-    scheduler.ended.add("first")
-    pod = in_pod(server, monkeypatch, first.metadata.name)
+    second = pod_of("second")
     # Between the label that says it waits and the watch.
     patch = server.patch_namespaced_pod
 
@@ -258,7 +275,7 @@ def test_a_worker_that_waits_is_told_and_takes_no_place(
     assert scheduler.watcher.watcher_queue.get() == ("x", "here", ADOPTED, annotations, "9")
     assert scheduler.watcher.watcher_queue.get()[2] is None
     assert scheduler.watcher.watcher_queue.empty()
-    assert IDLE not in server.pods[first.metadata.name].metadata.labels
+    assert IDLE not in server.pods[pod.name].metadata.labels
 
 
 @pytest.mark.parametrize(
@@ -300,12 +317,9 @@ def test_a_worker_that_is_not_there_for_it_is_not_asked(
 
 
 def test_who_is_sooner_at_the_last_moment_decides(
-    scheduler: Any, server: Server, monkeypatch: pytest.MonkeyPatch
+    pod: worker.Pod, scheduler: Any, server: Server
 ) -> None:
-    first, second = pod_of("first"), pod_of("second")
-    scheduler.run_pod_async(first)
-    scheduler.ended.add("first")
-    pod = in_pod(server, monkeypatch, first.metadata.name)
+    second = pod_of("second")
     # The worker has waited for long enough; before it leaves it is given a task.
     server.before_patch = [lambda: None, lambda: scheduler.run_pod_async(second)]
     assert pod.next_command(3) == second.spec.containers[0].args
@@ -313,7 +327,7 @@ def test_who_is_sooner_at_the_last_moment_decides(
     scheduler.ended.add("second")
     server.before_patch = [lambda: pod.leave()]
     scheduler.run_pod_async(pod_of("third"))
-    assert names(server) == [first.metadata.name, pod_of("third").metadata.name]
+    assert names(server) == [pod.name, pod_of("third").metadata.name]
 
 
 def test_an_api_server_that_is_away_is_waited_for(
@@ -364,13 +378,8 @@ def test_a_worker_ends_as_its_last_task(
     )
     monkeypatch.setattr(worker, "Pod", lambda: pod)
     first, following = commands[0], iter(commands[1:])
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            worker.main(first)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert ended.value.code == statuses[-1]
+    status = end_of(first)
+    assert status == statuses[-1]
     # Behind a task that has not ended as it should it waits for no other.
     assert asked == ["does not" if status else "waits" for status in statuses]
     told = [line.split() for line in seen.read_text().splitlines()]
@@ -395,15 +404,10 @@ def test_a_worker_that_is_asked_to_end_does_so_behind_its_task(
     monkeypatch.setattr(sys, "argv", sys.argv)
     pod = SimpleNamespace(next_command=asked.append, leave=list)
     monkeypatch.setattr(worker, "Pod", lambda: pod)
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            worker.main(["airflow"])
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    status = end_of(["airflow"])
     assert asked == []
     # Not as a success: it may have been given a task by then.
-    assert ended.value.code == 128 + signal.SIGTERM
+    assert status == 128 + signal.SIGTERM
 
 
 def test_what_is_imported_before_is_there() -> None:
