@@ -188,7 +188,7 @@ messages are shown at once by validate.yaml. A message says what is wrong and wh
 {{- end -}}
 {{- end -}}
 {{- if $v.pipelines.workerIdleSeconds -}}
-{{- if semverCompare ">=3.0.0-0" (toString $a.airflowVersion) -}}
+{{- if include "ml-pipelines.airflow3" . -}}
 {{- $problems = append $problems (printf "pipelines.workerIdleSeconds is for Airflow 2.9 and airflow.airflowVersion is %s; set 0 (there pipelines.launch: triggerer needs no workers)" $a.airflowVersion) -}}
 {{- else if eq $a.defaultAirflowRepository "apache/airflow" -}}
 {{- $problems = append $problems "pipelines.workerIdleSeconds needs the image of images/airflow, or one with its package next_task, and airflow.defaultAirflowRepository is apache/airflow; name that image, or set 0" -}}
