@@ -5,7 +5,7 @@ MLCTL := tools/python -m mlctl
 .DEFAULT_GOAL := help
 .PHONY: help run test up down status password ui logs train infer trigger promote rollback approve \
         upgrade-airflow new-dag sync kubeconfig doctor lint chart images images-list images-save \
-        images-load lock bench soak drill mutation package backup restore clean clean-cache \
+        images-load lock bench growth soak drill mutation package backup restore clean clean-cache \
         test-mlctl test-chart test-dags test-images test-workload test-cluster test-e2e test-long \
         test-production test-wandb screenshots
 
@@ -66,6 +66,8 @@ lock: ## Resolve requirements/*.in anew
 	@$(MLCTL) lock
 bench: ## What a task costs here and on the official chart, and when a commit shows (docs/benchmark.md)
 	@$(MLCTL) bench
+growth: ## What becomes of the figures with 1,000 DAGs, 500 queued runs, 1,000 waiting tasks
+	@$(MLCTL) growth
 soak: ## 20 runs of both DAGs and a mapped one at once (N=5 MAPPED=0), checked by what they left
 	@$(MLCTL) soak
 drill: ## Break one part after the other in the middle of training runs (FAULT=oom: this one)

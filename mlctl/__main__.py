@@ -31,7 +31,7 @@ from mlctl.commands import (
     upgrading,
 )
 from mlctl.stack import Stack
-from mlctl.trials import bench, soak
+from mlctl.trials import bench, growth, soak
 from mlctl.trials.drill import drill
 
 
@@ -224,6 +224,7 @@ add(building.save_all_images, None, archive, to=images, name="save-all")
 add(building.load_images, None, archive, registry, to=images, name="load")
 
 add(bench.main, Stack, name="bench")
+add(growth.main, Stack, name="growth")
 mapped = click.Option(
     ["--mapped"],
     type=click.IntRange(0, 100),

@@ -148,13 +148,17 @@ def tasks(airflow: Airflow, dag_id: str, chains: int, phase: Phase) -> dict[str,
     }
 
 
-def commits(airflow: Airflow, dag: OwnDag, phase: Phase) -> list[float]:
-    """Return the seconds from a commit to its sight in Airflow, one for each of some commits."""
+def commits(airflow: Airflow, dag: OwnDag, text: str, phase: Phase) -> list[float]:
+    """Return the seconds from a commit to its sight in Airflow, one for each of some commits.
+
+    ``text`` is that of the DAG with FIRST in it, which each commit changes.
+    """
     seconds = []
-    for number in range(1, COMMITS + 1):
-        dag.commit(DAG.replace(FIRST, f"commit {number}"))
+    for _ in range(COMMITS):
+        words = f"commit of {datetime.now(UTC)}"
+        dag.commit(text.replace(FIRST, words))
         started = time.monotonic()
-        dag.wait(airflow, phase, f"commit {number}")
+        dag.wait(airflow, phase, words)
         seconds.append(time.monotonic() - started)
     return seconds
 
@@ -313,7 +317,7 @@ def main(stack: Stack) -> None:
             with phases.phase(f"{count} tasks at once: {name}") as phase:
                 at_work[name] = busy(stack, airflow, dag_id, count, phase)
         with phases.phase(f"{COMMITS} commits") as phase:
-            shown = commits(airflow, dag, phase)
+            shown = commits(airflow, dag, DAG, phase)
         if not airflow.is_3:
             dag.commit(reference.dag(stack.image, TASKS), reference.DAG_ID)
             official = at_end.enter_context(reference.installed(stack, phases))

@@ -5,9 +5,10 @@ that its runs have left.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from mlctl.base.labels import label
@@ -30,10 +31,15 @@ class OwnDag:
 
     def commit(self, text: str, dag_id: str = "") -> None:
         """Commit a text as the file, or as that of another DAG beside it."""
-        (self.clone / "dags" / f"{dag_id or self.dag_id}.py").write_text(text)
+        self.commit_all({dag_id or self.dag_id: text})
+
+    def commit_all(self, texts: Mapping[str, str]) -> None:
+        """Commit the files of several DAGs at once, by their ids."""
+        for dag_id, text in texts.items():
+            (self.clone / "dags" / f"{dag_id}.py").write_text(text)
         somebody = dag_source.identity("trial", "trial@ml-pipelines.invalid")
         dag_source.run_git("add", "dags", at=self.clone)
-        words = ["commit", "--quiet", "--message", f"Change {dag_id or self.dag_id}"]
+        words = ["commit", "--quiet", "--message", f"Change {', '.join(islice(texts, 3))}"]
         dag_source.run_git(*words, at=self.clone, env=somebody)
 
     def wait(self, airflow: Airflow, phase: Phase, description: str) -> None:

@@ -1,0 +1,200 @@
+"""What becomes of the figures with many DAGs, many queued runs, and many tasks that wait.
+
+It needs a release on the embedded cluster (`make up`), and nobody else on the machine. The DAGs are
+its own and are removed. The figures go to build/growth.json:
+
+    {"airflow", "machine",
+     "files": [{"files", "shown_s", "commit_to_dag_s", "use"}],
+     "queued": [{"runs", "task_s"}],
+     "waiting": {"tasks", "shown_s", "ended_s", "use"}}
+
+`shown_s` are the seconds until Airflow shows all of them, from the commit or the trigger, and `use`
+is what `bench.used` says then. Tasks wait in a triggerer only where it runs them
+(`pipelines.launch: triggerer`).
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from mlctl.base.paths import BUILD
+from mlctl.base.progress import Phase, Phases, console
+from mlctl.base.waiting import until
+from mlctl.clients.airflow import Airflow
+from mlctl.cluster.provider import breakable
+from mlctl.stack import Stack
+from mlctl.trials import bench
+from mlctl.trials.own_dag import OwnDag, published, remove
+
+REPORT = BUILD / "growth.json"
+FILES = (10, 100, 1000)
+QUEUED = (0, 500)
+WAITING = 1000
+SECONDS = 3600
+DAGS = CHAIN, QUEUE, WAIT = "growth_chain", "growth_queue", "growth_wait"
+DAG = f'''"""A chain, a run that others wait for, and tasks that wait for their turn."""
+
+from datetime import UTC, datetime
+
+from airflow import DAG
+from ml_pipelines import PodOperator
+
+try:
+    from airflow.sdk import chain
+except ImportError:  # Airflow 2
+    from airflow.models.baseoperator import chain
+
+arguments = {{
+    "description": "{bench.FIRST}",
+    "schedule": None,
+    "start_date": datetime(2021, 1, 1, tzinfo=UTC),
+    "catchup": False,
+    "max_active_runs": 1,
+}}
+with DAG("{CHAIN}", **arguments):
+    chain(*(PodOperator(task_id=name, cmds=["true"]) for name in {bench.TASKS}))
+with DAG("{QUEUE}", **arguments):
+    PodOperator(task_id="sleeps", cmds=["sleep", "{SECONDS}"])
+with DAG("{WAIT}", **arguments):
+    for number in range({WAITING}):
+        PodOperator(task_id=f"sleeps_{{number}}", cmds=["sleep", "{SECONDS}"])
+'''
+ONE_OF_MANY = '''"""One of many."""
+
+from datetime import UTC, datetime
+
+from airflow import DAG
+from ml_pipelines import PodOperator
+
+with DAG("{}", schedule=None, start_date=datetime(2021, 1, 1, tzinfo=UTC), tags=["growth"]):
+    PodOperator(task_id="step", cmds=["true"])
+'''
+
+
+def name_of(number: int) -> str:
+    """Return the id of one of many DAGs."""
+    return f"growth_{number:04}"
+
+
+def use(stack: Stack, phase: Phase) -> dict[str, Any]:
+    """Return what each component uses from now on, by the kubelet's next figures."""
+    phase.note("waiting for the kubelet's next figures")
+    began = datetime.now(UTC)
+    return until(SECONDS, lambda: bench.used(stack, began), "the kubelet has no newer figures")
+
+
+def seconds_until(count: int, there: Callable[[], int], phase: Phase) -> float:
+    """Return the seconds until so many are there. Raises UserError after SECONDS."""
+    began = time.monotonic()
+
+    def reached() -> bool:
+        now = there()
+        phase.note(f"{now} of {count}")
+        return now == count
+
+    until(SECONDS, reached, lambda: f"there are only {phase.detail}", poll=0.5)
+    return round(time.monotonic() - began, 1)
+
+
+def files(stack: Stack, airflow: Airflow, dag: OwnDag, count: int, phase: Phase) -> dict[str, Any]:
+    """Return the figures with this many files of DAGs, those of the release not counted."""
+
+    def there() -> int:
+        return int(airflow.get("dags", tags="growth", limit=1)["total_entries"])
+
+    dag.commit_all({name: ONE_OF_MANY.format(name) for name in map(name_of, range(count))})
+    shown = seconds_until(count, there, phase)
+    commits = bench.commits(airflow, dag, DAG, phase)
+    figures = {"files": count, "shown_s": shown, "commit_to_dag_s": round(max(commits), 2)}
+    return {**figures, "use": use(stack, phase)}
+
+
+@contextmanager
+def failed(airflow: Airflow, dag_id: str) -> Iterator[list[str]]:
+    """Yield a list for ids of runs, which are made to fail at the end."""
+    run_ids: list[str] = []
+    try:
+        yield run_ids
+    finally:
+        # The newest first: behind a run that ends the next one would begin.
+        for run_id in reversed(run_ids):
+            airflow.request("PATCH", f"dags/{dag_id}/dagRuns/{run_id}", json={"state": "failed"})
+
+
+def queued(airflow: Airflow, count: int, phase: Phase) -> dict[str, Any]:
+    """Return what a task of a chain costs beside this many runs that wait for another one."""
+    with failed(airflow, QUEUE) as run_ids:
+        for number in range(count + 1 if count else 0):
+            phase.note(f"{number} runs triggered")
+            run_ids.append(airflow.trigger(QUEUE))
+        turns = [bench.tasks(airflow, CHAIN, 1, phase) for _ in range(bench.TURNS[1])]
+    return {
+        "runs": count,
+        "task_s": bench.middle([turn["makespan"] / len(bench.TASKS) for turn in turns]),
+    }
+
+
+def waiting(stack: Stack, airflow: Airflow, phase: Phase) -> dict[str, Any]:
+    """Return the figures with WAITING tasks in the triggerer, for a pod or in one."""
+
+    def in_state(state: str) -> Callable[[], int]:
+        path = f"dags/{WAIT}/dagRuns/{run_ids[0]}/taskInstances"
+        return lambda: int(airflow.get(path, state=state, limit=1)["total_entries"])
+
+    with failed(airflow, WAIT) as run_ids:
+        run_ids.append(airflow.trigger(WAIT))
+        shown, at_work = seconds_until(WAITING, in_state("deferred"), phase), use(stack, phase)
+    began = time.monotonic()
+    pods = f"kubernetes_pod_operator=True,dag_id={WAIT}"
+    until(SECONDS, lambda: not stack.kube.items("pods", pods), "pods are left")
+    ended = round(time.monotonic() - began, 1)
+    return {"tasks": WAITING, "shown_s": shown, "ended_s": ended, "use": at_work}
+
+
+def main(stack: Stack) -> None:
+    """Many DAGs, queued runs and waiting tasks: what becomes of the figures (build/growth.json).
+
+    Raises UserError where no DAG of its own can be published.
+    """
+    breakable(stack.cluster)  # Before anything is measured.
+    phases = Phases()
+    report: dict[str, Any] = {"machine": bench.processor(), "files": [], "queued": []}
+    with ExitStack() as at_end:
+        airflow = at_end.enter_context(stack.airflow())
+        report["airflow"] = airflow.version
+        # Behind the block below: what still has a file comes back.
+        at_end.callback(forget, airflow)
+        for other in (QUEUE, WAIT):
+            at_end.callback(remove, stack, airflow, other)
+        dag = at_end.enter_context(published(stack, airflow, CHAIN, DAG, bench.FIRST, phases))
+        for dag_id in DAGS:
+            airflow.unpause(dag_id)
+        for count in QUEUED:
+            with phases.phase(f"{count} queued runs") as phase:
+                report["queued"].append(queued(airflow, count, phase))
+        if stack.settings["launch"] == "triggerer":
+            with phases.phase(f"{WAITING} tasks that wait") as phase:
+                report["waiting"] = waiting(stack, airflow, phase)
+        for count in FILES:
+            with phases.phase(f"{count} files of DAGs") as phase:
+                report["files"].append(files(stack, airflow, dag, count, phase))
+    REPORT.parent.mkdir(parents=True, exist_ok=True)
+    REPORT.write_text(json.dumps(report, indent=2) + "\n")
+    for one in report["queued"]:
+        console.print(f"a task beside {one['runs']:>4} queued runs {one['task_s']:7.2f} s")
+    for one in report["files"]:
+        words = f"{one['shown_s']:7.1f} s to show, {one['commit_to_dag_s']:.1f} s for a commit"
+        console.print(f"{one['files']:>4} files of DAGs {words}")
+    if found := report.get("waiting"):
+        mib = found["use"]["mib"]["triggerer"]
+        words = f"{found['shown_s']:.0f} s to get there, a triggerer of {mib} MiB"
+        console.print(f"{found['tasks']} tasks that wait: {words}")
+
+
+def forget(airflow: Airflow) -> None:
+    """Remove the rows of the many DAGs."""
+    for number in range(max(FILES)):
+        airflow.request("DELETE", f"dags/{name_of(number)}", good=(404,))
