@@ -32,6 +32,10 @@ with DAG("one_pod_dag", description="one_pod_dag", **ONCE):
 with DAG("held_dag", **ONCE):
     shell("sleeps", "sleep 3600")
 
+with DAG("steady_dag", description="Four at once, each a line a second", **ONCE):
+    for number in range(4):
+        shell(f"talks_{number}", TALK)
+
 with DAG("many_dag", **ONCE):
     for number in range(12):
         shell(f"one_{number}", "sleep 2")

@@ -5,7 +5,10 @@
 What one try does is proven in tests/dags; here it has an Airflow, a kubelet and rights.
 """
 
+import os
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from mlctl.base.progress import Phases
 from mlctl.base.waiting import until
 from mlctl.clients.airflow import Airflow
 from mlctl.clients.kube import Kube
+from mlctl.cluster.provider import Breakable
 from mlctl.stack import Stack
 from mlctl.trials.own_dag import published
 from tests.e2e.conftest import FollowRun, Run
@@ -22,7 +26,7 @@ from tests.helpers.secret_search import PodRecorder
 
 FIRST = "one_pod_dag"
 TEXT = (Path(__file__).parent / f"{FIRST}.py").read_text()
-HELD, MANY, LIMITED = "held_dag", "many_dag", "limited_dag"
+HELD, STEADY, MANY, LIMITED = "held_dag", "steady_dag", "many_dag", "limited_dag"
 MAX_PODS = 4
 SECONDS = 900
 WAIT_SECONDS = 300
@@ -34,7 +38,7 @@ def dags(stack: Stack, client: Airflow, pods_seen: PodRecorder) -> Iterator[None
         pytest.skip("pipelines.launch is not triggerer")
     assert stack.settings["maxPods"] == MAX_PODS
     with published(stack, client, FIRST, TEXT, FIRST, Phases()):
-        for dag_id in (FIRST, HELD, MANY, LIMITED):
+        for dag_id in (FIRST, HELD, STEADY, MANY, LIMITED):
             client.unpause(dag_id)
         yield
 
@@ -79,6 +83,119 @@ def gone(stack: Stack, pod: dict) -> None:
 
 def task_of(client: Airflow, dag_id: str, run_id: str, task_id: str) -> dict:
     return client.get(f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}")
+
+
+@pytest.fixture
+def cluster(stack: Stack) -> Breakable:
+    if not isinstance(stack.cluster, Breakable):
+        pytest.skip("the cluster's parts are not on this machine")
+    return stack.cluster
+
+
+@pytest.fixture
+def two_triggerers(cluster: Breakable, stack: Stack) -> Iterator[dict[str, dict]]:
+    """The pods of two triggerers by name; afterwards there is one again."""
+    (deployment,) = stack.kube.items("deployments", "component=triggerer")
+    name = f"deployment/{deployment['metadata']['name']}"
+
+    def ready() -> dict[str, dict]:
+        found = stack.kube.items("pods", "component=triggerer")
+        states = [one["status"].get("containerStatuses") or [{}] for one in found]
+        going = len(found) == 2 and all(one.get("ready") for state in states for one in state)
+        return {one["metadata"]["name"]: one for one in found} if going else {}
+
+    stack.kube.run("scale", name, "--replicas=2")
+    try:
+        yield until(WAIT_SECONDS, ready, "there are no two triggerers")
+    finally:
+        stack.kube.run("scale", name, "--replicas=1")
+
+
+@contextmanager
+def frozen(pod: dict) -> Iterator[None]:
+    """Stop all processes of a pod for the time of a block."""
+    of_pod = []
+    for cgroup in Path("/proc").glob("[0-9]*/cgroup"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it may end meanwhile
+            if f"pod{pod['metadata']['uid']}" in cgroup.read_text():
+                of_pod.append(int(cgroup.parent.name))
+    assert of_pod, "the pod has no processes on this machine"
+    try:
+        for process in of_pod:
+            os.kill(process, signal.SIGSTOP)
+        yield
+    finally:
+        for process in of_pod:
+            with suppress(ProcessLookupError):  # its liveness probe may have ended it
+                os.kill(process, signal.SIGCONT)
+
+
+def followed_by(client: Airflow, run_id: str) -> set[str]:
+    """The triggerers that follow the tasks of a steady run; "" where none does."""
+    path = f"dags/{STEADY}/dagRuns/{run_id}/taskInstances"
+    jobs = [one["triggerer_job"] for one in client.get(path)["task_instances"]]
+    return {job["hostname"] if job else "" for job in jobs}
+
+
+@pytest.fixture
+def steady(client: Airflow, stack: Stack) -> Callable[[], str]:
+    """Start a run of four tasks that talk, and give its id once all of them do."""
+
+    def start() -> str:
+        run_id = client.trigger(STEADY)
+        for number in range(4):
+            pod_of(stack, STEADY, f"talks_{number}")
+        return run_id
+
+    return start
+
+
+def check_steady(run: Run, pods_seen: PodRecorder) -> None:
+    """All is as if nothing had happened: one try, one pod and one whole log for each task."""
+    assert run.state == "success", run.told()
+    assert {task.try_number for task in run.tasks.values()} == {1}
+    for name, log in run.logs.items():
+        lines = [line.split("line ")[-1] for line in log.splitlines() if "line " in line]
+        assert lines == [str(number) for number in range(1, 31)], f"{name}: {log}"
+    labels = [pod["metadata"].get("labels", {}) for pod in pods_seen.pods()]
+    uids = {
+        (pod["metadata"]["uid"], its["task_id"])
+        for pod, its in zip(pods_seen.pods(), labels, strict=True)
+        if its.get("dag_id") == STEADY and its.get("run_id") == label(run.run_id)
+    }
+    assert sorted(task for _, task in uids) == [f"talks_{number}" for number in range(4)]
+
+
+def test_a_frozen_triggerer_is_relieved_by_the_other(
+    two_triggerers: dict[str, dict],
+    steady: Callable[[], str],
+    client: Airflow,
+    follow_run: FollowRun,
+    pods_seen: PodRecorder,
+) -> None:
+    run_id = steady()
+    holder = next(iter(followed_by(client, run_id)))
+    (other,) = two_triggerers.keys() - {holder}
+    with frozen(two_triggerers[holder]):
+        until(
+            WAIT_SECONDS,
+            lambda: followed_by(client, run_id) <= {other},
+            f"{other} has not taken over from {holder}",
+        )
+    # Both meet in the same pods for a moment.
+    check_steady(follow_run(STEADY, run_id, SECONDS), pods_seen)
+
+
+def test_a_killed_api_server_costs_no_try(
+    cluster: Breakable,
+    steady: Callable[[], str],
+    follow_run: FollowRun,
+    pods_seen: PodRecorder,
+) -> None:
+    run_id = steady()
+    cluster.signal("kube-apiserver", signal.SIGKILL)
+    cluster.component("restart", "kube-apiserver")
+    check_steady(follow_run(STEADY, run_id, SECONDS), pods_seen)
 
 
 def test_tasks_end_as_with_workers(run: Run) -> None:
