@@ -8,7 +8,7 @@ Reads the same environment variables (https://github.com/kubernetes/git-sync, v4
     GITSYNC_LINK      symlink below it that always names a complete checkout, default: last part
                       of the repository's name
     GITSYNC_PERIOD    time between tries, default 10s
-    GITSYNC_DEPTH     commits of history to fetch, 0 for all, default 1
+    GITSYNC_DEPTH     commits of history to begin with, 0 for all, default 1
     GITSYNC_ONE_TIME  exit after the first checkout (also the flag --one-time)
     GITSYNC_SUBMODULES  recursive (the default), shallow: without those of submodules, or off
     GITSYNC_USERNAME, GITSYNC_PASSWORD      for http(s)
@@ -19,7 +19,8 @@ Reads the same environment variables (https://github.com/kubernetes/git-sync, v4
 
 Other variables of git-sync are ignored. It differs where a local cluster is better off: with
 GITSYNC_MAX_FAILURES=0, the Airflow chart's default, it goes on trying for ever, and for a minute
-with --one-time, where git-sync gives up at once.
+with --one-time, where git-sync gives up at once. Asking for what is there already costs nothing
+here: a fetch with a depth has the server pack all files again, each time.
 """
 
 import os
@@ -40,6 +41,9 @@ REPEAT_SECONDS = 60.0
 
 SUBMODULES = {"recursive": ["--recursive"], "shallow": [], "off": None}
 """Options of `git submodule update`, by the value of GITSYNC_SUBMODULES."""
+
+SYNCED = "refs/synced"
+"""Names what was fetched last: the next fetch brings what is new since then."""
 
 CREDENTIALS = '!f() { echo "username=$GITSYNC_USERNAME"; echo "password=$GITSYNC_PASSWORD"; }; f'
 """A git credential helper: the password never stands on a command line."""
@@ -151,9 +155,16 @@ class Checkout:
         Raises SyncError when git fails; the link then still names what it named before.
         """
         self._prepare()
-        quiet = ["--quiet", "--no-tags", "--no-auto-gc", "--force"]
-        self._git("fetch", *quiet, *self._depth(), "--", self.settings.repo, self.settings.ref)
-        commit = self._git("rev-parse", "--verify", "FETCH_HEAD^{commit}")
+        options = ["--quiet", "--no-tags", "--no-auto-gc", "--force"]
+        if not self._git("for-each-ref", SYNCED):
+            options += self._depth()
+        try:
+            self._git("fetch", *options, "--", self.settings.repo, f"{self.settings.ref}:{SYNCED}")
+        except SyncError:
+            # All of another history may take too long: the next try brings its end alone.
+            self._git("update-ref", "-d", SYNCED)
+            raise
+        commit = self._git("rev-parse", "--verify", f"{SYNCED}^{{commit}}")
         if commit != self.current():
             self._check_out(commit)
             self._swap(commit)

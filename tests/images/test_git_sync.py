@@ -12,7 +12,7 @@ import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from images.git_sync.git_sync import Checkout, ConfigError, seconds, settings
+from images.git_sync.git_sync import Checkout, ConfigError, SyncError, seconds, settings
 from mlctl.base.errors import output
 from tools.in_image.container import Command, Container, Image, run
 
@@ -197,6 +197,81 @@ def test_restart_takes_up_what_a_killed_one_left(
     assert ended.returncode == 0, ended.stdout
     assert served(root) == commit != first
     assert not half.exists()
+
+
+@pytest.fixture
+def packed(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with the number of objects (below 256) of each pack that the server makes."""
+    counts, hook = tmp_path / "packed", tmp_path / "hook"
+    counts.touch()
+    hook.write_text(
+        f"""#!/bin/sh
+        "$@" > {tmp_path}/pack || exit 1
+        od -An -j11 -N1 -tu1 {tmp_path}/pack >> {counts}
+        cat {tmp_path}/pack
+        """
+    )
+    hook.chmod(0o755)
+    config = tmp_path / "gitconfig"
+    config.write_text(config.read_text() + f"[uploadpack]\n\tpackObjectsHook = {hook}\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    return counts
+
+
+@pytest.mark.parametrize("ref", ["live", "HEAD", "v1"])
+@pytest.mark.parametrize("depth", ["0", "1", "2"])
+def test_what_is_there_is_not_sent_again(
+    repository: Repository, packed: Path, tmp_path: Path, ref: str, depth: str
+):
+    def tag(name: str) -> None:
+        words = ["-c", "user.name=t", "-c", "user.email=t@example.org", "tag", "--force"]
+        repository.git("-C", str(repository.bare), *words, "--annotate", "-m", name, "v1", "live")
+
+    repository.commit("second")
+    repository.commit("third")
+    first = repository.commit("fourth")
+    tag("one")
+    env = {
+        "GITSYNC_REPO": f"file://{repository.bare}",
+        "GITSYNC_REF": ref,
+        "GITSYNC_ROOT": str(tmp_path / "git"),
+        "GITSYNC_DEPTH": depth,
+    }
+    checkout = Checkout(settings(env, []))
+    assert [checkout.sync() for _ in range(3)] == [first] * 3
+    (whole,) = map(int, packed.read_text().split())
+    # A commit, its tree and a file that both names have; with the tag itself, one more.
+    assert whole == (3 * (int(depth) or 4)) + (ref == "v1")
+    new = repository.commit("fifth")
+    tag("two")
+    assert [checkout.sync() for _ in range(2)] == [new] * 2
+    assert list(map(int, packed.read_text().split())) == [whole, 3 + (ref == "v1")]
+
+
+def test_another_history_takes_the_place_of_the_one_before(
+    repository: Repository, packed: Path, tmp_path: Path
+):
+    env = {"GITSYNC_REPO": f"file://{repository.bare}", "GITSYNC_REF": "live"}
+    checkout = Checkout(settings(env | {"GITSYNC_ROOT": str(tmp_path / "git")}, []))
+    old = [repository.commit("second"), repository.commit("third")]
+    assert checkout.sync() == old[1]
+    push = ["-C", str(repository.bare), "update-ref", "refs/heads/live"]
+    repository.git(*push, old[0])  # back, to before what was fetched
+    assert checkout.sync() == old[0]
+    repository.git("-C", str(repository.work), "checkout", "--quiet", "--orphan", "other")
+    other = [repository.commit(f"another {number}") for number in range(3)]
+    assert checkout.sync() == other[-1]
+    assert (checkout.link / "a.py").read_text() == "another 2"
+    assert packed.read_text().split()[-1] == "9"
+    # Where that fails, its end alone is fetched.
+    away = repository.bare.rename(repository.bare.with_name("away.git"))
+    with pytest.raises(SyncError):
+        checkout.sync()
+    away.rename(repository.bare)
+    repository.git("-C", str(repository.work), "checkout", "--quiet", "--orphan", "third")
+    last = [repository.commit(f"third {number}") for number in range(3)][-1]
+    assert checkout.sync() == last
+    assert packed.read_text().split()[-1] == "3"
 
 
 @pytest.mark.parametrize("kind", ["tag", "commit", "HEAD"])
