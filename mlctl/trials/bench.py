@@ -29,6 +29,7 @@ from mlctl.base.progress import Phase, Phases, console
 from mlctl.base.waiting import until
 from mlctl.clients.airflow import Airflow
 from mlctl.cluster.provider import breakable
+from mlctl.publishing import DAG_SECONDS
 from mlctl.stack import Stack
 from mlctl.trials import bare_chains, reference
 from mlctl.trials.own_dag import OwnDag, published, remove
@@ -148,19 +149,18 @@ def tasks(airflow: Airflow, dag_id: str, chains: int, phase: Phase) -> dict[str,
     }
 
 
-def commits(airflow: Airflow, dag: OwnDag, text: str, phase: Phase) -> list[float]:
-    """Return the seconds from a commit to its sight in Airflow, one for each of some commits.
+def commit(
+    airflow: Airflow, dag: OwnDag, text: str, words: str, phase: Phase, timeout: float = DAG_SECONDS
+) -> float:
+    """Return the seconds from a commit to its sight in Airflow.
 
-    ``text`` is that of the DAG with FIRST in it, which each commit changes.
+    ``text`` is that of the DAG with FIRST in it, in whose place the commit has ``words``. Raises
+    UserError after ``timeout`` seconds.
     """
-    seconds = []
-    for _ in range(COMMITS):
-        words = f"commit of {datetime.now(UTC)}"
-        dag.commit(text.replace(FIRST, words))
-        started = time.monotonic()
-        dag.wait(airflow, phase, words)
-        seconds.append(time.monotonic() - started)
-    return seconds
+    dag.commit(text.replace(FIRST, words))
+    started = time.monotonic()
+    dag.wait(airflow, phase, words, timeout)
+    return time.monotonic() - started
 
 
 def used(stack: Stack, since: datetime) -> dict[str, dict[str, int]]:
@@ -317,7 +317,8 @@ def main(stack: Stack) -> None:
             with phases.phase(f"{count} tasks at once: {name}") as phase:
                 at_work[name] = busy(stack, airflow, dag_id, count, phase)
         with phases.phase(f"{COMMITS} commits") as phase:
-            shown = commits(airflow, dag, DAG, phase)
+            words = [f"commit {number}" for number in range(1, COMMITS + 1)]
+            shown = [commit(airflow, dag, DAG, one, phase) for one in words]
         if not airflow.is_3:
             dag.commit(reference.dag(stack.image, TASKS), reference.DAG_ID)
             official = at_end.enter_context(reference.installed(stack, phases))

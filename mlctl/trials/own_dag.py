@@ -42,11 +42,13 @@ class OwnDag:
         words = ["commit", "--quiet", "--message", f"Change {', '.join(islice(texts, 3))}"]
         dag_source.run_git(*words, at=self.clone, env=somebody)
 
-    def wait(self, airflow: Airflow, phase: Phase, description: str) -> None:
-        """Wait until Airflow has it as described. Raises UserError after DAG_SECONDS."""
+    def wait(
+        self, airflow: Airflow, phase: Phase, description: str, seconds: float = DAG_SECONDS
+    ) -> None:
+        """Wait until Airflow has it as described. Raises UserError after so many seconds."""
         phase.note(f"Airflow does not show {description} yet")
         until(
-            DAG_SECONDS,
+            seconds,
             lambda: (airflow.dag(self.dag_id) or {}).get("description") == description,
             f"Airflow does not show {description}",
             poll=0.2,
