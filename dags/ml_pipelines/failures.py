@@ -1,4 +1,4 @@
-"""Why a pod does not start, or has failed, in words for the task log."""
+"""How a pod ends: whether it has succeeded, else what is wrong, in words for the task log."""
 
 import json
 from contextlib import suppress
@@ -44,13 +44,26 @@ def explain_wait(reason: str, message: str) -> str:
     return _said(reason, message) + (f" ({hint})" if hint else "")
 
 
+def has_succeeded(pod: k8s.V1Pod) -> bool:
+    """Whether all containers of a pod have ended well, and nothing has ended it as a whole.
+
+    Its phase says so a second later, when the kubelet has looked at the containers once more
+    (pkg/kubelet/kubelet_pods.go, generateAPIPodStatus: one that may still have some is Running).
+    """
+    ended = [one.state.terminated for one in pod.status.container_statuses or [] if one.state]
+    return (
+        bool(ended)
+        and pod.status.phase != "Failed"
+        and pod.spec.restart_policy != "Always"
+        and len(ended) == len(pod.spec.containers)
+        and all(one is not None and one.exit_code == 0 for one in ended)
+        and _whole(pod) is None
+    )
+
+
 def explain_failure(pod: k8s.V1Pod, container: str) -> str:
     """Why a pod that did not succeed ended, or what it is waiting for."""
-    # Of the pod as a whole: Evicted, DeadlineExceeded ...
-    whole = _said(pod.status.reason, pod.status.message) if pod.status.reason else _eviction(pod)
-    if whole is None and pod.metadata.deletion_timestamp:
-        whole = "it was deleted"
-    ends = {}
+    whole, ends = _whole(pod), {}
     for who, one in _containers(pod, container):
         if one.state and one.state.terminated and one.state.terminated.exit_code != 0:
             ends[who] = who + _explain_end(pod, one.name, one.state.terminated)
@@ -82,6 +95,13 @@ def exceeds_quota(error: ApiException) -> bool:
 
 def _said(what: str, more: str | None) -> str:
     return f"{what}: {more}" if more else what
+
+
+def _whole(pod: k8s.V1Pod) -> str | None:
+    """What has ended the pod as a whole: Evicted, DeadlineExceeded ...; None if nothing has."""
+    if pod.status.reason:
+        return _said(pod.status.reason, pod.status.message)
+    return _eviction(pod) or ("it was deleted" if pod.metadata.deletion_timestamp else None)
 
 
 def _eviction(pod: k8s.V1Pod) -> str | None:

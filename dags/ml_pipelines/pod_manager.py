@@ -10,7 +10,7 @@ from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from .failures import exceeds_quota, explain_refusal
+from .failures import exceeds_quota, explain_refusal, has_succeeded
 
 XCOM_SIDECAR = PodDefaults.SIDECAR_CONTAINER_NAME
 REQUEST_ERRORS = (ApiException, HTTPError)
@@ -63,12 +63,14 @@ class PatientPodManager(provider.PodManager):
             time.sleep(RETRY_SECONDS)
 
     def read_pod(self, pod: k8s.V1Pod) -> k8s.V1Pod:
-        """The pod as the API server knows it now.
+        """The pod as the API server knows it now, its phase final as soon as it has succeeded.
 
         Raises ApiException (404 when the pod is gone, or its node lost) or HTTPError.
         """
         seen = self.request("read_namespaced_pod", pod.metadata.name, pod.metadata.namespace)
         self.last_seen = seen
+        if has_succeeded(seen):
+            seen.status.phase = provider.PodPhase.SUCCEEDED
         gone_at = seen.metadata.deletion_timestamp  # the grace period is in it
         lost = gone_at is not None and gone_at.timestamp() + LOST_SECONDS < time.time()
         if lost and seen.status.phase not in provider.PodPhase.terminal_states:

@@ -97,7 +97,8 @@ class PodServer:
 
     def end(self, name: str, exit_code: int = 0, message: str = "", **more: Any) -> None:
         ended = {"exitCode": exit_code, "message": message, "reason": "Error"}
-        self.state(name, "Failed" if exit_code else "Succeeded", {"terminated": ended}, **more)
+        for phase in ("Running", "Failed" if exit_code else "Succeeded"):
+            self.state(name, phase, {"terminated": ended}, **more)
 
     def remove(self, name: str) -> None:
         """The object goes: its kubelet has ended it, or somebody has forced it."""

@@ -57,15 +57,19 @@ def pod(
     deleted: bool = False,
     containers: list[k8s.V1Container] | None = None,
     init_containers: list[k8s.V1Container] | None = None,
+    restart_policy: str | None = None,
+    phase: str = "Failed",
     **more: Any,
 ) -> k8s.V1Pod:
     return k8s.V1Pod(
         metadata=k8s.V1ObjectMeta(name="a", deletion_timestamp=WHEN if deleted else None),
         spec=k8s.V1PodSpec(
-            containers=containers or [container("base", "4Gi")], init_containers=init_containers
+            containers=containers or [container("base", "4Gi")],
+            init_containers=init_containers,
+            restart_policy=restart_policy,
         ),
         status=k8s.V1PodStatus(
-            phase="Failed",
+            phase=phase,
             container_statuses=list(of_containers) or None,
             init_container_statuses=init,
             **more,
@@ -252,6 +256,40 @@ def test_why_a_pod_has_failed(seen: k8s.V1Pod, said: str) -> None:
 )
 def test_why_a_pod_is_gone(seen: k8s.V1Pod | None, said: str) -> None:
     assert failures.explain_absence(seen) == said
+
+
+TWO = [container("base"), container("helper")]
+
+
+@pytest.mark.parametrize(
+    ("seen", "succeeded"),
+    [
+        (pod(ended("base", 0), phase="Running"), True),
+        (pod(ended("base", 0), phase="Running", restart_policy="OnFailure"), True),
+        (pod(ended("base", 0), phase="Succeeded"), True),
+        (pod(ended("base", 0), ended("helper", 0), containers=TWO, phase="Running"), True),
+        # The kubelet ends such an init container when the others have ended.
+        (pod(ended("base", 0), init=[runs("mesh")], phase="Running"), True),
+        (pod(ended("base", 0), conditions=[READY], phase="Running"), True),
+        (pod(phase="Running"), False),
+        (pod(status("base"), phase="Running"), False),
+        (pod(runs("base"), phase="Running"), False),
+        (pod(ended("base", 3), phase="Running"), False),
+        (pod(ended("base", 0), runs("helper"), containers=TWO, phase="Running"), False),
+        (pod(ended("base", 0), ended("helper", 1), containers=TWO, phase="Running"), False),
+        # The other one is not reported yet.
+        (pod(ended("base", 0), containers=TWO, phase="Running"), False),
+        # It is started again.
+        (pod(ended("base", 0), phase="Running", restart_policy="Always"), False),
+        # Told to end, and left with 0: not by itself.
+        (pod(ended("base", 0), phase="Running", deleted=True), False),
+        (pod(ended("base", 0), phase="Running", reason="DeadlineExceeded"), False),
+        (pod(ended("base", 0), phase="Running", conditions=[EVICTED]), False),
+        (pod(ended("base", 0), phase="Failed"), False),
+    ],
+)
+def test_whether_a_pod_has_succeeded(seen: k8s.V1Pod, succeeded: bool) -> None:
+    assert failures.has_succeeded(seen) is succeeded
 
 
 def body(error: Any, text: Any) -> Any:

@@ -649,6 +649,26 @@ def test_a_task_that_is_cancelled_while_it_waits_leaves_its_turn(make, play, set
     play(scene)
 
 
+def test_a_pod_has_ended_before_its_phase_says_so(make, play, settings_file) -> None:
+    settings_file(SETTINGS | {"maxPods": 1})
+
+    async def scene(triggerer: Triggerer, server: PodServer) -> None:
+        runs = [{"run_id": f"run-{number}"} for number in range(2)]
+        first, second = (triggerer.start(make(), of_ti=run) for run in runs)
+        ended = {"terminated": {"exitCode": 0, "message": '["a"]'}}
+        server.state(name := await server.new(), "Running", ended)
+        assert await triggerer.ends(first) == "success"
+        assert triggerer.comms.xcoms["a_task", -1] == ["a"]
+        # It takes no place any more, and goes.
+        server.state(await server.new(2), "Running", ended, reason="DeadlineExceeded")
+        await triggerer.stored()
+        await server.until(lambda: server.deleted == [name])
+        server.end(server.created[1], 143)
+        assert await triggerer.ends(second) == "failed"
+
+    play(scene)
+
+
 def test_an_injected_sidecar_does_not_hold_the_task_up(make, play) -> None:
     async def scene(triggerer: Triggerer, server: PodServer) -> None:
         triggerer.start(make())

@@ -150,6 +150,22 @@ def test_what_is_waited_for(
     assert slept(clock) == ({0} if watched else {0.2})
 
 
+@pytest.mark.parametrize(
+    ("more", "after"), [({}, 3), ({"reason": "DeadlineExceeded", "message": "too long"}, 4)]
+)
+def test_a_pod_has_succeeded_before_its_phase_says_so(
+    clock, cluster, manager, more: dict[str, Any], after: float
+) -> None:
+    end = [(3, ended(0, phase="Running", more=more)), (4, ended(0, phase="Failed", more=more))]
+    pod = cluster.add("a", [(0, RUNNING), *end], age=0)
+    seen = manager.await_pod_completion(pod)
+    assert clock.passed == pytest.approx(after, abs=0.21)
+    assert seen.status.phase == ("Failed" if more else "Succeeded")
+    assert manager.last_seen is seen
+    manager.await_deletion(pod)
+    assert clock.passed == pytest.approx(after, abs=0.21)
+
+
 def test_a_container_is_waited_for_by_its_name(clock, cluster, manager) -> None:
     going = {"helper": RUNNING_STATE, "last": RUNNING_STATE}
     timeline = [(0, RUNNING), (6, Status(RUNNING_STATE, others={"helper": terminated(0)}))]

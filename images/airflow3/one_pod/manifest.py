@@ -7,6 +7,8 @@ from typing import Any
 
 from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_value
 
+from one_pod.failures import has_succeeded
+
 TERMINAL = ("Succeeded", "Failed")
 NAME_LENGTH = 63 - 33  # of a label, in which the kubelet shows it as the host's name; less the id
 
@@ -27,6 +29,14 @@ def view(value: Any) -> Any:
     if isinstance(value, list):
         return [view(one) for one in value]
     return View(value) if isinstance(value, dict) else value
+
+
+def read(answer: dict[str, Any]) -> View:
+    """A pod of the API server, its phase final as soon as it has succeeded."""
+    pod = View(answer)
+    if has_succeeded(pod):
+        pod["status"] = answer["status"] | {"phase": "Succeeded"}
+    return pod
 
 
 def name_of(pod: dict[str, Any], ti: Any) -> str:

@@ -19,7 +19,7 @@ import structlog
 from kubernetes.client.exceptions import ApiException
 
 from one_pod import failures, pod_manager
-from one_pod.manifest import TERMINAL, View
+from one_pod.manifest import TERMINAL, View, read
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 # Of every pod that Airflow's operators start, also from a worker.
@@ -170,12 +170,11 @@ class Pods:
                 raise
             log.info(f"Pod {pod['metadata']['name']} is there already: going on with it")
             return await self.get(pod["metadata"]["name"])
-        self._seen(answer)
-        return View(answer)
+        return self._seen(answer)
 
     async def get(self, name: str) -> View:
         """The pod as it is now. Raises as Api.ask does: ApiException with 404 if there is none."""
-        return View(await self.api.ask("GET", f"{self.path}/{name}"))
+        return read(await self.api.ask("GET", f"{self.path}/{name}"))
 
     async def events(self, name: str) -> list[View]:
         """What has happened to it. Raises as Api.ask does."""
@@ -261,8 +260,9 @@ class Pods:
                     raise ApiException(event["object"]["code"], event["object"].get("message"))
                 yield event
 
-    def _seen(self, pod: dict[str, Any], gone: bool = False) -> None:
-        name, ended = pod["metadata"]["name"], pod["status"].get("phase") in TERMINAL
+    def _seen(self, answer: dict[str, Any], gone: bool = False) -> View:
+        pod = read(answer)
+        name, ended = pod["metadata"]["name"], pod.status.phase in TERMINAL
         self.labels[name] = pod["metadata"].get("labels") or {}
         self.active.add(name)
         self.granted.discard(name)
@@ -271,8 +271,9 @@ class Pods:
         if gone:
             del self.labels[name]
         if name in self.followers:
-            self.followers[name].put_nowait(None if gone and not ended else View(pod))
+            self.followers[name].put_nowait(None if gone and not ended else pod)
         self._give_turns()
+        return pod
 
 
 async def lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
