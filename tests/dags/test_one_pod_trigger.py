@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
+import jinja2
 import pytest
 import structlog
 from airflow.api_fastapi.execution_api.datamodels.taskinstance import DagRun
@@ -282,6 +283,28 @@ def test_templates_are_filled_in_and_told(make, play, lines) -> None:
 
     play(scene)
     assert "spec.containers[0].command[1]: 1" in text(lines)
+
+
+def test_what_is_no_template_is_not_read_as_one(make, play, monkeypatch) -> None:
+    from_string, read = jinja2.Environment.from_string, []
+
+    def seen(self: Any, source: str, *args: Any, **kwargs: Any) -> Any:
+        read.append(source)
+        return from_string(self, source, *args, **kwargs)
+
+    monkeypatch.setattr(jinja2.Environment, "from_string", seen)
+
+    async def scene(triggerer: Triggerer, server: PodServer) -> None:
+        # Jinja takes a last line's end away, with a worker too.
+        env = {"A": "{{ run_id }}", "B": "{% if 1 %}x{% endif %}", "C": "{# no #}", "D": "d\n"}
+        triggerer.start(make(env_vars=env | {"E": "plain }} %}", "F": '{"a": 1}'}))
+        (base,) = server.pods[await server.new()]["spec"]["containers"]
+        found = {one["name"]: one["value"] for one in base["env"] if len(one["name"]) == 1}
+        assert found == {"A": RUN, "B": "x", "C": "", "D": "d", "E": "plain }} %}", "F": '{"a": 1}'}
+        assert set(env.values()) <= set(read)
+        assert not {"plain }} %}", "true", "i:1"} & set(read)
+
+    play(scene)
 
 
 def test_a_template_that_cannot_be_filled_in_fails_the_try(make, play, lines) -> None:
