@@ -110,6 +110,17 @@ def test_they_import_nothing_that_takes_time(local_settings: str, tmp_path: Path
     assert run(local_settings, tmp_path, code) == run("", tmp_path, code)
 
 
+def test_who_reads_dags_has_imported_the_operator(local_settings: str, tmp_path: Path) -> None:
+    code = f"""{START}
+from importlib import import_module
+there = []
+for name in ("jobs.job", "dag_processing.manager"):
+    import_module(f"airflow.{{name}}")
+    there.append("airflow.providers.cncf.kubernetes.operators.pod" in sys.modules)
+print(json.dumps(there))"""
+    assert run(local_settings, tmp_path, code) == [False, True]
+
+
 def test_labels_and_names_of_pods_are_valid(local_settings: str, tmp_path: Path) -> None:
     code = f"""{START}
 from {PROVIDER} import pod_generator

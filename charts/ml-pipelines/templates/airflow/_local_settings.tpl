@@ -20,6 +20,7 @@ def _ml_pipelines():
     import time
     from contextlib import suppress
     from datetime import datetime, timedelta
+    from importlib import import_module
     from importlib.machinery import PathFinder
 
     from airflow import policies, settings
@@ -122,6 +123,9 @@ def _ml_pipelines():
 
     provider = "airflow.providers.cncf.kubernetes"
     mends = {
+        # It forks for each file of DAGs: what nearly all import is there before, and a second of
+        # each is saved. (parsing_pre_import_modules looks into the file alone, not further.)
+        "airflow.dag_processing.manager": lambda _: import_module(f"{provider}.operators.pod"),
         "kubernetes.client.exceptions": mend_refusals,
         "airflow.utils.log.file_task_handler": mend_logs,
         f"{provider}.pod_generator": mend_labels,
