@@ -12,7 +12,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-ROUND_SECONDS = 0.1
+ROUND_SECONDS = 0.25
 QUICK_SECONDS = 60
 
 _quick_until = 0.0
