@@ -35,6 +35,8 @@ TELL_SECONDS = 5.0
 """How often it is told that Airflow does not answer."""
 LOGIN_PAUSE_SECONDS = 10.0
 """Airflow takes five logins in 40 seconds, and counts refused ones; a session outlives its pod."""
+SHOWN_SECONDS = 30.0
+"""Until a DAG that shows can be started."""
 
 _LOG_LINE = re.compile(r"^\[[^]]*\] \{[^}]*\} (?P<level>[A-Z]+) - (?P<text>.*)$")
 _BASE_CONTAINER = re.compile(r"^\[base\] ?")
@@ -263,21 +265,30 @@ class Airflow:
         A logical date is in ISO 8601; Airflow takes each once for a DAG. ``conf`` are the run's
         parameters.
 
-        Raises AirflowError with Airflow's own words when it refuses the id or a parameter.
+        Raises AirflowError with Airflow's own words when it does not know the DAG, or refuses the
+        id or a parameter.
         """
         now = datetime.now(UTC).isoformat()
         run_id = run_id or f"manual__{now}"
         if self.is_3:
             # Without one the run has no date (ds, data_interval_start) for its templates.
             logical_date = logical_date or now
-        # A repeated request after a lost answer finds the run there: 409 is as good.
-        self.request(
-            "POST",
-            f"{_dag_path(dag_id)}/dagRuns",
-            json={"dag_run_id": run_id, "conf": conf or {}}
-            | ({"logical_date": logical_date} if logical_date else {}),
-            good=(409,),
-        )
+        run: dict[str, Any] = {"dag_run_id": run_id, "conf": conf or {}}
+        if logical_date:
+            run["logical_date"] = logical_date
+
+        def found(*good: int) -> bool:
+            # A repeated request after a lost answer finds the run there: 409 is as good.
+            path = f"{_dag_path(dag_id)}/dagRuns"
+            return self.request("POST", path, json=run, good=(409, *good)).status_code != 404
+
+        # Airflow 3 shows a DAG a moment before it can start a run of it.
+        if not found(404):
+            until(
+                SHOWN_SECONDS,
+                lambda: found(*([404] if self.dag(dag_id) else [])),
+                f"Airflow shows {dag_id}, but does not start it",
+            )
         return run_id
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:

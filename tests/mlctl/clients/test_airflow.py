@@ -291,6 +291,23 @@ def test_a_repeated_trigger_is_no_second_run(server: Server, airflow: Airflow) -
     assert airflow.trigger("x").startswith("manual__")
 
 
+def test_a_dag_that_has_just_appeared_is_started_as_soon_as_it_can_be(
+    server: Server, airflow: Airflow
+) -> None:
+    not_found = (404, {"title": "DAG not found"})
+    server.answers["dags/x/dagRuns"] = [not_found, not_found, (200, {})]
+    server.answers["dags/x"] = [(200, {"dag_id": "x"})]
+    assert airflow.trigger("x", run_id="a") == "a"
+    assert server.asked.count("dags/x/dagRuns") == 3
+
+
+def test_a_dag_that_is_not_there_is_not_waited_for(server: Server, airflow: Airflow) -> None:
+    server.answers["dags/x/dagRuns"] = [(404, {"title": "DAG not found"})]
+    server.answers["dags/x"] = [(404, {"title": "DAG not found"})]
+    with pytest.raises(AirflowError, match="DAG not found"):
+        airflow.trigger("x")
+
+
 def test_a_run_id_can_be_chosen(server: Server, airflow: Airflow) -> None:
     server.answers["dags/x/dagRuns"] = [(200, {})]
     assert airflow.trigger("x", run_id="a+b") == "a+b"
