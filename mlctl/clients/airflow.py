@@ -177,7 +177,7 @@ class Airflow:
         answer = self._send(method, path_of_api, json=json, params=params, headers=headers)
         if answer.ok or answer.status_code in good:
             return answer
-        raise AirflowError(f"Airflow: {method} {path}: {_refusal(answer)}")
+        raise _error(method, path, answer)
 
     def page(self, path: str) -> requests.Response:
         """Return a page of the web server, as the user sees it after the login."""
@@ -277,18 +277,17 @@ class Airflow:
         if logical_date:
             run["logical_date"] = logical_date
 
-        def found(*good: int) -> bool:
+        path = f"{_dag_path(dag_id)}/dagRuns"
+
+        def started() -> bool:
             # A repeated request after a lost answer finds the run there: 409 is as good.
-            path = f"{_dag_path(dag_id)}/dagRuns"
-            return self.request("POST", path, json=run, good=(409, *good)).status_code != 404
+            answer = self.request("POST", path, json=run, good=(404, 409))
+            if answer.status_code == 404 and self.dag(dag_id) is None:
+                raise _error("POST", path, answer)
+            return answer.status_code != 404
 
         # Airflow 3 shows a DAG a moment before it can start a run of it.
-        if not found(404):
-            until(
-                SHOWN_SECONDS,
-                lambda: found(*([404] if self.dag(dag_id) else [])),
-                f"Airflow shows {dag_id}, but does not start it",
-            )
+        until(SHOWN_SECONDS, started, f"Airflow shows {dag_id}, but does not start it")
         return run_id
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
@@ -584,6 +583,10 @@ def _task_seconds(entry: dict[str, Any]) -> float | None:
     start = datetime.fromisoformat(entry["start_date"])
     end = datetime.fromisoformat(entry["end_date"]) if entry["end_date"] else datetime.now(UTC)
     return max(0.0, (end - start).total_seconds())
+
+
+def _error(method: str, path: str, answer: requests.Response) -> AirflowError:
+    return AirflowError(f"Airflow: {method} {path}: {_refusal(answer)}")
 
 
 def _refusal(answer: requests.Response) -> str:
