@@ -36,5 +36,7 @@ def run_main(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as stop:
+        # It may have come when no thread pool was there to see it.
+        processes.interrupt()
         print(processes.interrupted_line(str(stop)), file=sys.stderr)
         sys.exit(processes.INTERRUPTED_STATUS)

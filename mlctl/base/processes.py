@@ -127,6 +127,18 @@ def interrupt_on_signals() -> None:
         # `nohup` has it ignored, and that is meant to stay.
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
+    signal.signal(signal.SIGURG, lambda *_: None)
+    threading.Thread(target=_wake_the_main_thread, daemon=True).start()
+
+
+def _wake_the_main_thread() -> None:
+    """Wake it each second: what a signal asks for is done between waits only.
+
+    One that comes in the instant before a wait for a lock does not end the wait.
+    """
+    while True:
+        time.sleep(1)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)
 
 
 def _end(children: list[subprocess.Popen[Any]]) -> None:

@@ -158,6 +158,37 @@ def test_an_interrupt_reaches_the_part_that_goes_on_after_a_failure(command: Com
     assert command.interrupted() < processes.END_SECONDS
 
 
+UNSEEN = """
+import contextlib, signal, threading
+from mlctl.base import processes
+from mlctl.base.errors import run_main
+
+lock = threading.Lock()
+
+def sleep():
+    stopped = contextlib.suppress(processes.Interrupted)
+    with stopped, processes.started(["sleep", "600"]) as child:
+        print(child.pid, flush=True)
+        # As if it had come before the main thread began to wait: this thread takes the signal.
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+def main():
+    lock.acquire()
+    threading.Thread(target=sleep).start()
+    lock.acquire()
+
+run_main(main)
+"""
+
+
+def test_an_interrupt_just_before_a_wait_outside_a_pool_ends_command_and_children() -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", UNSEEN], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (process.returncode, process.stderr) == (130, "interrupted\n")
+    assert not psutil.pid_exists(int(process.stdout))
+
+
 def test_what_a_killed_build_left_is_removed_by_the_next(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
