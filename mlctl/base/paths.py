@@ -1,5 +1,6 @@
 """Where the project keeps things: one place for each path."""
 
+import json
 import os
 from pathlib import Path
 
@@ -22,3 +23,9 @@ CHART = ROOT / "charts" / "ml-pipelines"
 VALUES = ROOT / "values"
 IMAGES_LOCK = BUILD / "images.json"
 RUN_REPORT = BUILD / "run.json"
+
+
+def write_report(path: Path, report: object) -> None:
+    """Write what a command found as JSON, for a person or another command."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

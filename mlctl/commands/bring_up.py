@@ -12,13 +12,12 @@ A key whose value is not known (the run failed before it) is null.
 
 import csv
 import io
-import json
 from typing import Any
 
 from mlctl.base.cache import lock
 from mlctl.base.errors import UserError
 from mlctl.base.names import DAG_IDS
-from mlctl.base.paths import BUILD, RUN_REPORT
+from mlctl.base.paths import BUILD, RUN_REPORT, write_report
 from mlctl.base.progress import Phase, Phases
 from mlctl.commands.runs import run_dag
 from mlctl.commands.telling import (
@@ -56,8 +55,7 @@ def run(stack: Stack) -> int:
             fetch_predictions(stack, report["inference_dag"], phase)
     finally:
         report["phases"] = phases.report()
-        RUN_REPORT.parent.mkdir(parents=True, exist_ok=True)
-        RUN_REPORT.write_text(json.dumps(report, indent=2) + "\n")
+        write_report(RUN_REPORT, report)
     summary(stack, report)
     return 0
 

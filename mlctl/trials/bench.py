@@ -24,10 +24,10 @@ from typing import Any
 from mlctl.base.errors import UserError
 from mlctl.base.labels import label
 from mlctl.base.names import NAMESPACE
-from mlctl.base.paths import BUILD
+from mlctl.base.paths import BUILD, write_report
 from mlctl.base.progress import Phase, Phases, console
 from mlctl.base.waiting import until
-from mlctl.clients.airflow import Airflow
+from mlctl.clients.airflow import FINISHED_RUN, Airflow
 from mlctl.cluster.provider import breakable
 from mlctl.publishing import DAG_SECONDS
 from mlctl.stack import Stack
@@ -38,6 +38,7 @@ REPORT = BUILD / "bench.json"
 TURNS = {1: 3, 5: 2, 20: 1}
 """Chains at once, and how often."""
 RUN_SECONDS = 1800
+POLL_SECONDS = 2.0
 COMMITS = 5
 DAG_ID = "bench_dag"
 WITH_WORKERS = "bench_workers_dag"
@@ -129,10 +130,18 @@ def tasks(airflow: Airflow, dag_id: str, chains: int, phase: Phase) -> dict[str,
     """
     began = datetime.now(UTC)
     run_ids = [airflow.trigger(dag_id) for _ in range(chains)]
-    for run_id in run_ids:
-        run = airflow.wait_for_run(dag_id, run_id, timeout=RUN_SECONDS, note=phase.note)
-        if run["state"] != "success":
-            raise UserError(f"{dag_id} {run_id} ended as {run['state']}; see its logs in the page")
+
+    def all_ended() -> bool:
+        states = {run["dag_run_id"]: run["state"] for run in airflow.runs(dag_id, run_ids)}
+        going = [one for one, state in states.items() if state not in FINISHED_RUN]
+        for run_id, state in states.items():
+            if state in FINISHED_RUN and state != "success":
+                raise UserError(f"{dag_id} {run_id} ended as {state}; see its logs in the page")
+        phase.note(f"{len(going)} of {chains} chains of tasks go on")
+        return not going
+
+    # Seldom, and without a look at logs: bare pods are not watched on this machine's time either.
+    until(RUN_SECONDS, all_ended, lambda: f"{dag_id}: {phase.detail}", poll=POLL_SECONDS)
     done = [
         task
         for run_id in run_ids
@@ -187,15 +196,19 @@ def used(stack: Stack, since: datetime) -> dict[str, dict[str, int]]:
     return {"mib": dict(sorted(mib.items())), "millicores": dict(sorted(millicores.items()))}
 
 
+def pods(stack: Stack, dag_id: str) -> list[dict[str, Any]]:
+    """Return the pods that tasks of a DAG do their work in."""
+    return stack.kube.items("pods", f"kubernetes_pod_operator=True,dag_id={label(dag_id)}")
+
+
 def busy(stack: Stack, airflow: Airflow, dag_id: str, count: int, phase: Phase) -> dict[str, Any]:
     """Return what ``used`` says while this many tasks of a DAG run at once.
 
     Raises UserError when they do not come to that.
     """
-    pods = f"kubernetes_pod_operator=True,dag_id={label(dag_id)}"
 
     def running() -> int:
-        now = [pod["status"]["phase"] for pod in stack.kube.items("pods", pods)]
+        now = [pod["status"]["phase"] for pod in pods(stack, dag_id)]
         phase.note(f"{now.count('Running')} of {count} tasks run")
         return now.count("Running")
 
@@ -204,7 +217,7 @@ def busy(stack: Stack, airflow: Airflow, dag_id: str, count: int, phase: Phase) 
     until(RUN_SECONDS, lambda: running() >= count, f"{dag_id} has not {count} pods that run")
     began = datetime.now(UTC)
     figures = until(RUN_SECONDS, lambda: used(stack, began), "the kubelet has no newer figures")
-    airflow.request("PATCH", f"dags/{dag_id}/dagRuns/{run_id}", json={"state": "failed"})
+    airflow.fail(dag_id, run_id)
     until(RUN_SECONDS, lambda: running() == 0, f"pods of {dag_id} still run")
     return {"tasks": count, "mib": figures["mib"]}
 
@@ -243,6 +256,18 @@ class Turns:
         """Return the seconds of a task of a chain, in the turns under a name."""
         return middle([work["makespan"] / len(TASKS) for _, work in self.pairs[name]])
 
+    def figures(self, way: str) -> dict[str, Any]:
+        """Return what chains alone say, of which those named ``way`` in each part."""
+        runs = [work for _, work in self.pairs[way]]
+        return {
+            "bare_pod_s": self.pod(way),
+            "task_s": {name: self.task(name) for name in self.pairs},
+            "bare_pods": {name: round(self.task(name) / self.pod(name), 2) for name in self.pairs},
+            "queued_s": middle([one for run in runs for one in run["queued"]]),
+            "work_s": middle([one for run in runs for one in run["work"]]),
+            "trigger_to_task_s": middle([run["first"] for run in runs]),
+        }
+
     def makespans(self, side: int) -> dict[str, float]:
         """Return those of bare pods (0) or tasks (1), by name."""
         return {
@@ -264,7 +289,8 @@ def together(
     """Return the report with what was measured now, of one way to run tasks.
 
     What ``earlier`` has of other ways stays if it is of the same machine. What `parallel_s`,
-    `commit_to_dag_s` and `idle_mib` say is one pod per task's, if that was measured.
+    `commit_to_dag_s` and `idle_mib` say is one pod per task's, if that was measured. ``now`` may
+    lack what is measured last.
     """
     ways = earlier.get("ways", {}) if earlier.get("machine") == machine else {}
     ways = ways | {way: now}
@@ -275,7 +301,7 @@ def together(
         "task_s": {name: s for one in ways.values() for name, s in one["task_s"].items()},
         "bare_pods": {name: n for one in ways.values() for name, n in one["bare_pods"].items()},
         "busy": {name: of for one in ways.values() for name, of in one.get("busy", {}).items()},
-        **{key: shown[key] for key in SHOWN},
+        **{key: shown[key] for key in SHOWN if key in shown},
         "ways": ways,
     }
 
@@ -288,7 +314,15 @@ def main(stack: Stack) -> None:
     breakable(stack.cluster)  # Before anything is measured.
     phases = Phases()
     alone, at_once = Turns(stack), Turns(stack)
-    at_rest, at_work = used(stack, datetime.min.replace(tzinfo=UTC)), {}
+    at_rest = used(stack, datetime.min.replace(tzinfo=UTC))
+    now: dict[str, Any] = {"idle_mib": at_rest["mib"], "idle_millicores": at_rest["millicores"]}
+    earlier = json.loads(REPORT.read_text()) if REPORT.exists() else {}
+
+    def keep(**figures: Any) -> None:
+        """Write what is measured so far: the next part may not come to its end."""
+        now.update(figures)
+        write_report(REPORT, together(earlier, processor(), way, now))
+
     with ExitStack() as at_end:
         airflow = at_end.enter_context(stack.airflow())
         others = (WITH_WORKERS, *BUSY_DAG.values())
@@ -309,50 +343,44 @@ def main(stack: Stack) -> None:
                         continue
                     for name, dag_id in dag_ids.items():
                         alone.take(name, airflow, dag_id, chains, phase)
+            together_s = {
+                "bare_parallel_s": at_once.makespans(0),
+                "parallel_s": at_once.makespans(1),
+            }
+            keep(**alone.figures(way), **together_s)
+        with phases.phase(f"{COMMITS} commits") as phase:
+            words = [f"commit {number}" for number in range(1, COMMITS + 1)]
+            shown = [commit(airflow, dag, DAG, one, phase) for one in words]
+        keep(commit_to_dag_s=round(max(shown), 2), busy={})
         for name in dag_ids:
             with_workers = name != "one_pod"
             count = min(BUSY, parallelism(stack)) if with_workers else BUSY
             # Of a DAG that sets no limit Airflow starts fewer at once.
             dag_id = BUSY_DAG[WITH_WORKERS if with_workers else DAG_ID]
             with phases.phase(f"{count} tasks at once: {name}") as phase:
-                at_work[name] = busy(stack, airflow, dag_id, count, phase)
-        with phases.phase(f"{COMMITS} commits") as phase:
-            words = [f"commit {number}" for number in range(1, COMMITS + 1)]
-            shown = [commit(airflow, dag, DAG, one, phase) for one in words]
+                keep(busy=now["busy"] | {name: busy(stack, airflow, dag_id, count, phase)})
         if not airflow.is_3:
             dag.commit(reference.dag(stack.image, TASKS), reference.DAG_ID)
             official = at_end.enter_context(reference.installed(stack, phases))
             with phases.phase(f"the official chart: chains of {len(TASKS)}") as phase:
                 for _ in range(TURNS[1]):
                     alone.take("reference", official, reference.DAG_ID, 1, phase)
-    runs = [work for _, work in alone.pairs[way]]
-    now = {
-        "bare_pod_s": alone.pod(way),
-        "task_s": {name: alone.task(name) for name in alone.pairs},
-        "bare_pods": {name: round(alone.task(name) / alone.pod(name), 2) for name in alone.pairs},
-        "queued_s": middle([one for run in runs for one in run["queued"]]),
-        "work_s": middle([one for run in runs for one in run["work"]]),
-        "trigger_to_task_s": middle([run["first"] for run in runs]),
-        "bare_parallel_s": at_once.makespans(0),
-        "parallel_s": at_once.makespans(1),
-        "commit_to_dag_s": round(max(shown), 2),
-        "idle_mib": at_rest["mib"],
-        "idle_millicores": at_rest["millicores"],
-        "busy": at_work,
-    }
-    earlier = json.loads(REPORT.read_text()) if REPORT.exists() else {}
-    REPORT.parent.mkdir(parents=True, exist_ok=True)
-    REPORT.write_text(json.dumps(together(earlier, processor(), way, now), indent=2) + "\n")
+            keep(**alone.figures(way))
+    tell(now)
+
+
+def tell(now: dict[str, Any]) -> None:
+    """Print the figures of one way to run tasks."""
     console.print(f"a bare pod of a chain {now['bare_pod_s']:6.2f} s")
-    for name in alone.pairs:
-        words = f"{now['task_s'][name]:6.2f} s, {now['bare_pods'][name]:.2f} bare pods"
+    for name, seconds in now["task_s"].items():
+        words = f"{seconds:6.2f} s, {now['bare_pods'][name]:.2f} bare pods"
         console.print(f"a task of a chain     {words} ({name})")
     for count, seconds in now["parallel_s"].items():
         ratio = seconds / now["bare_parallel_s"][count]
         console.print(f"{count:>2} chains at once     {seconds:6.2f} s, {ratio:.2f} times as long")
-    for name, of in at_work.items():
-        more = sum(of["mib"].values()) - sum(at_rest["mib"].values())
+    for name, of in now["busy"].items():
+        more = sum(of["mib"].values()) - sum(now["idle_mib"].values())
         console.print(
             f"{of['tasks']:>2} tasks at once      {more:6.0f} MiB more than at rest ({name})"
         )
-    console.print(f"a commit shows in     {now['commit_to_dag_s']:6.2f} s (most of {len(shown)})")
+    console.print(f"a commit shows in     {now['commit_to_dag_s']:6.2f} s (most of {COMMITS})")

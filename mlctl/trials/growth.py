@@ -13,14 +13,13 @@ is what `bench.used` says then. Tasks wait in a triggerer only where it runs the
 (`pipelines.launch: triggerer`).
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from mlctl.base.paths import BUILD
+from mlctl.base.paths import BUILD, write_report
 from mlctl.base.progress import Phase, Phases, console
 from mlctl.base.waiting import until
 from mlctl.clients.airflow import Airflow
@@ -121,7 +120,7 @@ def failed(airflow: Airflow, dag_id: str) -> Iterator[list[str]]:
     finally:
         # The newest first: behind a run that ends the next one would begin.
         for run_id in reversed(run_ids):
-            airflow.request("PATCH", f"dags/{dag_id}/dagRuns/{run_id}", json={"state": "failed"})
+            airflow.fail(dag_id, run_id)
 
 
 def queued(airflow: Airflow, count: int, phase: Phase) -> dict[str, Any]:
@@ -148,8 +147,7 @@ def waiting(stack: Stack, airflow: Airflow, phase: Phase) -> dict[str, Any]:
         run_ids.append(airflow.trigger(WAIT))
         shown, at_work = seconds_until(WAITING, in_state("deferred"), phase), use(stack, phase)
     began = time.monotonic()
-    pods = f"kubernetes_pod_operator=True,dag_id={WAIT}"
-    until(SECONDS, lambda: not stack.kube.items("pods", pods), "pods are left")
+    until(SECONDS, lambda: not bench.pods(stack, WAIT), "pods are left")
     ended = round(time.monotonic() - began, 1)
     return {"tasks": WAITING, "shown_s": shown, "ended_s": ended, "use": at_work}
 
@@ -165,8 +163,7 @@ def main(stack: Stack) -> None:
 
     def keep() -> None:
         """Write what is measured so far: the next part may not come to its end."""
-        REPORT.parent.mkdir(parents=True, exist_ok=True)
-        REPORT.write_text(json.dumps(report, indent=2) + "\n")
+        write_report(REPORT, report)
 
     with ExitStack() as at_end:
         airflow = at_end.enter_context(stack.airflow())

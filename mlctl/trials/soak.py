@@ -26,7 +26,7 @@ from typing import Any
 
 from mlctl.base.errors import UserError
 from mlctl.base.names import DAG_IDS, INFERENCE, MLFLOW_PORT, MLFLOW_SERVICE, TRAINING
-from mlctl.base.paths import BUILD
+from mlctl.base.paths import BUILD, write_report
 from mlctl.base.progress import Phase, Phases, show_table
 from mlctl.base.waiting import until, within
 from mlctl.clients.airflow import FINISHED_RUN, Airflow, run_seconds
@@ -366,8 +366,7 @@ def main(stack: Stack, count: int, mapped: int) -> int:
         "alone": [asdict(one) for one in alone],
         **{dag_id: [asdict(one) for one in runs] for dag_id, runs in by_dag.items()},
     }
-    REPORT.parent.mkdir(parents=True, exist_ok=True)
-    REPORT.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(REPORT, report)
     show(checked, alone)
     for dag_id, ended in by_dag.items():
         right = sum(not one.faults for one in ended)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlctl.base.errors import UserError
 from mlctl.base.names import DAG_IDS, INFERENCE, TRAINING
-from mlctl.base.paths import BUILD
+from mlctl.base.paths import BUILD, write_report
 from mlctl.base.progress import Phase, Phases, show_table
 from mlctl.base.waiting import until, within
 from mlctl.clients.airflow import FINISHED_RUN, Airflow, Task, run_seconds
@@ -19,7 +19,7 @@ from mlctl.commands.telling import say, tell_change
 from mlctl.stack import Stack
 from mlctl.trials.drill.evidence import leftovers, lost, take
 from mlctl.trials.drill.faults import Fault, Scene, chosen, remove_marks
-from mlctl.trials.drill.report import COLUMNS, Row, cells, write
+from mlctl.trials.drill.report import COLUMNS, Row, cells
 
 REPORT = BUILD / "drill.json"
 RUN_SECONDS = 1200
@@ -164,7 +164,7 @@ def main(stack: Stack, names: str) -> int:
                         drill.wait_for_peace(phase)
                 say("  ".join(cells(rows[-1])))
         finally:
-            write(rows, REPORT)
+            write_report(REPORT, [row.entry() for row in rows])
             say()
             show_table(COLUMNS, map(cells, rows))
     say(f"\nan undisturbed run took {drill.baseline:.0f} s; the table is in {REPORT}")

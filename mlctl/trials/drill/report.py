@@ -1,10 +1,7 @@
 """What a drill came to: a row for each fault, as a table and as build/drill.json."""
 
-import json
 import textwrap
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 RETRIES = 1
@@ -46,12 +43,6 @@ class Row:
         """Return the row as it is in build/drill.json."""
         entry = asdict(self) | {"ok": self.ok}
         return {key: value for key, value in entry.items() if key not in _NOT_WRITTEN}
-
-
-def write(rows: Sequence[Row], path: Path) -> None:
-    """Write the rows as a JSON list."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([row.entry() for row in rows], indent=2) + "\n")
 
 
 COLUMNS = ("fault", "run", "retries", "s lost", "data lost", "leftovers", "", "Airflow said")

@@ -157,6 +157,13 @@ def test_approval_is_an_answer(server: Server) -> None:
     assert server.asked == [("PATCH", path, answer)]
 
 
+def test_a_run_is_ended_by_its_id(server: Server) -> None:
+    path = "dags/x/dagRuns/a%2Fb"
+    server.answers[path] = (200, {})
+    client(server).fail("x", "a/b")
+    assert server.asked == [("PATCH", path, {"state": "failed"})]
+
+
 def test_a_silent_scheduler_is_told(server: Server) -> None:
     health = {"scheduler": {"status": "unhealthy", "latest_scheduler_heartbeat": "10:00"}}
     server.answers["monitor/health"] = (200, health)

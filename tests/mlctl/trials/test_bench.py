@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from mlctl.base.errors import UserError
+from mlctl.base.progress import Phase
 from mlctl.release.chart import dependency, program
 from mlctl.trials import bench, reference
 
@@ -50,14 +51,14 @@ def test_a_chain_of_tasks_lasts_from_its_trigger_to_its_last_end() -> None:
     ]
     airflow: Any = SimpleNamespace(
         trigger=lambda dag_id: "run",
-        wait_for_run=lambda dag_id, run_id, **more: {"state": "success"},
+        runs=lambda dag_id, run_ids: [{"dag_run_id": "run", "state": "success"}],
         get=lambda path: {"task_instances": entries},
     )
-    phase: Any = SimpleNamespace(note=print)
+    phase = Phase("unit")
     found = bench.tasks(airflow, bench.DAG_ID, 1, phase)
     assert (found["queued"], found["work"]) == ([2.0, 1.0], [3.0, 4.0])
     assert found["makespan"] - found["first"] == pytest.approx(9)
-    airflow.wait_for_run = lambda dag_id, run_id, **more: {"state": "failed"}
+    airflow.runs = lambda dag_id, run_ids: [{"dag_run_id": "run", "state": "failed"}]
     with pytest.raises(UserError, match="bench_dag run ended as failed"):
         bench.tasks(airflow, bench.DAG_ID, 1, phase)
 
@@ -107,6 +108,14 @@ def test_a_report_has_all_that_was_measured_on_this_machine() -> None:
     assert (again["parallel_s"], again["commit_to_dag_s"]) == ({"5": 30.0}, 3.0)
     other = bench.together(both, "another", "airflow2", way(2.0, airflow2=4.0))
     assert (list(other["ways"]), other["task_s"]) == (["airflow2"], {"airflow2": 4.0})
+
+
+def test_a_report_may_lack_what_is_measured_last() -> None:
+    begun = way(2.0, one_pod=2.2)
+    del begun["commit_to_dag_s"]
+    report = bench.together({}, "mine", "one_pod", begun)
+    assert (report["task_s"], report["busy"]) == ({"one_pod": 2.2}, {})
+    assert "commit_to_dag_s" not in report
 
 
 def test_the_official_chart_takes_the_reference_s_values() -> None:

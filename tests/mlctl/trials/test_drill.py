@@ -1,6 +1,5 @@
 """The fault drill's own logic: what counts as good, what is told, what is compared."""
 
-import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +13,7 @@ from mlctl.base.progress import show_table
 from mlctl.trials.drill.drill import reason
 from mlctl.trials.drill.evidence import Snapshot, hashes, lost
 from mlctl.trials.drill.faults import FAULTS, chosen
-from mlctl.trials.drill.report import COLUMNS, Row, cells, write
+from mlctl.trials.drill.report import COLUMNS, Row, cells
 
 GOOD = Row("oom", "success", 1, 31.5, shown="train_model: OOMKilled: the container needed more")
 BEFORE = Snapshot(
@@ -48,10 +47,9 @@ def test_each_fault_of_a_row_makes_it_bad(change: dict) -> None:
     assert "NOT OK" in cells(row)
 
 
-def test_report_is_a_list_with_the_agreed_keys(tmp_path: Path) -> None:
-    path = tmp_path / "build" / "drill.json"
-    write([GOOD, Row("node", "failed", 3, 200.0, ["run x is gone"], ["pod y"])], path)
-    assert json.loads(path.read_text()) == [
+def test_report_is_a_list_with_the_agreed_keys() -> None:
+    rows = [GOOD, Row("node", "failed", 3, 200.0, ["run x is gone"], ["pod y"])]
+    assert [row.entry() for row in rows] == [
         {
             "fault": "oom",
             "dag_state": "success",

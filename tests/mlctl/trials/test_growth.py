@@ -51,7 +51,7 @@ def test_queued_runs_end_before_the_one_that_they_wait_for(
     ids = iter("abc")
     airflow: Any = SimpleNamespace(
         trigger=lambda dag_id: next(ids),
-        request=lambda method, path, json: ended.append(path.rpartition("/")[2]),
+        fail=lambda dag_id, run_id: ended.append(run_id),
     )
     monkeypatch.setattr(growth.bench, "tasks", lambda *given: {"makespan": 20.0})
     phase: Any = SimpleNamespace(note=print)
@@ -60,10 +60,10 @@ def test_queued_runs_end_before_the_one_that_they_wait_for(
 
 
 def test_runs_fail_where_the_measurement_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended: list[str] = []
+    ended: list[tuple[str, ...]] = []
     airflow: Any = SimpleNamespace(
         trigger=lambda dag_id: "a",
-        request=lambda method, path, json: ended.append(path),
+        fail=lambda *run: ended.append(run),
         get=lambda path, **params: {"total_entries": 3},
     )
     monkeypatch.setattr(growth, "SECONDS", 0)
@@ -71,4 +71,4 @@ def test_runs_fail_where_the_measurement_does(monkeypatch: pytest.MonkeyPatch) -
     phase: Any = SimpleNamespace(note=print, detail="3 of 1000")
     with pytest.raises(UserError, match="there are only 3 of 1000"):
         growth.waiting(stack, airflow, phase)
-    assert ended == [f"dags/{growth.WAIT}/dagRuns/a"]
+    assert ended == [(growth.WAIT, "a")]
