@@ -390,7 +390,7 @@ def training_run(
     """The full training, in whose middle one part after the other was taken away."""
     if isinstance(stack.cluster, Breakable):
         with aloud(f"faults: {FAULTS}") as phase:
-            for fault in chosen(FAULTS):
+            for fault in chosen(FAULTS, stack.settings["launch"]):
                 fault.strike(Scene(stack, client, training_started, phase))
                 phase.say(f"done: {fault.what}")
     return follow_run("training_dag", training_started, TRAINING_SECONDS)

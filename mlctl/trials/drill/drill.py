@@ -147,7 +147,7 @@ def reason(log: str) -> str:
 
 def main(stack: Stack, names: str) -> int:
     """Break one part after the other in the middle of training runs (build/drill.json)."""
-    faults, phases = chosen(names), Phases()
+    faults, phases = chosen(names, stack.settings["launch"]), Phases()
     rows: list[Row] = []
     with stack.airflow() as airflow:
         drill = Drill(stack, airflow)

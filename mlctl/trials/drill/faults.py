@@ -90,6 +90,10 @@ class Scene:
         """Return the pod in which Airflow follows a task."""
         return self.pod(f"kubernetes_executor=True,task_id={task_id}")
 
+    def pods_of(self, task_id: str) -> list[dict[str, Any]]:
+        """Return the pods that a task has: its own, and its worker where it has one."""
+        return [pod for pod in (self.task_pod(task_id), self.worker_pod(task_id)) if pod]
+
     def wait(self, what: str, ready: Callable[[], Any]) -> Any:
         """Return the first true answer of `ready`.
 
@@ -165,13 +169,19 @@ class Fault:
     """A run without a retry has not met this fault."""
     said: str = ""
     """What the log of the lost try must say (a regular expression)."""
+    launch: str = ""
+    """By what tasks must be run for it: `worker` or `triggerer`; '' for either."""
 
 
-def kill_scheduler_pod(scene: Scene) -> None:
-    """Delete the scheduler's pod without grace; its Deployment makes another."""
-    scene.training()
-    kill = ["--force", "--grace-period=0", "--wait=false"]
-    scene.kube.run("delete", "pods", "--selector", "component=scheduler", *kill)
+def kill_pod(component: str) -> Callable[[Scene], None]:
+    """Return the fault that deletes a part's pod without grace; its Deployment makes another."""
+
+    def strike(scene: Scene) -> None:
+        scene.training()
+        kill = ["--force", "--grace-period=0", "--wait=false"]
+        scene.kube.run("delete", "pods", "--selector", f"component={component}", *kill)
+
+    return strike
 
 
 def kill_worker_pod(scene: Scene) -> None:
@@ -240,10 +250,10 @@ def restart_node(scene: Scene) -> None:
 
 
 def stop_git_server(scene: Scene) -> None:
-    """Take the git server away before the next task's worker starts, and for 10 s more."""
+    """Take the git server away before the next task starts, and for 10 s more."""
     scene.training()
     with _stopped(scene, "git-daemon"):
-        scene.wait("the next worker", lambda: scene.worker_pod("upload_model") is not None)
+        scene.wait("the next task", lambda: scene.pods_of("upload_model"))
         time.sleep(OUTAGE_SECONDS)
 
 
@@ -275,14 +285,16 @@ def silence_api_server(scene: Scene) -> None:
 
 
 def use_up_the_quota(scene: Scene) -> None:
-    """Leave room for no worker of the next task, then for the worker and not for its pod."""
+    """Leave room for no pod of the next task, then for its worker and not for its own."""
     scene.training_ends()
+    # Their place is the next task's.
+    ending = scene.pods_of("train_model")
     going = [pod for pod in scene.kube.items("pods") if pod["status"]["phase"] in GOING]
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": MARK}}
     try:
-        for room in (0, 1):
-            # Of those that go on, two are about to end: the training and its worker.
-            scene.kube.apply(quota | {"spec": {"hard": {"pods": str(len(going) - 2 + room)}}})
+        for room in range(len(ending)):
+            pods = len(going) - len(ending) + room
+            scene.kube.apply(quota | {"spec": {"hard": {"pods": str(pods)}}})
             scene.phase.say(f"the quota has room for {room} more pods")
             time.sleep(QUOTA_SECONDS)
     finally:
@@ -413,8 +425,11 @@ def _packet_rule(scene: Scene, rule: list[str]) -> Iterator[None]:
 
 
 FAULTS = [
-    Fault("scheduler-pod", "kill the scheduler's pod", kill_scheduler_pod),
-    Fault("worker-pod", "kill Airflow's worker", kill_worker_pod, costs_a_try=True),
+    Fault("scheduler-pod", "kill the scheduler's pod", kill_pod("scheduler")),
+    Fault(
+        "worker-pod", "kill Airflow's worker", kill_worker_pod, costs_a_try=True, launch="worker"
+    ),
+    Fault("triggerer-pod", "kill the triggerer's pod", kill_pod("triggerer"), launch="triggerer"),
     Fault(
         "task-pod",
         "delete the task's pod",
@@ -432,22 +447,25 @@ FAULTS = [
     Fault("git", "take the git server away", stop_git_server),
     Fault("mlflow", "cut MLflow off during the upload for 10 s", cut_off_mlflow),
     Fault("quota", "use up the quota of pods", use_up_the_quota),
-    Fault("worker-image", "lose the image of the workers", lose_the_workers_image),
+    Fault("worker-image", "lose the image of the workers", lose_the_workers_image, launch="worker"),
     Fault("api-silent", "let the API server answer nothing for a minute", silence_api_server),
     Fault("api-429", "answer 429 from the API server for 10 s", answer_429),
     Fault("api-500", "answer 500 from the API server for 10 s", answer_500),
 ]
 
 
-def chosen(names: str) -> list[Fault]:
+def chosen(names: str, launch: str) -> list[Fault]:
     """Return the faults of these names, separated by commas or spaces; all when there is none.
 
-    Raises UserError for a name that no fault has.
+    Only those for tasks that are run by ``launch``. Raises UserError for a name that none has.
     """
-    known = {fault.name: fault for fault in FAULTS}
+    known = {fault.name: fault for fault in FAULTS if fault.launch in ("", launch)}
     wanted = re.split(r"[,\s]+", names.strip()) if names.strip() else list(known)
     wanted = [name for name in wanted if name]
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise UserError(f"FAULT={', '.join(unknown)} is no fault; there are {', '.join(known)}")
+        raise UserError(
+            f"FAULT={', '.join(unknown)} is no fault of tasks that a {launch} runs; "
+            f"there are {', '.join(known)}"
+        )
     return [known[name] for name in wanted]

@@ -132,15 +132,26 @@ def test_files_are_compared_by_content(tmp_path: Path) -> None:
 
 
 def test_names_choose_faults_in_their_order() -> None:
-    assert [fault.name for fault in chosen("oom, node")] == ["oom", "node"]
-    assert [fault.name for fault in chosen(" node oom ")] == ["node", "oom"]
-    assert chosen("") == FAULTS
+    assert [fault.name for fault in chosen("oom, node", "worker")] == ["oom", "node"]
+    assert [fault.name for fault in chosen(" node oom ", "triggerer")] == ["node", "oom"]
     assert len({fault.name for fault in FAULTS}) == len(FAULTS)
 
 
 def test_unknown_name_is_refused_with_those_there_are() -> None:
-    with pytest.raises(UserError, match=r"FAULT=oops, x is no fault; there are .*oom, api-server"):
-        chosen("oops,oom,x")
+    with pytest.raises(UserError, match=r"FAULT=oops, x is no fault of .*there are .*oom, api-ser"):
+        chosen("oops,oom,x", "worker")
+
+
+@pytest.mark.parametrize(
+    ("launch", "theirs"),
+    [("worker", {"worker-pod", "worker-image"}), ("triggerer", {"triggerer-pod"})],
+)
+def test_each_part_that_follows_tasks_is_broken_where_it_does(launch: str, theirs: set) -> None:
+    for_both = {fault.name for fault in FAULTS if not fault.launch}
+    assert {fault.name for fault in chosen("", launch)} == for_both | theirs
+    other = {"worker": "triggerer-pod", "triggerer": "worker-image"}[launch]
+    with pytest.raises(UserError, match=f"{other} is no fault of tasks that a {launch} runs"):
+        chosen(other, launch)
 
 
 def going_pod(*conditions: k8s.V1PodCondition) -> k8s.V1Pod:
@@ -167,7 +178,7 @@ EVICTED = k8s.V1PodCondition(
 )
 def test_a_pod_that_was_taken_away_is_known_by_each_wording(name: str, said: str) -> None:
     # Which one it is depends on whether the pod is still there when its log has ended.
-    (fault,) = chosen(name)
+    (fault,) = chosen(name, "worker")
     assert re.search(fault.said, said)
 
 
