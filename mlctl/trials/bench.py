@@ -44,7 +44,7 @@ DAG_ID = "bench_dag"
 WITH_WORKERS = "bench_workers_dag"
 """The same with a limit of its own, which only tasks with workers keep to."""
 BUSY = 20
-"""Tasks that run at once while memory is looked at; with workers no more than `parallelism`."""
+"""Tasks that run at once while memory is looked at, if the release lets so many run."""
 BUSY_DAG = {DAG_ID: "bench_busy_dag", WITH_WORKERS: "bench_busy_workers_dag"}
 """DAGs of tasks that run for long, with the same limits."""
 MOMENTS = ("queued_when", "start_date", "end_date")
@@ -354,7 +354,7 @@ def main(stack: Stack) -> None:
         keep(commit_to_dag_s=round(max(shown), 2), busy={})
         for name in dag_ids:
             with_workers = name != "one_pod"
-            count = min(BUSY, parallelism(stack)) if with_workers else BUSY
+            count = min(BUSY, parallelism(stack) if with_workers else stack.settings["maxPods"])
             # Of a DAG that sets no limit Airflow starts fewer at once.
             dag_id = BUSY_DAG[WITH_WORKERS if with_workers else DAG_ID]
             with phases.phase(f"{count} tasks at once: {name}") as phase:

@@ -231,6 +231,24 @@ MIXED = {
 }
 
 
+@pytest.mark.parametrize(
+    ("environment", "airflow", "launch"),
+    [
+        (LOCAL, {}, "triggerer"),
+        (LOCAL, {"triggerer": {"enabled": False}}, "worker"),
+        (LOCAL, {"defaultAirflowRepository": "apache/airflow"}, "worker"),
+        (LOCAL, {"defaultAirflowRepository": "registry.test/own/airflow3"}, "worker"),
+        ("local", {}, "worker"),
+    ],
+)
+def test_the_triggerer_runs_tasks_where_the_projects_image_of_airflow_3_does(
+    environment, airflow, launch
+):
+    image = {"defaultAirflowRepository": "registry.test/ml-pipelines/airflow3"}
+    settings = render({"airflow": image | airflow}, environment=environment).settings()
+    assert settings["launch"] == launch
+
+
 def test_workers_do_not_wait_for_tasks_on_airflow_3():
     with pytest.raises(HelmError, match="workerIdleSeconds is for Airflow 2"):
         render({"pipelines": {"workerIdleSeconds": 3}}, environment=LOCAL)

@@ -146,10 +146,16 @@ def test_what_an_account_may_not_do(manifests, account, namespace):
     assert [wish for wish in [*NOBODY, *MAY_NOT[account]] if wish in granted] == []
 
 
-def test_a_triggerer_that_runs_tasks_may_do_what_it_does():
-    launch = {"pipelines": {"launch": "triggerer", "maxPods": 7}}
-    image = {"airflow": {"defaultAirflowRepository": "registry.test/airflow3"}}
-    manifests = render(NAMESPACES, launch, image, environment="local airflow3")
+@pytest.mark.parametrize(
+    ("launch", "image"),
+    [("triggerer", "registry.test/own"), ("auto", "registry.test/ml-pipelines/airflow3")],
+)
+def test_a_triggerer_that_runs_tasks_may_do_what_it_does(launch, image):
+    values = {
+        "pipelines": {"launch": launch, "maxPods": 7},
+        "airflow": {"defaultAirflowRepository": image},
+    }
+    manifests = render(NAMESPACES, values, environment="local airflow3")
     settings = manifests.settings()
     assert (settings["launch"], settings["maxPods"]) == ("triggerer", 7)
     for namespace in ("ml-pipelines", "default", "team-b"):

@@ -524,5 +524,6 @@ def test_environments_say_nothing_of_single_tasks():
     assert {key for values in files for key in values.get("pipelines", {})} <= {
         "dags",
         "data",
+        "maxPods",
         "namespaces",
     }

@@ -1,7 +1,8 @@
 """Whether Airflow 3's triggerer runs a task's pod itself, without a worker, and how.
 
-`pipelines.launch` of the chart's values decides: `worker`, or `triggerer` for each task that the
-triggerer can run as a worker would. The DAGs' operator asks here when it is made.
+`pipelines.launch` of the chart's values decides, in the settings that the DAGs read: `worker`, or
+`triggerer` for each task that the triggerer can run as a worker would. The DAGs' operator asks here
+when it is made.
 """
 
 from __future__ import annotations

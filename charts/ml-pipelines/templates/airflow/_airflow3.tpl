@@ -42,6 +42,21 @@ with a token for its task: code of a DAG finds no login of the database and no k
 {{- end }}
 
 {{/*
+What starts the pods of tasks: `worker` or `triggerer`. `auto` is the triggerer where the project's
+image of Airflow 3 runs: of another image nothing says whether it has the package one_pod.
+*/}}
+{{- define "ml-pipelines.launch" -}}
+{{- $a := .Values.airflow -}}
+{{- if ne .Values.pipelines.launch "auto" -}}
+{{- .Values.pipelines.launch -}}
+{{- else if and (semverCompare ">=3.3.0-0" (toString $a.airflowVersion)) (regexMatch "ml-pipelines/airflow3$" $a.defaultAirflowRepository) $a.triggerer.enabled -}}
+triggerer
+{{- else -}}
+worker
+{{- end -}}
+{{- end }}
+
+{{/*
 Versions that are mixed up, one message or nothing: a value of values/airflow3.yaml is there without
 Airflow 3, or is lacking with it.
 */}}

@@ -40,7 +40,7 @@ in it: for every task, and for presets and single tasks, arguments of the operat
       "data" .Values.pipelines.data
       "inference" .Values.pipelines.inference
       "inferenceOnNewModel" .Values.pipelines.inferenceOnNewModel
-      "launch" .Values.pipelines.launch
+      "launch" (include "ml-pipelines.launch" .)
       "workerIdleSeconds" .Values.pipelines.workerIdleSeconds
       "maxPods" .Values.pipelines.maxPods
       "model" .Values.pipelines.model

@@ -37,7 +37,7 @@ namespace, tasks in each. Call with (list . namespace).
 - name: {{ $name }}-pod-watcher
   account: {{ include "triggerer.serviceAccountName" $airflow }}
   rules:
-    {{- if eq $root.Values.pipelines.launch "triggerer" }}
+    {{- if eq (include "ml-pipelines.launch" $root) "triggerer" }}
     # It starts and follows the pods of tasks itself.
     - apiGroups: [""]
       resources: [pods]
