@@ -129,7 +129,7 @@ def queued(airflow: Airflow, count: int, phase: Phase) -> dict[str, Any]:
         for number in range(count + 1 if count else 0):
             phase.note(f"{number} runs triggered")
             run_ids.append(airflow.trigger(QUEUE))
-        turns = [bench.tasks(airflow, CHAIN, 1, phase) for _ in range(bench.TURNS[1])]
+        turns = [bench.tasks(airflow, CHAIN, 1, phase) for _ in range(bench.TURNS)]
     return {
         "runs": count,
         "task_s": bench.middle([turn["makespan"] / len(bench.TASKS) for turn in turns]),

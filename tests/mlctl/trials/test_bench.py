@@ -63,6 +63,23 @@ def test_a_chain_of_tasks_lasts_from_its_trigger_to_its_last_end() -> None:
         bench.tasks(airflow, bench.DAG_ID, 1, phase)
 
 
+def test_the_first_chain_of_a_kind_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    spans = iter([99.0, 11.0, 13.0, 12.0])
+
+    def tasks(*_: Any) -> dict[str, Any]:
+        return {"makespan": next(spans), "first": 0.5, "queued": [0.0], "work": [1.5]}
+
+    monkeypatch.setattr(bench, "bare", lambda *_: {"pods": [2.0, 2.5, 1.9], "makespan": 10.0})
+    monkeypatch.setattr(bench, "tasks", tasks)
+    nobody: Any = object()
+    turns = bench.Turns(nobody)
+    turns.take_all("one_pod", nobody, bench.DAG_ID, Phase("unit"))
+    figures = turns.figures("one_pod")
+    assert (figures["bare_pod_s"], figures["task_s"]) == (2.0, {"one_pod": 2.4})
+    assert figures["bare_pods"] == {"one_pod": 1.2}
+    assert turns.makespans(1) == {"one_pod": 12.0}
+
+
 def test_what_is_used_is_told_by_component() -> None:
     stats = {
         "memory": {"workingSetBytes": 3 << 20, "time": "2100-01-01T00:00:10Z"},
