@@ -6,11 +6,11 @@ its own and are removed. The figures go to build/growth.json:
     {"airflow", "machine",
      "files": [{"files", "shown_s", "commit_to_dag_s", "use"}],
      "queued": [{"runs", "task_s"}],
-     "waiting": {"tasks", "shown_s", "ended_s", "use"}}
+     "waiting": {"tasks", "shown_s", "running_s", "ended_s", "use"}}
 
-`shown_s` are the seconds until Airflow shows all of them, from the commit or the trigger, and `use`
-is what `bench.used` says then. Tasks wait in a triggerer only where it runs them
-(`pipelines.launch: triggerer`).
+`shown_s` are the seconds until Airflow shows all of them, from the commit or the trigger, `use` is
+what `bench.used` says then. Tasks wait in a triggerer only where it runs them (`pipelines.launch`):
+`running_s` are the seconds until as many have a pod that runs as `pipelines.maxPods` lets.
 """
 
 import time
@@ -143,13 +143,19 @@ def waiting(stack: Stack, airflow: Airflow, phase: Phase) -> dict[str, Any]:
         path = f"dags/{WAIT}/dagRuns/{run_ids[0]}/taskInstances"
         return lambda: int(airflow.get(path, state=state, limit=1)["total_entries"])
 
+    def run() -> int:
+        return [pod["status"]["phase"] for pod in bench.pods(stack, WAIT)].count("Running")
+
     with failed(airflow, WAIT) as run_ids:
         run_ids.append(airflow.trigger(WAIT))
-        shown, at_work = seconds_until(WAITING, in_state("deferred"), phase), use(stack, phase)
+        shown = seconds_until(WAITING, in_state("deferred"), phase)
+        running = shown + seconds_until(min(WAITING, stack.settings["maxPods"]), run, phase)
+        at_work = use(stack, phase)
     began = time.monotonic()
     until(SECONDS, lambda: not bench.pods(stack, WAIT), "pods are left")
     ended = round(time.monotonic() - began, 1)
-    return {"tasks": WAITING, "shown_s": shown, "ended_s": ended, "use": at_work}
+    figures = {"tasks": WAITING, "shown_s": shown, "running_s": round(running, 1)}
+    return {**figures, "ended_s": ended, "use": at_work}
 
 
 def main(stack: Stack) -> None:

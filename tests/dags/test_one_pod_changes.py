@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+import uuid
 from functools import singledispatch
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,11 @@ from airflow.jobs import triggerer_job_runner
 from airflow.models import trigger as trigger_model
 from airflow.models.dagbag import DBDagBag
 from airflow.models.taskinstance import TaskInstance
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG
+from airflow.sdk.definitions.param import process_params
 from airflow.sdk.execution_time import comms
+from airflow.serialization.serialized_objects import DagSerialization
 from airflow.triggers.base import (
     BaseTaskEndEvent,
     TaskFailedEvent,
@@ -51,6 +56,118 @@ def test_rounds_are_quick_while_tasks_run(no_hurry) -> None:
     assert anyio.run(seconds) > 0.5
     changes.quicken()
     assert anyio.run(seconds) <= changes.ROUND_SECONDS
+
+
+class Stored:
+    """A DAG as the database has it; counts how often it is read."""
+
+    def __init__(self, dag_id: str) -> None:
+        with DAG(dag_id, params={"size": 1}) as dag:
+            for number in range(3):
+                EmptyOperator(task_id=f"task_{number}")
+        self.data = DagSerialization.to_dict(dag)
+        self.dag_version_id, self.dag_hash, self.reads = uuid.uuid4(), "first", 0
+
+    @property
+    def dag(self) -> Any:
+        self.reads += 1
+        return DagSerialization.from_dict(self.data)
+
+
+class Session:
+    """Of a database with such DAGs."""
+
+    def __init__(self, *stored: Stored) -> None:
+        self.stored = {one.dag_version_id: one for one in stored}
+
+    def get(self, model: Any, version_id: uuid.UUID, options: Any) -> Any:
+        return SimpleNamespace(serialized_dag=self.stored[version_id])
+
+    def scalar(self, _query: Any) -> str:
+        (only,) = self.stored.values()
+        return only.dag_hash
+
+
+@pytest.fixture
+def dags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
+    """The module's names for DAGs, mended; `sent` says how often the runner makes one."""
+    made = []
+
+    def from_dict(data: Any) -> Any:
+        made.append(data)
+        return DagSerialization.from_dict(data)
+
+    monkeypatch.setattr(changes, "DIRECTORY", tmp_path / "dags")
+    module = SimpleNamespace(DagSerialization=SimpleNamespace(from_dict=from_dict), made=made)
+    changes.mend_dags(module)
+    return module
+
+
+def test_a_dag_is_read_once_for_all_of_its_tasks(dags) -> None:
+    stored = Stored("a")
+    session = Session(stored)
+    read = [
+        dags.DBDagBag().get_serialized_dag_model(stored.dag_version_id, session=session)
+        for _ in range(5)
+    ]
+    assert {tuple(one.data) for one in read} == {("file",)}
+    assert [one.dag.task_ids for one in read] == [["task_0", "task_1", "task_2"]] * 5
+    assert stored.reads == 1
+    given = [dags.DagSerialization.from_dict(one.data) for one in read]
+    assert len({id(one) for one in given}) == len(dags.made) == 1
+    assert (given[0].dag_id, given[0].task_ids) == ("a", ["task_0", "task_1", "task_2"])
+
+
+def test_a_run_s_parameters_stay_its_own(dags) -> None:
+    stored = Stored("a")
+    model = dags.DBDagBag().get_serialized_dag_model(stored.dag_version_id, Session(stored))
+    task = dags.DagSerialization.from_dict(model.data).get_task("task_0")
+    of_runs = [
+        process_params(task.dag, task, conf, suppress_exception=False)["size"]
+        for conf in ({"size": 7}, {})
+    ]
+    assert of_runs == [7, 1]
+
+
+def test_a_dag_that_was_written_anew_is_read_anew(dags, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored, other = Stored("a"), Stored("b")
+    bag, session = dags.DBDagBag(), Session(stored)
+    before = bag.get_serialized_dag_model(stored.dag_version_id, session)
+    stored.data, stored.dag_hash = other.data, "second"
+    bag._revalidation_interval = 0
+    after = bag.get_serialized_dag_model(stored.dag_version_id, session)
+    assert [dags.DagSerialization.from_dict(one.data).dag_id for one in (before, after)] == [
+        "a",
+        "b",
+    ]
+
+
+def test_files_of_dags_go_when_they_are_many(dags, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "FILES", changes.DAGS + 1)
+    many = [Stored(f"dag_{number}") for number in range(changes.DAGS + 5)]
+    session = Session(*many)
+    for one in many:
+        model = dags.DBDagBag().get_serialized_dag_model(one.dag_version_id, session)
+        assert dags.DagSerialization.from_dict(model.data).dag_id == model.dag.dag_id
+    assert len(list(changes.DIRECTORY.iterdir())) == changes.FILES
+    # One that is forgotten by then is read again.
+    assert dags.DBDagBag().get_serialized_dag_model(many[0].dag_version_id, session)
+    assert many[0].reads == 2
+
+
+def test_the_triggerer_s_names_for_dags_are_as_they_were() -> None:
+    supervisor = inspect.getsource(triggerer_job_runner.TriggerRunnerSupervisor)
+    assert "dag_bag = DBDagBag()" in supervisor
+    assert "dag_data=serialized_dag_model.data" in supervisor
+    assert "serialized_dag_model.dag.get_task(" in supervisor
+    assert set(re.findall(r"dag_bag\.(\w+)", supervisor)) == {
+        "get_serialized_dag_model_for_run",
+        "get_serialized_dag_model",
+    }
+    runner = inspect.getsource(triggerer_job_runner.TriggerRunner.create_runtime_ti)
+    assert "DagSerialization.from_dict(encoded_dag)" in runner
+    source = inspect.getsource(triggerer_job_runner)
+    assert re.findall(r"DagSerialization\.(\w+)", source) == ["from_dict"]
 
 
 @pytest.fixture
@@ -144,6 +261,7 @@ from airflow.callbacks.database_callback_sink import DatabaseCallbackSink
 from airflow.triggers.base import TaskSuccessEvent
 print(
     type(runner.anyio).__name__,
+    type(runner.DBDagBag()).__name__,
     handle_event_submit.dispatch(TaskSuccessEvent).__name__,
     DatabaseCallbackSink.send.__name__,
 )
@@ -162,4 +280,5 @@ def test_the_chart_has_them_applied(local_settings: str, tmp_path: Path) -> None
         text=True,
         check=True,
     )
-    assert done.stdout.split()[-3:] == ["SimpleNamespace", "end_as_on_a_worker", "send_if_used"]
+    names = ["SimpleNamespace", "Dags", "end_as_on_a_worker", "send_if_used"]
+    assert done.stdout.split()[-4:] == names

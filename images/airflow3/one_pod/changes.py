@@ -8,12 +8,20 @@ they are imported, by the chart's templates/airflow/_local_settings.tpl.
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import tempfile
 import time
+from functools import lru_cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 ROUND_SECONDS = 0.25
 QUICK_SECONDS = 60
+DAGS = 32  # that the triggerer keeps in memory
+FILES = 4 * DAGS  # of DAGs, some of which its runner has still to read
+DIRECTORY = Path(tempfile.gettempdir()) / "one-pod-dags"
 
 _quick_until = 0.0
 
@@ -39,6 +47,52 @@ def mend_rounds(module: Any) -> None:
         return anyio.move_on_after(ROUND_SECONDS if quick else seconds)
 
     module.anyio = SimpleNamespace(Event=anyio.Event, move_on_after=move_on_after)
+
+
+def mend_dags(module: Any) -> None:
+    """jobs/triggerer_job_runner.py: the DAG of a task that starts from the triggerer.
+
+    For each task TriggerRunnerSupervisor._create_workload reads all of its DAG and sends it to
+    TriggerRunner.create_runtime_ti, which makes it anew: a DAG of a thousand tasks took more memory
+    than any triggerer has. Here each of the two makes it once, and what is sent names a file.
+    """
+    from airflow.models.dagbag import CachedDBDagBag
+
+    class Dags(CachedDBDagBag):
+        def get_serialized_dag_model(self, version_id: Any, session: Any) -> Any:
+            if (dag := self.get_dag(version_id, session)) is None:
+                return None
+            os.utime(file := self._file_of(version_id))
+            return SimpleNamespace(dag=dag, data={"file": str(file)})
+
+        def _read_dag(self, serdag: Any) -> Any:
+            if dag := super()._read_dag(serdag):
+                DIRECTORY.mkdir(exist_ok=True)
+                file = self._file_of(serdag.dag_version_id)
+                file.write_text(json.dumps(serdag.data))
+                files = sorted(DIRECTORY.iterdir(), key=lambda one: one.stat().st_mtime)
+                for old in files[:-FILES]:
+                    old.unlink()
+            return dag
+
+        def _file_of(self, version_id: Any) -> Path:
+            return DIRECTORY / f"{version_id}-{self._dags[version_id].dag_hash}.json"
+
+    dags = Dags(cache_size=DAGS, cache_ttl=0, stats_prefix="triggerer")
+    from_dict = module.DagSerialization.from_dict
+
+    @lru_cache(DAGS)
+    def read(file: str) -> Any:
+        return from_dict(json.loads(Path(file).read_text()))
+
+    module.DBDagBag = lambda: dags
+    module.DagSerialization = SimpleNamespace(from_dict=lambda sent: read(sent["file"]))
+
+
+def mend_triggerer(module: Any) -> None:
+    """All of jobs/triggerer_job_runner.py."""
+    mend_rounds(module)
+    mend_dags(module)
 
 
 def mend_task_end(module: Any) -> None:
@@ -95,7 +149,7 @@ def mend_callbacks(module: Any) -> None:
 
 
 MENDS = {
-    "airflow.jobs.triggerer_job_runner": mend_rounds,
+    "airflow.jobs.triggerer_job_runner": mend_triggerer,
     "airflow.models.trigger": mend_task_end,
     "airflow.callbacks.database_callback_sink": mend_callbacks,
 }
