@@ -35,7 +35,7 @@ TELL_SECONDS = 5.0
 """How often it is told that Airflow does not answer."""
 LOGIN_PAUSE_SECONDS = 10.0
 """Airflow takes five logins in 40 seconds, and counts refused ones; a session outlives its pod."""
-SHOWN_SECONDS = 30.0
+SHOWN_SECONDS = 120.0
 """Until a DAG that shows can be started."""
 
 _LOG_LINE = re.compile(r"^\[[^]]*\] \{[^}]*\} (?P<level>[A-Z]+) - (?P<text>.*)$")
