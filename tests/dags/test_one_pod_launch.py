@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from airflow import DAG
 from airflow.serialization.serialized_objects import DagSerialization
+from kubernetes.client import Configuration, V1EnvVar
 
 from ml_pipelines import PodOperator
 from one_pod import launch
@@ -40,6 +41,26 @@ def test_a_task_starts_in_the_triggerer() -> None:
     assert kwargs["options"]["on_finish_action"] == "delete_succeeded_pod"
     # Nobody needs to look for its pod when it has failed.
     assert not task.on_failure_callback
+
+
+def test_a_file_is_read_without_words_and_without_copies_of_the_clients_configuration(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies: list[Configuration] = []
+
+    def copied(self: Configuration, _memo: Any) -> Configuration:
+        copies.append(self)
+        return self
+
+    monkeypatch.setattr(Configuration, "__deepcopy__", copied)
+    monkeypatch.setattr(Configuration, "_default", other := Configuration())
+    copies.clear()
+    task = make(env_vars=[V1EnvVar(name="A", value="b")])
+    # The environment was made above, with its own.
+    assert [one is other for one in copies] == [True]
+    assert (Configuration.__deepcopy__, Configuration._default) == (copied, other)
+    assert "Building pod" not in "".join(capfd.readouterr())
+    assert not {"hook", "_cached_logger"} & vars(task).keys()
 
 
 def test_the_values_decide(settings_file) -> None:

@@ -8,10 +8,13 @@ when it is made.
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from kubernetes.client import ApiClient
+from kubernetes.client import ApiClient, Configuration
 
 from one_pod.start import LIMITS as START
 
@@ -51,6 +54,11 @@ OF_DAG = {
 }
 # Fields with templates that make a list, which a manifest cannot have in its place.
 LISTS = ("cmds", "arguments", "env_vars", "volumes", "volume_mounts", "env_from")
+
+
+SILENT = logging.getLogger(f"{__name__}.silent")
+SILENT.setLevel(logging.WARNING)
+USUAL = Configuration()
 
 
 def by_triggerer(task: Any, values: dict[str, Any]) -> bool:
@@ -129,13 +137,34 @@ def manifest(task: Any) -> dict[str, Any]:
     nowhere = "nowhere"
     ti = SimpleNamespace(dag_id=task.dag_id, task_id=task.task_id, map_index=-1, try_number=0)
     context = {"ti": ti, "run_id": "{{ run_id }}", "dag": task.get_dag()}
-    vars(task)["hook"] = SimpleNamespace(is_in_cluster=True, get_namespace=lambda: nowhere)
+    of_now = {
+        "hook": SimpleNamespace(is_in_cluster=True, get_namespace=lambda: nowhere),
+        "_cached_logger": SILENT,  # "Building pod", which nobody does yet
+    }
+    own = {"random_name_suffix": False, "deadline_margin_seconds": 0, "env_vars": task.env_vars}
+    vars(task).update(of_now)
     try:
-        own = {"random_name_suffix": False, "deadline_margin_seconds": 0}
-        with task._having(**own, env_vars=task.env_vars):
+        with task._having(**own), one_configuration():
             pod = ApiClient().sanitize_for_serialization(task.build_pod_request_obj(context))
     finally:
-        del vars(task)["hook"]
+        for name in of_now:
+            del vars(task)[name]
     if pod["metadata"]["namespace"] == nowhere:
         del pod["metadata"]["namespace"]
     return pod
+
+
+@contextmanager
+def one_configuration() -> Iterator[None]:
+    """Let all models of Kubernetes share a configuration.
+
+    Each has one, of which it reads a flag. Copied with each copy of a model, they took most of the
+    time in which a file of DAGs is read.
+    """
+    before = Configuration._default, Configuration.__deepcopy__
+    Configuration._default = USUAL
+    Configuration.__deepcopy__ = lambda self, _memo: self  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Configuration._default, Configuration.__deepcopy__ = before  # type: ignore[method-assign]
