@@ -18,7 +18,10 @@ def test_a_cluster_of_somebody_else_is_refused_before_anything_is_measured() -> 
 def test_its_dags_are_its_own() -> None:
     compile(growth.DAG, "growth_chain.py", "exec")
     compile(growth.ONE_OF_MANY.format(growth.name_of(7)), "growth_0007.py", "exec")
-    assert all(growth.DAG.count(f'DAG("{name}"') == 1 for name in growth.DAGS)
+    compile(growth.WAIT_DAG, "growth_wait.py", "exec")
+    texts = growth.DAG + growth.WAIT_DAG
+    for name in (growth.CHAIN, growth.QUEUE, growth.WAIT):
+        assert texts.count(f'DAG("{name}"') == 1
 
 
 def test_files_are_committed_at_once_and_another_commit_timed(
@@ -65,10 +68,13 @@ def test_runs_fail_where_the_measurement_does(monkeypatch: pytest.MonkeyPatch) -
         trigger=lambda dag_id: "a",
         fail=lambda *run: ended.append(run),
         get=lambda path, **params: {"total_entries": 3},
+        dag=lambda dag_id: {"dag_id": dag_id},
+        unpause=lambda dag_id: None,
     )
     monkeypatch.setattr(growth, "SECONDS", 0)
     stack: Any = object()
+    dag: Any = SimpleNamespace(commit=print)
     phase: Any = SimpleNamespace(note=print, detail="3 of 1000")
     with pytest.raises(UserError, match="there are only 3 of 1000"):
-        growth.waiting(stack, airflow, phase)
+        growth.waiting(stack, airflow, dag, phase)
     assert ended == [(growth.WAIT, "a")]
