@@ -85,6 +85,12 @@ class Task:
         named = self.task_id == APPROVAL and self.state == "deferred"
         return named or self.state == "awaiting_input"
 
+    @property
+    def stage(self) -> str:
+        """Its state; `running` also while the triggerer runs it, or waits for it (`deferred`)."""
+        waits = self.state == "deferred" and not self.waits_for_a_person
+        return "running" if waits else self.state
+
 
 class Airflow:
     """Session with the web server of a release.
@@ -436,7 +442,7 @@ class Airflow:
     ) -> list[dict[str, Any]]:
         """Wait until the runs have ended, well or badly, and return their entries.
 
-        ``on_change`` is called with the run id and each task that took on another state,
+        ``on_change`` is called with the run id and each task that came to another stage,
         ``note`` with a few words on what runs now and its last log line.
 
         Raises UserError after ``timeout`` seconds, with the states of that moment.
@@ -453,8 +459,8 @@ class Airflow:
                 run = self.run(dag_id, run_id)
                 going[run_id] = self.tasks(dag_id, run_id)
                 for task in going[run_id]:
-                    if (task.state, task.try_number) != seen.get((run_id, task.name)):
-                        seen[run_id, task.name] = (task.state, task.try_number)
+                    if (task.stage, task.try_number) != seen.get((run_id, task.name)):
+                        seen[run_id, task.name] = (task.stage, task.try_number)
                         on_change(run_id, task)
                         read_at = 0.0  # What was noted of it is over.
                 if run["state"] in FINISHED_RUN:
@@ -475,12 +481,7 @@ class Airflow:
     def _activity(self, dag_id: str, run_id: str, tasks: list[Task]) -> str:
         words = []
         asking = [task.name for task in tasks if task.waits_for_a_person]
-        # One that the triggerer runs, or waits for, is deferred.
-        running = [
-            task
-            for task in tasks
-            if task.state in {"running", "deferred"} and not task.waits_for_a_person
-        ]
+        running = [task for task in tasks if task.stage == "running"]
         for task in running[:LOGS]:
             try:
                 lines = container_lines(self.log_end(dag_id, run_id, task))

@@ -83,7 +83,7 @@ def dag_report(
 
 
 def tell_change(tell: Callable[[str], None], task: Task, prefix: str = "") -> None:
-    """Tell that a task began or ended; the states between are no news."""
+    """Tell that a task began or ended; what is between is no news."""
     seconds = f" in {task.seconds:.1f} s" if task.seconds is not None else ""
     words = {
         "running": "started" if task.try_number < 2 else f"started (try {task.try_number})",
@@ -95,8 +95,8 @@ def tell_change(tell: Callable[[str], None], task: Task, prefix: str = "") -> No
     }
     if task.waits_for_a_person:
         tell(f"{prefix}{task.name} waits for a person: approve in its page, or by `make approve`")
-    elif task.state in words:
-        tell(f"{prefix}{task.name} {words[task.state]}")
+    elif task.stage in words:
+        tell(f"{prefix}{task.name} {words[task.stage]}")
 
 
 def explain_failure(airflow: Airflow, dag_id: str, run_id: str) -> None:

@@ -49,7 +49,7 @@ def test_a_log_is_shown_while_its_task_runs(
 ) -> None:
     def runs() -> bool:
         tasks = airflow.tasks("training_dag", training_started)
-        return ("train_model", "running") in [(one.name, one.state) for one in tasks]
+        return ("train_model", "running") in [(one.name, one.stage) for one in tasks]
 
     until(SECONDS, runs, "train_model does not run")
     pages.open_run("training_dag", training_started, "train_model", "logs")

@@ -146,7 +146,7 @@ def test_an_upgrade_in_the_middle_of_a_training_loses_nothing_and_can_be_taken_b
     upgraded = []
 
     def changed(_: str, task: Task) -> None:
-        if not upgraded and (task.task_id, task.state) == ("train_model", "running"):
+        if not upgraded and (task.task_id, task.stage) == ("train_model", "running"):
             upgraded.append(True)
             with aloud("upgrade while the model is trained") as phase:
                 release.deploy(phase, extra=changes)

@@ -414,6 +414,18 @@ def test_a_log_that_cannot_be_read_is_no_end_of_the_waiting(
     assert notes[0].endswith("its pod starts")
 
 
+def test_a_task_that_the_triggerer_runs_is_at_work(server: Server, airflow: Airflow) -> None:
+    going = [(200, run_entry("running"))] * 3
+    server.answers["dags/x/dagRuns/r"] = [*going, (200, run_entry("success"))]
+    server.answers["dags/x/dagRuns/r/taskInstances"] = [
+        task_list(task_entry("a", state))
+        for state in ("scheduled", "deferred", "running", "success")
+    ]
+    changes: list[str] = []
+    airflow.wait_for_run("x", "r", timeout=60, on_change=lambda _, task: changes.append(task.stage))
+    assert changes == ["scheduled", "running", "success"]
+
+
 @pytest.mark.parametrize(
     ("task_id", "state"), [("approve_model", "deferred"), ("ask", "awaiting_input")]
 )

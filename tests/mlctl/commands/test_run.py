@@ -77,6 +77,7 @@ def test_changes_of_a_task_in_words() -> None:
         Task("a", "failed", 2, 3.25),
         Task("b", "success", 1, 2.0),
         Task("c", "upstream_failed", 0, None),
+        Task("d", "deferred", 1, 0.0),
     ):
         tell_change(told.append, task)
     assert told == [
@@ -86,6 +87,7 @@ def test_changes_of_a_task_in_words() -> None:
         "a FAILED in 3.2 s",
         "b succeeded in 2.0 s",
         "c not started: a task before it failed",
+        "d started",
     ]
 
 
