@@ -437,7 +437,7 @@ def test_a_pod_that_does_not_start_is_given_up(make, play, lines, reason: str, s
     play(scene)
     assert said in text(lines)
     assert "waits: " in text(lines)
-    assert "Event: Failed: event of" in text(lines)
+    assert "Pod Event: Failed - event of" in text(lines)
 
 
 def test_a_person_who_marks_the_task_ends_its_pod(make, play) -> None:

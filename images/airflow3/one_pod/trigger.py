@@ -265,7 +265,7 @@ class PodTrigger(BaseTrigger):
         if self.options["log_events"] and self.last is not None:
             with suppress(*REQUEST_ERRORS):
                 for event in await self.pods.events(self.name):
-                    log.info(f"Event: {event.reason}: {event.message}")
+                    log.info(f"Pod Event: {event.reason} - {event.message}")
 
     def _declared(self) -> set[str]:
         return {one["name"] for one in self.pod["spec"]["containers"]}
