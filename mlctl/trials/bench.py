@@ -27,7 +27,7 @@ from mlctl.base.names import NAMESPACE
 from mlctl.base.paths import BUILD, write_report
 from mlctl.base.progress import Phase, Phases, console
 from mlctl.base.waiting import until
-from mlctl.clients.airflow import FINISHED_RUN, Airflow
+from mlctl.clients.airflow import Airflow
 from mlctl.cluster.provider import breakable
 from mlctl.publishing import DAG_SECONDS
 from mlctl.stack import Stack
@@ -134,12 +134,13 @@ def tasks(airflow: Airflow, dag_id: str, chains: int, phase: Phase) -> dict[str,
     run_ids = [airflow.trigger(dag_id) for _ in range(chains)]
 
     def all_ended() -> bool:
-        states = {run["dag_run_id"]: run["state"] for run in airflow.runs(dag_id, run_ids)}
-        going = [one for one, state in states.items() if state not in FINISHED_RUN]
-        for run_id, state in states.items():
-            if state in FINISHED_RUN and state != "success":
-                raise UserError(f"{dag_id} {run_id} ended as {state}; see its logs in the page")
-        phase.note(f"{len(going)} of {chains} chains of tasks go on")
+        going = 0
+        for run in airflow.runs(dag_id, run_ids):
+            if run["state"] == "failed":
+                run_id = run["dag_run_id"]
+                raise UserError(f"{dag_id} {run_id} ended as failed; see its logs in the page")
+            going += run["state"] != "success"
+        phase.note(f"{going} of {chains} chains of tasks go on")
         return not going
 
     # Seldom, and without a look at logs: bare pods are not watched on this machine's time either.
@@ -203,24 +204,29 @@ def pods(stack: Stack, dag_id: str) -> list[dict[str, Any]]:
     return stack.kube.items("pods", f"kubernetes_pod_operator=True,dag_id={label(dag_id)}")
 
 
+def running(stack: Stack, dag_id: str) -> int:
+    """Return how many of these pods run."""
+    return [pod["status"]["phase"] for pod in pods(stack, dag_id)].count("Running")
+
+
 def busy(stack: Stack, airflow: Airflow, dag_id: str, count: int, phase: Phase) -> dict[str, Any]:
     """Return what ``used`` says while this many tasks of a DAG run at once.
 
     Raises UserError when they do not come to that.
     """
 
-    def running() -> int:
-        now = [pod["status"]["phase"] for pod in pods(stack, dag_id)]
-        phase.note(f"{now.count('Running')} of {count} tasks run")
-        return now.count("Running")
+    def now() -> int:
+        found = running(stack, dag_id)
+        phase.note(f"{found} of {count} tasks run")
+        return found
 
     airflow.unpause(dag_id)
     run_id = airflow.trigger(dag_id)
-    until(RUN_SECONDS, lambda: running() >= count, f"{dag_id} has not {count} pods that run")
+    until(RUN_SECONDS, lambda: now() >= count, f"{dag_id} has not {count} pods that run")
     began = datetime.now(UTC)
     figures = until(RUN_SECONDS, lambda: used(stack, began), "the kubelet has no newer figures")
     airflow.fail(dag_id, run_id)
-    until(RUN_SECONDS, lambda: running() == 0, f"pods of {dag_id} still run")
+    until(RUN_SECONDS, lambda: now() == 0, f"pods of {dag_id} still run")
     return {"tasks": count, "mib": figures["mib"]}
 
 

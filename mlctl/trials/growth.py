@@ -146,12 +146,12 @@ def waiting(stack: Stack, airflow: Airflow, dag: OwnDag, phase: Phase) -> dict[s
     Their DAG is there for this time only: its file takes long to read.
     """
 
-    def in_state(state: str) -> Callable[[], int]:
+    def deferred() -> int:
         path = f"dags/{WAIT}/dagRuns/{run_ids[0]}/taskInstances"
-        return lambda: int(airflow.get(path, state=state, limit=1)["total_entries"])
+        return int(airflow.get(path, state="deferred", limit=1)["total_entries"])
 
-    def run() -> int:
-        return [pod["status"]["phase"] for pod in bench.pods(stack, WAIT)].count("Running")
+    def running() -> int:
+        return bench.running(stack, WAIT)
 
     phase.note(f"Airflow does not show {WAIT} yet")
     dag.commit(WAIT_DAG, WAIT)
@@ -159,14 +159,15 @@ def waiting(stack: Stack, airflow: Airflow, dag: OwnDag, phase: Phase) -> dict[s
     airflow.unpause(WAIT)
     with failed(airflow, WAIT) as run_ids:
         run_ids.append(airflow.trigger(WAIT))
-        shown = seconds_until(WAITING, in_state("deferred"), phase)
-        running = shown + seconds_until(min(WAITING, stack.settings["maxPods"]), run, phase)
+        shown = seconds_until(WAITING, deferred, phase)
+        most = min(WAITING, stack.settings["maxPods"])
+        running_s = round(shown + seconds_until(most, running, phase), 1)
         at_work = use(stack, phase)
     began = time.monotonic()
     until(SECONDS, lambda: not bench.pods(stack, WAIT), "pods are left")
     ended = round(time.monotonic() - began, 1)
     dag.commit("", WAIT)
-    figures = {"tasks": WAITING, "shown_s": shown, "running_s": round(running, 1)}
+    figures = {"tasks": WAITING, "shown_s": shown, "running_s": running_s}
     return {**figures, "ended_s": ended, "use": at_work}
 
 
